@@ -1,0 +1,30 @@
+"""Fast convolution kernels for NumPy: the public names, nothing else."""
+
+from convkern import nn
+from convkern.config import empty_cache, show_config
+from convkern.functional import (
+    adaptive_avg_pool2d,
+    conv2d,
+    conv_output_size,
+    linear,
+    local_response_norm,
+    max_pool2d,
+)
+from convkern.threads import get_num_threads, num_threads, set_num_threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "conv2d",
+    "conv_output_size",
+    "empty_cache",
+    "get_num_threads",
+    "linear",
+    "local_response_norm",
+    "max_pool2d",
+    "nn",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+]

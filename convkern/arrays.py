@@ -1,0 +1,165 @@
+"""What every operator asks of its arrays: type, dtype, rank and memory layout.
+
+Logical order is always NCHW.  The kernels read two layouts directly,
+contiguous NCHW and channels-last; anything else is copied into one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from convkern import _kernels
+from convkern.threads import get_num_threads
+
+#: dtypes that the kernels compute in.
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def as_array(value: Any, name: str, ndims: tuple[int, ...], like: np.ndarray | None = None) -> np.ndarray:
+    """Return `value` as a native float32 or float64 array of an accepted rank, or raise.
+
+    With `like`, the dtype must be that array's.
+    """
+    if not isinstance(value, np.ndarray):
+        if not hasattr(value, "__array__"):
+            raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+        value = np.asarray(value)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked array; fill it first")
+    if value.dtype not in DTYPES:
+        if value.dtype.newbyteorder("=") not in DTYPES:
+            raise TypeError(f"{name} must be float32 or float64, got dtype {value.dtype}")
+        value = value.astype(value.dtype.newbyteorder("="))
+    if like is not None and value.dtype != like.dtype:
+        raise TypeError(
+            f"{name} must have the input's dtype {like.dtype}, got {value.dtype}"
+        )
+    if value.ndim not in ndims:
+        accepted = " or ".join(f"{n}-D" for n in ndims)
+        raise ValueError(f"{name} must be {accepted}, got {value.ndim}-D of shape {value.shape}")
+    return np.asarray(value)
+
+
+def as_contiguous(array: np.ndarray) -> np.ndarray:
+    """Return the array itself or a copy that is C-contiguous and aligned."""
+    return np.require(array, requirements=["C", "A"])
+
+
+def is_channels_last(x: np.ndarray) -> bool:
+    """Tell whether the strides of a 4-D array are those of an NHWC buffer, gaps allowed.
+
+    Where a shape leaves it open (one channel, or one pixel), the strides
+    themselves decide, as in torch.
+    """
+    _, channels, height, width = x.shape
+    _, along_channels, along_rows, along_columns = x.strides
+    pixel = channels * x.itemsize
+    return (
+        along_channels == x.itemsize
+        and along_columns >= pixel
+        and (height == 1 or along_rows >= width * along_columns)
+        and (channels, height, width) != (1, 1, 1)
+    )
+
+
+def as_images(x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return a 4-D view or copy of a 3-D or 4-D array that the kernels read, and its layout.
+
+    The layout is True for channels-last, False for contiguous NCHW.
+    """
+    if x.ndim == 3:
+        x = x[None]
+    if x.size and is_channels_last(x):
+        readable = x.flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
+        return x if readable else x.copy(order="K"), True
+    return as_contiguous(x), False
+
+
+def empty_images(shape: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> np.ndarray:
+    """Return a new NCHW-shaped array in one of the two layouts."""
+    result: np.ndarray = _kernels.empty(shape, dtype, channels_last)
+    return result
+
+
+def to_channels_last(input: np.ndarray) -> np.ndarray:
+    """Return an equal array whose memory is channels-last.
+
+    Parameters
+    ----------
+    input : ndarray, (N, C, H, W) or (C, H, W), float32 or float64
+        Any strides.
+
+    Returns
+    -------
+    ndarray
+        `input` itself where it is channels-last already, otherwise a copy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `input` is not such an array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.zeros((1, 3, 4, 5), np.float32)
+    >>> to_channels_last(x).strides
+    (240, 4, 60, 12)
+    """
+    input = as_array(input, "input", (3, 4))
+    x, channels_last = as_images(input)
+    if channels_last:
+        return input
+    out = empty_images(x.shape, x.dtype, True)
+    _kernels.to_channels_last(x, out, get_num_threads())
+    return out[0] if input.ndim == 3 else out
+
+
+def to_contiguous(x: np.ndarray) -> np.ndarray:
+    """Return an equal C-contiguous array, by the transpose kernel where `x` is channels-last."""
+    if x.ndim == 4 and x.size and not x.flags.c_contiguous and is_channels_last(x):
+        if x.transpose(0, 2, 3, 1).flags.c_contiguous and x.flags.aligned and x.dtype in DTYPES:
+            out = empty_images(x.shape, x.dtype, False)
+            _kernels.to_contiguous(x, out, get_num_threads())
+            return out
+    return as_contiguous(x)
+
+
+def check_out(out: Any, shape: tuple[int, ...], inputs: tuple[np.ndarray | None, ...]) -> None:
+    """Raise unless `out` can take a result of this shape and of the first input's dtype."""
+    dtype = inputs[0].dtype if inputs[0] is not None else None
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must have dtype {dtype} in native byte order, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    if _overlaps_itself(out):
+        raise ValueError(f"out must not overlap itself, got strides {out.strides}")
+    for array in inputs:
+        if array is not None and _share_memory(out, array):
+            raise ValueError("out must not overlap an input")
+
+
+def _overlaps_itself(a: np.ndarray) -> bool:
+    """Tell whether two elements may share memory: axes by stride, each must step over the last."""
+    reach = a.itemsize
+    for stride, size in sorted(
+        (abs(stride), size) for stride, size in zip(a.strides, a.shape, strict=True) if size > 1
+    ):
+        if stride < reach:
+            return a.size > 1
+        reach += stride * (size - 1)
+    return False
+
+
+def _share_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    """Tell whether two arrays overlap; yes where finding out takes too long."""
+    try:
+        return bool(np.shares_memory(a, b, max_work=10_000))
+    except np.exceptions.TooHardError:
+        return True

@@ -1,0 +1,621 @@
+"""``convkern bench``: the kernels timed beside those of other libraries.
+
+A row is one piece of work: a layer shape or a network, a batch, a memory
+layout.  Its result is first compared with the float64 reference and with that
+of every peer; a row that disagrees is reported as WRONG and not timed.  Then
+convkern and the peers take turns in one process with equal numbers of threads,
+so that whatever else the machine does falls on all of them.  A ratio is the
+median over the rounds of ``peer's time / convkern's time``: above 1, convkern
+is faster.  Outputs are allocated inside the timed calls on all sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+import convkern
+from convkern import _kernels, functional, models, nn, reference
+from convkern.geometry import pair
+from convkern.shapes import (
+    CONV_SHAPES,
+    LINEAR_SHAPES,
+    POOL_SHAPES,
+    ConvShape,
+    LayerShape,
+    LinearShape,
+    PoolShape,
+    select,
+)
+
+Array: TypeAlias = NDArray[Any]
+Call: TypeAlias = Callable[[], Any]
+Row: TypeAlias = dict[str, Any]
+
+_OURS = "convkern"
+_BEST = "best peer"
+_SHAPES: dict[str, tuple[LayerShape, ...]] = {
+    "forward": CONV_SHAPES,
+    "pool": POOL_SHAPES,
+    "linear": LINEAR_SHAPES,
+}
+_LAYOUTS = {
+    "nchw": ("nchw",),
+    "channels_last": ("channels_last",),
+    "both": ("nchw", "channels_last"),
+}
+
+# Largest difference over largest magnitude: about five times that of the fastest float32
+# algorithms.  Pooling only selects, so it has no error.
+_TOLERANCE = 5e-5
+# The reference computes as many images of a batch as fit into this many operations (0.5 s).
+_REFERENCE_FLOPS = 5e9
+
+
+class Operation(NamedTuple):
+    """One operator, under the name it has in `functional`, in `reference` and in torch."""
+
+    function: str
+    weights: tuple[Array, ...]
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one row measures: `call` is convkern's way, `operations` say what it computes."""
+
+    label: str
+    layout: str
+    flops: int
+    tolerance: float
+    input: Array
+    operations: tuple[Operation, ...]
+    call: Call
+
+    @property
+    def batch(self) -> int:
+        """The number of images."""
+        return len(self.input)
+
+
+# The work
+
+
+def _layer_work(shape: Any, batch: int, layout: str, prepacked: bool) -> Work:
+    """Return the work of one layer on random numbers."""
+    rng = np.random.default_rng(0)
+    x = _random_input(rng, (batch, *shape.input_shape), layout)
+    match shape:
+        case PoolShape():
+            operation, flops = Operation("max_pool2d", (), shape.arguments), 0
+        case ConvShape():
+            operation = Operation("conv2d", _random_weights(rng, shape), shape.arguments)
+            flops = shape.flops
+        case LinearShape():
+            operation, flops = Operation("linear", _random_weights(rng, shape), {}), shape.flops
+    function, weights, arguments = operation
+    if prepacked:
+        call = partial(functional.PackedConv2d(*weights, **arguments), x)
+    else:
+        call = _call([(getattr(functional, function), weights, arguments)], x)
+    tolerance = _TOLERANCE if flops else 0.0
+    return Work(shape.label, layout, flops * batch, tolerance, x, (operation,), call)
+
+
+def _network_work(label: str, net: nn.Sequential, size: int, batch: int, layout: str) -> Work:
+    """Return the work of a whole network on random images."""
+    x = _random_input(np.random.default_rng(0), (batch, 3, size, size), layout)
+    flops = 2 * batch * sum(row.multiply_adds for row in net.summary((3, size, size)).rows)
+    return Work(label, layout, flops, _TOLERANCE, x, tuple(_operations(net)), partial(net, x))
+
+
+def _random_input(rng: np.random.Generator, shape: tuple[int, ...], layout: str) -> Array:
+    """Return an array of logical shape (N, C, H, W), or (N, features), in `layout`."""
+    if layout != "channels_last":
+        return rng.standard_normal(shape, np.float32)
+    n, c, h, w = shape
+    return rng.standard_normal((n, h, w, c), np.float32).transpose(0, 3, 1, 2)
+
+
+def _random_weights(
+    rng: np.random.Generator, shape: ConvShape | LinearShape
+) -> tuple[Array, Array]:
+    """Return a weight and a bias."""
+    weight = rng.standard_normal(shape.weight_shape, np.float32)
+    return weight, rng.standard_normal(len(weight), np.float32)
+
+
+def _operations(layer: nn.Layer) -> Iterator[Operation]:
+    """Yield what a network computes in eval mode."""
+    match layer:
+        case nn.Sequential():
+            for child in layer.layers:
+                yield from _operations(child)
+        case nn.Conv2d() | nn.Linear():
+            names = ("stride", "padding", "dilation", "groups") * isinstance(layer, nn.Conv2d)
+            arguments = {name: getattr(layer, name) for name in names}
+            weights = tuple(parameter.data for parameter in layer.parameters())
+            yield Operation("conv2d" if names else "linear", weights, arguments)
+        case nn.MaxPool2d():
+            names = ("kernel_size", "stride", "padding")
+            yield Operation("max_pool2d", (), {name: getattr(layer, name) for name in names})
+        case nn.ReLU():
+            yield Operation("relu", (), {})
+        case nn.Flatten():
+            yield Operation("flatten", (), {"start_dim": layer.start_dim})
+        case nn.Dropout():
+            pass
+        case _:
+            raise TypeError(f"the peers have no counterpart of {layer!r}")
+
+
+def _call(steps: Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]], x: Any) -> Call:
+    """Return a call that hands `x` through functions with their weights and keywords."""
+    # A single function is called without a wrapper: it may take only microseconds.
+    if len(steps) == 1:
+        function, weights, arguments = steps[0]
+        return partial(function, x, *weights, **arguments)
+
+    def chain() -> Any:
+        y = x
+        for function, weights, arguments in steps:
+            y = function(y, *weights, **arguments)
+        return y
+
+    return chain
+
+
+# The peers: context managers that take the number of threads and give a function from a Work to
+# calls by name.
+
+
+Prepare: TypeAlias = Callable[[Work], dict[str, Call]]
+
+
+@contextmanager
+def _torch(threads: int) -> Iterator[Prepare]:
+    """Time torch in eager mode, images and filters in either memory format."""
+    import torch
+
+    # In place where torch's own networks are.
+    functions = {"relu": torch.relu_, "flatten": torch.flatten}
+
+    def prepare(work: Work) -> dict[str, Call]:
+        formats = {"torch nchw": torch.contiguous_format, "torch channels_last": torch.channels_last}
+        if work.input.ndim != 4:
+            formats = {"torch": torch.contiguous_format}
+        return {name: in_format(work, memory_format) for name, memory_format in formats.items()}
+
+    def in_format(work: Work, memory_format: Any) -> Call:
+        def tensor(array: Array) -> Any:
+            made = torch.from_numpy(array)
+            return made.contiguous(memory_format=memory_format) if array.ndim == 4 else made
+
+        steps = [
+            (
+                functions.get(name) or getattr(torch.nn.functional, name),
+                [tensor(weight) for weight in weights],
+                arguments,
+            )
+            for name, weights, arguments in work.operations
+        ]
+        return _call(steps, tensor(work.input))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield prepare
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _onnxruntime(threads: int) -> Iterator[Prepare]:
+    """Time ONNX Runtime on its own threads, which wait asleep."""
+    import onnx  # noqa: F401  (named at once where it is missing)
+    import onnxruntime
+
+    def prepare(work: Work) -> dict[str, Call]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(
+            _onnx_model(work), options, providers=["CPUExecutionProvider"]
+        )
+        feed = {"input": np.ascontiguousarray(work.input)}
+        return {"onnxruntime": lambda: session.run(None, feed)[0]}
+
+    yield prepare
+
+
+@contextmanager
+def _openvino(threads: int) -> Iterator[Prepare]:
+    """Time OpenVINO in float32, its input and output shared with NumPy."""
+    import onnx  # noqa: F401  (named at once where it is missing)
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+    def prepare(work: Work) -> dict[str, Call]:
+        model = core.compile_model(core.read_model(_onnx_model(work)), "CPU", settings)
+        request = model.create_infer_request()
+        feed = [np.ascontiguousarray(work.input)]
+        return {
+            "openvino": lambda: request.infer(feed, share_inputs=True, share_outputs=True)[0],
+        }
+
+    yield prepare
+
+
+#: Adding a peer is adding an entry.
+PEERS: dict[str, Callable[[int], AbstractContextManager[Prepare]]] = {
+    "torch": _torch,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+
+# Names in ONNX: of the operator, with what it always needs, and of the keywords.
+_ONNX_OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "conv2d": ("Conv", {}),
+    "max_pool2d": ("MaxPool", {}),
+    "relu": ("Relu", {}),
+    "flatten": ("Flatten", {}),
+    "linear": ("Gemm", {"transB": 1}),
+}
+_ONNX_ATTRIBUTES: dict[str, Callable[[Any], tuple[str, Any]]] = {
+    "kernel_size": lambda value: ("kernel_shape", pair(value, "kernel_size")),
+    "stride": lambda value: ("strides", pair(value, "stride")),
+    "padding": lambda value: ("pads", pair(value, "padding", 0) * 2),
+    "dilation": lambda value: ("dilations", pair(value, "dilation")),
+    "groups": lambda value: ("group", value),
+    "start_dim": lambda value: ("axis", value),
+}
+
+
+def _onnx_model(work: Work) -> bytes:
+    """Return the operations as a serialized ONNX model from "input" to "output"."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    nodes, initializers, x = [], [], "input"
+    for index, operation in enumerate(work.operations):
+        operator, fixed = _ONNX_OPERATORS[operation.function]
+        attributes = fixed | dict(
+            _ONNX_ATTRIBUTES[name](value) for name, value in operation.arguments.items()
+        )
+        weights = [f"weight{index}.{i}" for i in range(len(operation.weights))]
+        initializers += map(numpy_helper.from_array, operation.weights, weights)
+        y = "output" if operation is work.operations[-1] else f"x{index}"
+        nodes.append(helper.make_node(operator, [x, *weights], [y], **attributes))
+        x = y
+    value = partial(helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
+    graph = helper.make_graph(
+        nodes,
+        "bench",
+        [value("input", shape=work.input.shape)],
+        [value("output", shape=None)],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+# Right, then fast
+
+
+def errors(work: Work, peers: Mapping[str, Call]) -> dict[str, float]:
+    """Return how far convkern is from the reference and from each peer.
+
+    The reference computes the last images of the batch, at least one; the peers
+    are compared on all of them.
+
+    Parameters
+    ----------
+    work : Work
+        What to compute.
+    peers : mapping of str to callable
+        The same work by others.
+
+    Returns
+    -------
+    dict of str to float
+        Largest difference over largest magnitude; infinite where the shapes differ.
+    """
+    count = int(max(1, min(work.batch, _REFERENCE_FLOPS * work.batch // max(work.flops, 1))))
+    steps = [
+        (getattr(reference, function), weights, arguments)
+        for function, weights, arguments in work.operations
+    ]
+    result = work.call()
+    found = {"reference": _error(result[-count:], _call(steps, work.input[-count:])())}
+    for name, call in peers.items():
+        found[name] = _error(result, np.asarray(call()))
+    return found
+
+
+def _error(result: Array, expected: Array) -> float:
+    """Return the largest difference over the largest expected magnitude."""
+    if result.shape != expected.shape:
+        return math.inf
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
+
+
+def interleave(
+    calls: Mapping[str, Call],
+    rounds: int,
+    *,
+    minimum: float = 0.005,
+    clock: Callable[[], float] = time.perf_counter,
+    settle: Callable[[], None] = partial(time.sleep, 0.02),
+) -> dict[str, list[float]]:
+    """Time calls in turns: A B A B rather than A A B B.
+
+    Before each timing `settle` lets the threads of the call before fall asleep,
+    and one call that is not timed wakes and warms those of the next.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        What to time, in the order of the turns.
+    rounds : int
+        How many turns each takes.
+    minimum : float
+        Seconds that a timing lasts at least, by repeating the call.
+    clock, settle : callable
+        The time in seconds, and what to do between two timings.
+
+    Returns
+    -------
+    dict of str to list of float
+        Seconds of one call, for each round.
+
+    Examples
+    --------
+    >>> times = interleave({"sum": lambda: sum(range(100)), "len": lambda: len("abc")}, 3)
+    >>> [len(rounds) for rounds in times.values()]
+    [3, 3]
+    """
+
+    def elapsed(call: Call, repeats: int) -> float:
+        start = clock()
+        for _ in range(repeats):
+            call()
+        return clock() - start
+
+    repeats = dict.fromkeys(calls, 1)
+    for name, call in calls.items():
+        call()
+        while elapsed(call, repeats[name]) < minimum:
+            repeats[name] *= 2
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            settle()
+            call()
+            seconds[name].append(elapsed(call, repeats[name]) / repeats[name])
+    return seconds
+
+
+def summarise(seconds: Mapping[str, list[float]], flops: int, peak: float) -> Row:
+    """Return medians, minima, ratios and rates of interleaved timings.
+
+    Parameters
+    ----------
+    seconds : mapping of str to list of float
+        What `interleave` returned; ``"convkern"`` is one of the names.
+    flops : int
+        Operations of one call by the direct algorithm; 0 where there are none to count.
+    peak : float
+        The machine's GFLOP/s, for the share of it.
+
+    Returns
+    -------
+    dict
+        ``ratios`` are medians of the pairwise ratios of each round; where there
+        are several peers, ``"best peer"`` is the smallest of them.
+
+    Examples
+    --------
+    >>> row = summarise({"convkern": [1.0, 2.0, 1.0], "peer": [2.0, 4.0, 9.0]}, 10**9, 4.0)
+    >>> row["ratios"], row["gflops"], row["share_of_peak"]
+    ({'peer': 2.0}, 1.0, 0.25)
+    """
+    ours = seconds[_OURS]
+    peers = {name: times for name, times in seconds.items() if name != _OURS}
+    ratios = {
+        name: median(theirs / mine for theirs, mine in zip(times, ours, strict=True))
+        for name, times in peers.items()
+    }
+    ratios_of_minima = {name: min(times) / min(ours) for name, times in peers.items()}
+    for kind in (ratios, ratios_of_minima):
+        if len(peers) > 1:
+            kind[_BEST] = min(kind.values())
+    gflops = flops / median(ours) / 1e9 if flops else None
+    return {
+        "median_ms": {name: 1e3 * median(times) for name, times in seconds.items()},
+        "minimum_ms": {name: 1e3 * min(times) for name, times in seconds.items()},
+        "gflops": gflops,
+        "share_of_peak": gflops / peak if gflops else None,
+        "ratios": ratios,
+        "ratios_of_minima": ratios_of_minima,
+        "seconds": dict(seconds),
+    }
+
+
+def _measure(work: Work, prepares: Sequence[Prepare], rounds: int, peak: float) -> Row:
+    """Return the row of a piece of work: errors, and times if these are small."""
+    peers: dict[str, Call] = {}
+    for prepare in prepares:
+        peers |= prepare(work)
+    found = errors(work, peers)
+    # A NaN is not within the tolerance either.
+    wrong = [name for name, error in found.items() if not error <= work.tolerance]
+    row: Row = {
+        "label": work.label,
+        "batch": work.batch,
+        "layout": work.layout,
+        "flops": work.flops,
+        "columns": [*peers, *[_BEST] * (len(peers) > 1)],
+        "errors": {name: e if math.isfinite(e) else None for name, e in found.items()},
+        "wrong": wrong,
+    }
+    if not wrong:
+        row |= summarise(interleave({_OURS: work.call, **peers}, rounds), work.flops, peak)
+    return row
+
+
+# The report
+
+
+def _environment(options: argparse.Namespace, argv: Sequence[str], peak: float) -> dict[str, Any]:
+    """Return what the numbers depend on besides the code."""
+    packages = dict.fromkeys((_OURS, "numpy", *options.against))
+    return {
+        "command": shlex.join(["convkern", "bench", *argv]),
+        "cpu": _cpu_name(),
+        "instruction_set": convkern.show_config()["isa"],
+        "threads": options.threads,
+        "fma_peak_gflops": peak,
+        "rounds": options.rounds,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+    }
+
+
+def _cpu_name() -> str:
+    """Return the processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _introduction(environment: Mapping[str, Any]) -> str:
+    """Return the lines above the table."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{environment['command']}\n"
+        f"{environment['cpu']}, {environment['instruction_set']}, "
+        f"threads {environment['threads']}, FMA peak {environment['fma_peak_gflops']:.0f} GFLOP/s\n"
+        f"{versions}\n"
+        f"Medians of {environment['rounds']} interleaved rounds, float32; GFLOP/s of the direct "
+        "algorithm.\nRatios are peer's time / convkern's time: above 1, convkern is faster.\n"
+    )
+
+
+def _header(row: Row) -> str:
+    """Return the two lines above the rows; a peer's name takes both."""
+    columns = [name.partition(" ")[::2] for name in row["columns"]]
+    first = f"{'':<54}{'':>9}{'% of':>6}" + "".join(f"{word:>14}" for word, _ in columns)
+    second = f"{'shape':<26}{'N':>4} {'layout':<13}{'ms':>10}{'GFLOP/s':>9}{'peak':>6}"
+    return first + "\n" + second + "".join(f"{word:>14}" for _, word in columns)
+
+
+def _line(row: Row) -> str:
+    """Return the line of one row."""
+    start = f"{row['label']:<26}{row['batch']:>4} {row['layout']:<13}"
+    if row["wrong"]:
+        found = (
+            f"{name} (not finite, or another shape)" if error is None else f"{name} {error:.2g}"
+            for name, error in row["errors"].items()
+            if name in row["wrong"]
+        )
+        return f"{start}  WRONG, not timed: error against {', '.join(found)}"
+    rates = f"{'-':>9}{'-':>6}"
+    if row["gflops"]:
+        rates = f"{row['gflops']:9.1f}{100 * row['share_of_peak']:6.0f}"
+    ratios = "".join(f"{ratio:14.2f}" for ratio in row["ratios"].values())
+    return f"{start}{row['median_ms'][_OURS]:10.3f}{rates}{ratios}"
+
+
+def _means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Return the geometric mean of every ratio, for each layout."""
+    layouts: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        columns = layouts.setdefault(row["layout"], {})
+        for name, ratio in row.get("ratios", {}).items():
+            columns.setdefault(name, []).append(ratio)
+    return {
+        layout: {name: geometric_mean(ratios) for name, ratios in columns.items()}
+        for layout, columns in layouts.items()
+    }
+
+
+def _conclusion(rows: Sequence[Row]) -> str:
+    """Return the lines under the rows: means, and which rows are slower than a peer or wrong."""
+    lines = [
+        f"{'geometric mean':<31}{layout:<13}{'':>25}" + "".join(f"{m:14.2f}" for m in means.values())
+        for layout, means in _means(rows).items()
+        if means
+    ]
+    slower = [row for row in rows if min(row.get("ratios", {}).values(), default=1.0) < 1.0]
+    wrong = [row for row in rows if row["wrong"]]
+    for what, which in (("slower than a peer", slower), ("WRONG", wrong)):
+        names = ", ".join(f"{row['label']} (N={row['batch']}, {row['layout']})" for row in which)
+        if which:
+            lines.append(f"{what}: {len(which)} of {len(rows)}: {names}")
+    return "\n".join(lines)
+
+
+def _plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> None:
+    """Draw the ratios to every peer and the share of the FMA peak, a group of bars for a row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    peers = [name for name in rows[0]["columns"] if name != _BEST]
+    rated = any(row.get("gflops") for row in rows)
+    figure, axes = pyplot.subplots(
+        1,
+        1 + rated,
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+        figsize=(7 + 4 * rated, 1.8 + 0.2 * len(rows) * (1 + len(peers))),
+        width_ratios=[5, 3][: 1 + rated],
+    )
+    places = np.arange(len(rows), dtype=float)
+    _plot_ratios(axes[0, 0], rows, peers, places)
+    axes[0, 0].set_yticks(
+        places, [f"{row['label']}  N={row['batch']}\n{row['layout']}" for row in rows]
+    )
+    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+    if rated:
+        _plot_shares(axes[0, 1], rows, places, environment["fma_peak_gflops"])
+    figure.suptitle(
+        f"convkern on {environment['cpu']}\n"
+        f"{environment['instruction_set']}, threads {environment['threads']}, float32",
+        fontsize="medium",
+    )
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,153 @@
+/* The kernel table: what every instruction set provides, for each dtype.
+ *
+ * A micro-kernel works in registers on memory that its caller laid out.  It
+ * never threads, allocates or fails, and it touches no element that its
+ * contract does not name: an input may end at an unmapped page.
+ *
+ * Sizes and strides are in elements.  `real` stands for float or double; the
+ * table is the same for both, so pointers are void and the drivers above need
+ * no copy per dtype.
+ */
+#ifndef CK_H
+#define CK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { CK_F32, CK_F64, CK_DTYPES };
+enum { CK_MAX_VECTORS = 4, CK_MAX_PIXELS = 14, CK_DOT_COLUMNS = 4, CK_MAX_DOT_ROWS = 6 };
+
+/* Activations fused into an epilogue; NaN passes through all of them. */
+enum { CK_IDENTITY, CK_RELU, CK_RELU6, CK_LEAKY_RELU };
+
+/* Where a call stands in a sum that is cut into chunks. */
+enum { CK_FIRST = 1, CK_LAST = 2 };
+
+/* ---- Convolution: a tile of output pixels x vectors of output channels ----
+ *
+ * out[i][k] = activation(bias[k] + sum over rows r, columns c, elements e of
+ *     x[i*x_pixel + r*x_row + c*x_column + e]
+ *     * w[r*w_row + c*run*K + e*K + k])
+ *
+ * for i < MR pixels and k < K = NV * lanes.  `run` elements are contiguous in
+ * both x and w.  Without CK_FIRST the sum of this call is added to what `out`
+ * holds and bias is not read; the activation is applied with CK_LAST only.
+ * The last of the NV vectors is stored up to `tail` lanes.  `bias` holds K
+ * elements; x may be read at exactly the elements of the formula.
+ */
+typedef struct {
+    ptrdiff_t x_pixel, x_row, x_column;
+    ptrdiff_t w_row;
+    ptrdiff_t out_pixel;
+    int tail;
+    int activation;
+    double slope;
+} ck_tile_layout;
+
+/* One chunk of the sum: a box of taps and the element range within them. */
+typedef struct {
+    ptrdiff_t x, w;             /* offsets of the first element; w in units of K */
+    ptrdiff_t rows, columns, run;
+    int flags;
+} ck_chunk;
+
+typedef void (*ck_tile_fn)(const ck_tile_layout *layout, const ck_chunk *chunk, const void *x,
+                           const void *w, const void *bias, void *out);
+
+/* ---- Linear: a tile of dot products, lanes along the contiguous sum axis ----
+ *
+ * out[i*out_row + j] = bias[j] + sum over k < length of x[i*x_row + k] * w[j*w_row + k]
+ *
+ * for i < MR rows and j < NR columns.  `partial` holds MR * NR vectors between
+ * the chunks of one sum; the result does not depend on where a sum is cut, as
+ * long as every cut is a multiple of the lanes.  bias may be NULL.
+ */
+typedef struct {
+    ptrdiff_t length, x_row, w_row, out_row;
+    int flags;
+} ck_dot_layout;
+
+typedef void (*ck_dot_fn)(const ck_dot_layout *layout, const void *x, const void *w,
+                          const void *bias, void *partial, void *out);
+
+/* ---- Windows over channels-last pixels: lanes along the channels ----
+ *
+ * `pixels` output pixels, each over rows x columns taps of `channels`
+ * contiguous elements.
+ */
+typedef struct {
+    ptrdiff_t pixels, channels;
+    ptrdiff_t rows, columns;
+    ptrdiff_t x_pixel, x_row, x_column;
+    ptrdiff_t out_pixel;
+    /* max pooling: flat index of a pixel's first tap, and what a pixel, a tap row and a
+     * tap column add to it */
+    int64_t index, index_pixel;
+    int32_t index_row, index_column;
+    /* depthwise convolution */
+    ptrdiff_t w_row, w_column;
+    int activation;
+    double slope;
+} ck_window;
+
+typedef struct {
+    int dtype, itemsize, lanes;
+    int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
+    int max_dot_rows;
+    ck_tile_fn tile[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
+    ck_dot_fn dot[CK_MAX_DOT_ROWS + 1][CK_DOT_COLUMNS + 1]; /* 1 or CK_DOT_COLUMNS columns */
+
+    /* dst[j*dst_row + i] = src[i*src_row + j] for i < rows, j < columns */
+    void (*transpose)(const void *src, ptrdiff_t src_row, void *dst, ptrdiff_t dst_row,
+                      ptrdiff_t rows, ptrdiff_t columns);
+    /* out = max over the taps, index = position of the first maximum (of the last NaN); no taps:
+     * -inf.  indices may be NULL. */
+    void (*max_pool)(const ck_window *window, const void *x, void *out, int64_t *indices);
+    /* One output row of a plane whose rows were split by split_row: `columns[s]` is where the
+     * tap column s starts in a split row, `first[ow]` the offset of the first tap inside. */
+    void (*max_pool_row)(const ck_window *window, const void *x, const ptrdiff_t *columns,
+                         const int32_t *first, void *out, int64_t *indices);
+    /* dst[p*dst_phase + i] = src[i*stride + p - left], or -inf outside 0..width, for
+     * p < phases, i < dst_phase */
+    void (*split_row)(const void *src, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t phases,
+                      ptrdiff_t left, void *dst, ptrdiff_t dst_phase);
+    /* out[c] = activation(bias[c] + sum over taps x[c] * w[tap][c]) */
+    void (*depthwise)(const ck_window *window, const void *x, const void *w, const void *bias,
+                      void *out);
+    /* y[i] = activation(x[i]) for i < n; x and y may be the same */
+    void (*activate)(const void *x, void *y, ptrdiff_t n, int activation, double slope);
+    /* y[c] = x[c] / (k + alpha/size * sum of x^2 over the window of `size` channels around c)^beta;
+     * `squares` holds channels + size elements */
+    void (*local_response_norm)(const void *x, void *y, ptrdiff_t channels, ptrdiff_t size,
+                                double alpha, double beta, double k, void *squares);
+    /* Spin on independent FMA chains; returns the number of floating-point operations done. */
+    double (*spin_fma)(ptrdiff_t iterations, void *sink);
+} ck_kernels;
+
+/* ---- dispatch.c ---- */
+
+/* Names of the instruction sets that this build holds, best last, NULL-terminated. */
+const char *const *ck_isa_names(void);
+int ck_isa_supported(const char *name);
+/* The table of an instruction set, or NULL for an unknown or unsupported one. */
+const ck_kernels *ck_table(const char *name, int dtype);
+
+/* Put the floating-point environment into its default state (round to nearest, subnormals kept)
+ * and return what it was; give that back to ck_fp_restore. */
+uint64_t ck_fp_default(void);
+void ck_fp_restore(uint64_t saved);
+
+/* How many threads a parallel region of the calling thread may have, at most `wanted`; looks
+ * whether they can be started, because the OpenMP runtime ends the process where they cannot. */
+int ck_grow_team(int wanted);
+
+#ifdef _OPENMP
+#include <omp.h>
+static inline int ck_in_parallel(void) { return omp_in_parallel(); }
+enum { CK_OPENMP = _OPENMP };
+#else
+static inline int ck_in_parallel(void) { return 0; }
+enum { CK_OPENMP = 0 };
+#endif
+
+#endif

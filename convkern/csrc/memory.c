@@ -1,0 +1,97 @@
+/* The kept blocks of memory.h: a short list of idle blocks, best fit, oldest released first. */
+#include "memory.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+enum { LINE = 64, HUGE_PAGE = 2 << 20, MOST_IDLE = 64 };
+#define IDLE_LIMIT ((size_t)512 << 20)
+
+/* A block starts with one line that holds its capacity. */
+typedef struct {
+    size_t capacity;
+} header;
+
+static header *idle[MOST_IDLE]; /* oldest first */
+static int idle_count;
+static size_t idle_bytes;
+
+static header *remove_idle(int i)
+{
+    header *block = idle[i];
+    idle_bytes -= block->capacity;
+    idle_count--;
+    memmove(idle + i, idle + i + 1, (size_t)(idle_count - i) * sizeof *idle);
+    return block;
+}
+
+void *ck_take(size_t size)
+{
+    if (size > SIZE_MAX / 2)
+        return NULL;
+    int best = -1;
+    for (int i = 0; i < idle_count; i++)
+        if (idle[i]->capacity >= size && idle[i]->capacity / 2 <= size
+            && (best < 0 || idle[i]->capacity < idle[best]->capacity))
+            best = i;
+    header *block;
+    if (best >= 0) {
+        block = remove_idle(best);
+    } else {
+        const size_t unit = size >= HUGE_PAGE ? HUGE_PAGE : LINE;
+        const size_t bytes = (size + LINE + unit - 1) / unit * unit;
+        void *memory = NULL;
+        if (posix_memalign(&memory, unit, bytes) != 0) {
+            ck_release_idle();
+            if (posix_memalign(&memory, unit, bytes) != 0)
+                return NULL;
+        }
+#if defined(__linux__)
+        if (unit == HUGE_PAGE)
+            madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+        block = memory;
+        block->capacity = bytes - LINE;
+    }
+    return (char *)block + LINE;
+}
+
+void *ck_resize(void *memory, size_t size)
+{
+    if (memory == NULL)
+        return ck_take(size);
+    const size_t capacity = ((header *)((char *)memory - LINE))->capacity;
+    void *other = ck_take(size);
+    if (other != NULL) {
+        memcpy(other, memory, size < capacity ? size : capacity);
+        ck_give(memory);
+    }
+    return other;
+}
+
+void ck_give(void *memory)
+{
+    if (memory == NULL)
+        return;
+    header *block = (header *)((char *)memory - LINE);
+    if (block->capacity > IDLE_LIMIT) {
+        free(block);
+        return;
+    }
+    while (idle_count == MOST_IDLE || idle_bytes + block->capacity > IDLE_LIMIT)
+        free(remove_idle(0));
+    idle[idle_count++] = block;
+    idle_bytes += block->capacity;
+}
+
+void ck_release_idle(void)
+{
+    while (idle_count > 0)
+        free(remove_idle(idle_count - 1));
+}
+
+size_t ck_idle_bytes(void) { return idle_bytes; }

@@ -1,0 +1,35 @@
+"""What can go wrong outside the arrays: files that lie, and extras that are not installed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+from io import BufferedReader
+from types import ModuleType
+
+
+class FormatError(ValueError):
+    """A file is not what it claims to be: damaged, truncated, or of another format.
+
+    Examples
+    --------
+    >>> from convkern.errors import FormatError
+    >>> issubclass(FormatError, ValueError)
+    True
+    """
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a file for reading; a folder, pipe or device is a FormatError, not an endless read."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FormatError(f"{os.fspath(path)} is not a regular file")
+    return open(path, "rb")
+
+
+def import_extra(module: str) -> ModuleType:
+    """Import a module of the extra ``app``; the ImportError of a missing one says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'{error}; install it with: pip install "convkern[app]"') from error

@@ -1,0 +1,105 @@
+"""Build of the compiled module: one object per instruction set and dtype, one shared library.
+
+Everything else about the package stands in pyproject.toml.  Environment:
+CONVKERN_REQUIRE_OPENMP=1 makes a compiler without OpenMP an error instead of a
+serial build, CONVKERN_WERROR=1 makes warnings errors.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+# The kernels of each instruction set: its name and the flags that only its objects get.
+ISAS_X86 = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+ISAS_ARM = {"baseline": [], "neon": []}
+ISAS = {
+    "x86_64": ISAS_X86,
+    "amd64": ISAS_X86,
+    "aarch64": ISAS_ARM,
+    "arm64": ISAS_ARM,
+}.get(platform.machine().lower(), {"baseline": []})
+
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+WARNINGS = ["-Wall", "-Wextra"] + ["-Werror"] * (os.environ.get("CONVKERN_WERROR") == "1")
+# Clang's OpenMP on macOS is a library of its own; everywhere else one flag does both.
+OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]
+OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+class BuildKernels(build_ext):
+    """Compiles kernels.c once per instruction set and dtype, then links the module with them."""
+
+    def build_extension(self, ext: Extension) -> None:
+        openmp = self.find_openmp()
+        ext.extra_compile_args = [*FLAGS, *openmp]
+        ext.extra_link_args = list(openmp)
+        have = [(f"CK_HAVE_{isa.upper()}", None) for isa in ISAS]
+        ext.define_macros = [*ext.define_macros, *have]
+        ext.extra_objects = [
+            *self.compile_with(["dispatch.c", "memory.c"], "common", [], have),
+            *(
+                obj
+                for isa, flags in ISAS.items()
+                for dtype in ("F32", "F64")
+                for obj in self.compile_with(
+                    ["kernels.c"],
+                    f"{isa}_{dtype.lower()}",
+                    flags,
+                    [("CK_ISA", isa), (f"CK_ISA_{isa.upper()}", None), (f"CK_DTYPE_{dtype}", None)],
+                )
+            ),
+        ]
+        super().build_extension(ext)
+
+    def compile_with(self, names, folder, flags, macros):
+        """Compile C files of csrc into an object folder of their own."""
+        return self.compiler.compile(
+            [str(Path("convkern", "csrc", name)) for name in names],
+            output_dir=str(Path(self.build_temp, folder)),
+            macros=macros,
+            extra_postargs=[*FLAGS, *WARNINGS, *flags],
+        )
+
+    def find_openmp(self) -> list[str]:
+        """Return the flags with which this compiler builds a program that uses OpenMP."""
+        for flags in OPENMP:
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder, "probe.c")
+                source.write_text(OPENMP_PROBE)
+                try:
+                    objects = self.compiler.compile(
+                        [str(source)], output_dir=folder, extra_postargs=flags
+                    )
+                    self.compiler.link_executable(
+                        objects, "probe", output_dir=folder, extra_postargs=flags
+                    )
+                except (CompileError, LinkError):
+                    continue
+            return flags
+        if os.environ.get("CONVKERN_REQUIRE_OPENMP") == "1":
+            raise CompileError("CONVKERN_REQUIRE_OPENMP=1, but the compiler has no OpenMP")
+        print("convkern: no OpenMP found; building without threads", file=sys.stderr)
+        return []
+
+
+extension = Extension(
+    "convkern._kernels",
+    ["convkern/_kernels.pyx"],
+    include_dirs=[numpy.get_include(), "convkern"],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+    depends=[str(path) for path in Path("convkern/csrc").glob("*.[ch]")],
+)
+
+setup(ext_modules=cythonize([extension]), cmdclass={"build_ext": BuildKernels})
