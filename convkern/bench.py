@@ -12,6 +12,7 @@ is faster.  Outputs are allocated inside the timed calls on all sides.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -67,13 +68,16 @@ _LAYOUTS = {
 _TOLERANCE = 5e-5
 # The reference computes as many images of a batch as fit into this many operations (0.5 s).
 _REFERENCE_FLOPS = 5e9
+# A row around which FMAs reach less than this share of their peak was disturbed by others: threads
+# that wait for one which has lost its core can make a call a thousand times slower.
+_BUSY = 0.7
 
 
 class Operation(NamedTuple):
     """One operator, under the name it has in `functional`, in `reference` and in torch."""
 
     function: str
-    weights: tuple[Array, ...]
+    weights: Sequence[Any]
     arguments: dict[str, Any]
 
 
@@ -111,6 +115,7 @@ def _layer_work(shape: Any, batch: int, layout: str, prepacked: bool) -> Work:
         case LinearShape():
             operation, flops = Operation("linear", _random_weights(rng, shape), {}), shape.flops
     function, weights, arguments = operation
+    call: Call
     if prepacked:
         call = partial(functional.PackedConv2d(*weights, **arguments), x)
     else:
@@ -166,7 +171,9 @@ def _operations(layer: nn.Layer) -> Iterator[Operation]:
             raise TypeError(f"the peers have no counterpart of {layer!r}")
 
 
-def _call(steps: Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]], x: Any) -> Call:
+def _call(
+    steps: Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]], x: Any
+) -> Call:
     """Return a call that hands `x` through functions with their weights and keywords."""
     # A single function is called without a wrapper: it may take only microseconds.
     if len(steps) == 1:
@@ -198,7 +205,10 @@ def _torch(threads: int) -> Iterator[Prepare]:
     functions = {"relu": torch.relu_, "flatten": torch.flatten}
 
     def prepare(work: Work) -> dict[str, Call]:
-        formats = {"torch nchw": torch.contiguous_format, "torch channels_last": torch.channels_last}
+        formats = {
+            "torch nchw": torch.contiguous_format,
+            "torch channels_last": torch.channels_last,
+        }
         if work.input.ndim != 4:
             formats = {"torch": torch.contiguous_format}
         return {name: in_format(work, memory_format) for name, memory_format in formats.items()}
@@ -230,7 +240,7 @@ def _torch(threads: int) -> Iterator[Prepare]:
 @contextmanager
 def _onnxruntime(threads: int) -> Iterator[Prepare]:
     """Time ONNX Runtime on its own threads, which wait asleep."""
-    import onnx  # noqa: F401  (named at once where it is missing)
+    _onnx()  # here already, so that a missing package is named at once
     import onnxruntime
 
     def prepare(work: Work) -> dict[str, Call]:
@@ -250,7 +260,7 @@ def _onnxruntime(threads: int) -> Iterator[Prepare]:
 @contextmanager
 def _openvino(threads: int) -> Iterator[Prepare]:
     """Time OpenVINO in float32, its input and output shared with NumPy."""
-    import onnx  # noqa: F401  (named at once where it is missing)
+    _onnx()
     import openvino
 
     core = openvino.Core()
@@ -296,19 +306,25 @@ _ONNX_ATTRIBUTES: dict[str, Callable[[Any], tuple[str, Any]]] = {
 }
 
 
+def _onnx() -> Any:
+    """Return the package that writes models for the peers which read them."""
+    return importlib.import_module("onnx")
+
+
 def _onnx_model(work: Work) -> bytes:
     """Return the operations as a serialized ONNX model from "input" to "output"."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    nodes, initializers, x = [], [], "input"
+    onnx = _onnx()
+    helper, from_array = onnx.helper, onnx.numpy_helper.from_array
+    nodes: list[Any] = []
+    initializers: list[Any] = []
+    x = "input"
     for index, operation in enumerate(work.operations):
         operator, fixed = _ONNX_OPERATORS[operation.function]
         attributes = fixed | dict(
             _ONNX_ATTRIBUTES[name](value) for name, value in operation.arguments.items()
         )
         weights = [f"weight{index}.{i}" for i in range(len(operation.weights))]
-        initializers += map(numpy_helper.from_array, operation.weights, weights)
+        initializers += map(from_array, operation.weights, weights)
         y = "output" if operation is work.operations[-1] else f"x{index}"
         nodes.append(helper.make_node(operator, [x, *weights], [y], **attributes))
         x = y
@@ -365,13 +381,18 @@ def _error(result: Array, expected: Array) -> float:
     return float(np.abs(result - expected).max() / np.abs(expected).max())
 
 
+def _settle() -> None:
+    """Wait until idle threads, which spin for a while, have gone to sleep."""
+    time.sleep(0.02)
+
+
 def interleave(
     calls: Mapping[str, Call],
     rounds: int,
     *,
     minimum: float = 0.005,
     clock: Callable[[], float] = time.perf_counter,
-    settle: Callable[[], None] = partial(time.sleep, 0.02),
+    settle: Callable[[], None] = _settle,
 ) -> dict[str, list[float]]:
     """Time calls in turns: A B A B rather than A A B B.
 
@@ -467,7 +488,9 @@ def summarise(seconds: Mapping[str, list[float]], flops: int, peak: float) -> Ro
     }
 
 
-def _measure(work: Work, prepares: Sequence[Prepare], rounds: int, peak: float) -> Row:
+def _measure(
+    work: Work, prepares: Sequence[Prepare], rounds: int, threads: int, peak: float
+) -> Row:
     """Return the row of a piece of work: errors, and times if these are small."""
     peers: dict[str, Call] = {}
     for prepare in prepares:
@@ -484,23 +507,47 @@ def _measure(work: Work, prepares: Sequence[Prepare], rounds: int, peak: float) 
         "errors": {name: e if math.isfinite(e) else None for name, e in found.items()},
         "wrong": wrong,
     }
-    if not wrong:
-        row |= summarise(interleave({_OURS: work.call, **peers}, rounds), work.flops, peak)
+    if wrong:
+        return row
+    before = _fma_peak(threads)
+    seconds = interleave({_OURS: work.call, **peers}, rounds)
+    row |= summarise(seconds, work.flops, peak)
+    row["fma_gflops"] = min(before, _fma_peak(threads))
+    row["busy"] = row["fma_gflops"] < _BUSY * peak
     return row
+
+
+def _fma_peak(threads: int) -> float:
+    """Return the most GFLOP/s that float32 FMAs reach on so many threads, in some 50 ms."""
+    _settle()
+    iterations = 1
+    rates: list[float] = []
+    while len(rates) < 4:
+        start = time.perf_counter()
+        operations = threads * _kernels.spin_fma(np.float32, iterations, threads)
+        seconds = time.perf_counter() - start
+        if seconds < 0.01:
+            iterations *= 2
+        else:
+            rates.append(operations / seconds / 1e9)
+    return max(rates)
 
 
 # The report
 
 
-def _environment(options: argparse.Namespace, argv: Sequence[str], peak: float) -> dict[str, Any]:
+def _environment(
+    options: argparse.Namespace, argv: Sequence[str], single: float, peak: float
+) -> dict[str, Any]:
     """Return what the numbers depend on besides the code."""
     packages = dict.fromkeys((_OURS, "numpy", *options.against))
     return {
         "command": shlex.join(["convkern", "bench", *argv]),
         "cpu": _cpu_name(),
-        "instruction_set": convkern.show_config()["isa"],
+        "instruction_set": _kernels.isa,
         "threads": options.threads,
         "fma_peak_gflops": peak,
+        "fma_peak_of_one_thread_gflops": single,
         "rounds": options.rounds,
         "versions": {
             "python": platform.python_version(),
@@ -521,15 +568,23 @@ def _cpu_name() -> str:
 
 def _introduction(environment: Mapping[str, Any]) -> str:
     """Return the lines above the table."""
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return (
-        f"{environment['command']}\n"
-        f"{environment['cpu']}, {environment['instruction_set']}, "
-        f"threads {environment['threads']}, FMA peak {environment['fma_peak_gflops']:.0f} GFLOP/s\n"
-        f"{versions}\n"
-        f"Medians of {environment['rounds']} interleaved rounds, float32; GFLOP/s of the direct "
-        "algorithm.\nRatios are peer's time / convkern's time: above 1, convkern is faster.\n"
-    )
+    threads, peak = environment["threads"], environment["fma_peak_gflops"]
+    lines = [
+        environment["command"],
+        f"{environment['cpu']}, {environment['instruction_set']}, threads {threads}, "
+        f"FMA peak {peak:.0f} GFLOP/s",
+        ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        f"Medians of {environment['rounds']} interleaved rounds, float32; "
+        "GFLOP/s of the direct algorithm.",
+        "Ratios are peer's time / convkern's time: above 1, convkern is faster.",
+    ]
+    share = peak / (threads * environment["fma_peak_of_one_thread_gflops"])
+    if share < _BUSY:
+        lines.append(
+            f"Beware: {threads} threads reach {share:.0%} of what one reaches, times {threads}. "
+            "They share cores, or other processes hold these."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _header(row: Row) -> str:
@@ -554,34 +609,45 @@ def _line(row: Row) -> str:
     if row["gflops"]:
         rates = f"{row['gflops']:9.1f}{100 * row['share_of_peak']:6.0f}"
     ratios = "".join(f"{ratio:14.2f}" for ratio in row["ratios"].values())
-    return f"{start}{row['median_ms'][_OURS]:10.3f}{rates}{ratios}"
+    busy = "  busy" if row["busy"] else ""
+    return f"{start}{row['median_ms'][_OURS]:10.3f}{rates}{ratios}{busy}"
 
 
 def _means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Return the geometric mean of every ratio, for each layout."""
+    """Return the geometric mean of every ratio, for each layout, over what can be trusted."""
     layouts: dict[str, dict[str, list[float]]] = {}
     for row in rows:
+        if row["wrong"] or row["busy"]:
+            continue
         columns = layouts.setdefault(row["layout"], {})
-        for name, ratio in row.get("ratios", {}).items():
+        for name, ratio in row["ratios"].items():
             columns.setdefault(name, []).append(ratio)
     return {
         layout: {name: geometric_mean(ratios) for name, ratios in columns.items()}
         for layout, columns in layouts.items()
+        if columns
     }
 
 
 def _conclusion(rows: Sequence[Row]) -> str:
-    """Return the lines under the rows: means, and which rows are slower than a peer or wrong."""
+    """Return the lines under the rows: the means, and the rows to look at."""
     lines = [
-        f"{'geometric mean':<31}{layout:<13}{'':>25}" + "".join(f"{m:14.2f}" for m in means.values())
+        f"{'geometric mean':<31}{layout:<13}{'':>25}"
+        + "".join(f"{m:14.2f}" for m in means.values())
         for layout, means in _means(rows).items()
-        if means
     ]
-    slower = [row for row in rows if min(row.get("ratios", {}).values(), default=1.0) < 1.0]
-    wrong = [row for row in rows if row["wrong"]]
-    for what, which in (("slower than a peer", slower), ("WRONG", wrong)):
-        names = ", ".join(f"{row['label']} (N={row['batch']}, {row['layout']})" for row in which)
+    chosen = {
+        "slower than a peer": [
+            row for row in rows if min(row.get("ratios", {}).values(), default=1.0) < 1.0
+        ],
+        "busy machine, left out of the means": [row for row in rows if row.get("busy")],
+        "WRONG": [row for row in rows if row["wrong"]],
+    }
+    for what, which in chosen.items():
         if which:
+            names = ", ".join(
+                f"{row['label']} (N={row['batch']}, {row['layout']})" for row in which
+            )
             lines.append(f"{what}: {len(which)} of {len(rows)}: {names}")
     return "\n".join(lines)
 
@@ -619,3 +685,212 @@ def _plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> No
     )
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _plot_ratios(axes: Any, rows: Sequence[Row], peers: Sequence[str], places: Array) -> None:
+    """Draw a bar from 1 to the ratio for every row and peer, on a logarithmic axis."""
+    height = 0.8 / max(len(peers), 1)
+    for index, name in enumerate(peers):
+        ratios = np.array([row.get("ratios", {}).get(name, 1.0) for row in rows])
+        bars = axes.barh(
+            places + (index - (len(peers) - 1) / 2) * height, ratios - 1, height, 1, label=name
+        )
+        axes.bar_label(bars, [f" {ratio:.2f} " for ratio in ratios], fontsize="x-small")
+    for place, row in zip(places, rows, strict=True):
+        if row["wrong"]:
+            axes.text(1, place, " WRONG, not timed", color="tab:red", va="center", weight="bold")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("peer's time / convkern's time (right of 1: convkern is faster)")
+    axes.grid(axis="x", alpha=0.3)
+    if peers:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(peers), frameon=False)
+
+
+def _plot_shares(axes: Any, rows: Sequence[Row], places: Array, peak: float) -> None:
+    """Draw the share of the FMA peak for every row, with its GFLOP/s."""
+    shares = [100 * (row.get("share_of_peak") or 0) for row in rows]
+    bars = axes.barh(places, shares, 0.6, color="tab:gray")
+    rates = [f" {row['gflops']:.0f} GFLOP/s" if row.get("gflops") else "" for row in rows]
+    axes.bar_label(bars, rates, fontsize="x-small")
+    axes.axvline(100, color="black", linewidth=1, linestyle="--")
+    axes.set_xlim(0, 1.35 * max(100, *shares))
+    axes.set_xlabel(f"% of the FMA peak of {peak:.0f} GFLOP/s")
+    axes.grid(axis="x", alpha=0.3)
+
+
+# The command
+
+
+def _works(options: argparse.Namespace) -> Iterator[Work]:
+    """Yield the work, each made when its turn comes, for the memory it takes."""
+    layouts = _LAYOUTS[options.layout]
+    if options.what == "alexnet":
+        net = models.alexnet(rng=np.random.default_rng(0)).eval()
+        size = models.INPUT_SIZE["article"]
+        for batch in options.batch:
+            for layout in layouts:
+                yield _network_work("alexnet", net, size, batch, layout)
+        return
+    for shape in options.selected:
+        for batch in options.batch:
+            for layout in layouts if len(shape.input_shape) == 3 else ("-",):
+                yield _layer_work(shape, batch, layout, options.prepacked)
+
+
+def _positive(text: str) -> int:
+    """Read an integer of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _peer_names(text: str) -> list[str]:
+    """Read names of peers between commas, or "none"."""
+    names = [] if text == "none" else text.split(",")
+    for name in names:
+        if name not in PEERS:
+            raise argparse.ArgumentTypeError(f"known peers are {', '.join(PEERS)}; got {name!r}")
+    return list(dict.fromkeys(names))
+
+
+def _output_path(text: str) -> Path:
+    """Read the path of a file to write, whose folder must exist before hours of measuring."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return the parser, for its error message, and the checked options."""
+    parser = argparse.ArgumentParser(
+        prog="convkern bench",
+        description="Check convkern's results, then time it beside other libraries.",
+    )
+    parser.add_argument(
+        "--what",
+        choices=(*_SHAPES, "alexnet"),
+        default="forward",
+        help="convolutions, max poolings, linear layers or a whole network (default: forward)",
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        metavar="NAME",
+        default=["*"],
+        help="network, or network/layer, wildcards allowed (default: all)",
+    )
+    parser.add_argument(
+        "--batch",
+        nargs="+",
+        type=_positive,
+        metavar="N",
+        help="images at a time (default: 1; for alexnet 1 and 16)",
+    )
+    parser.add_argument(
+        "--against",
+        type=_peer_names,
+        metavar="PEERS",
+        help=f"{', '.join(PEERS)}, with commas between, or none (default: torch if installed)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=_LAYOUTS,
+        help="of convkern's input (default: nchw; with --prepacked channels_last)",
+    )
+    parser.add_argument(
+        "--prepacked", action="store_true", help="pack the weights of convolutions beforehand"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        default=convkern.get_num_threads(),
+        metavar="T",
+        help="for convkern and every peer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, default=7, metavar="R", help="turns each (default: 7)"
+    )
+    parser.add_argument("--json", type=_output_path, metavar="FILE", help="write everything here")
+    parser.add_argument("--plot", type=_output_path, metavar="FILE", help="draw the ratios here")
+    options = parser.parse_args(argv)
+
+    if options.what == "alexnet":
+        if options.shapes != ["*"]:
+            parser.error("--shapes does not go with --what alexnet")
+    else:
+        try:
+            found = [s for name in options.shapes for s in select(name, _SHAPES[options.what])]
+        except ValueError as error:
+            parser.error(f"argument --shapes: {error}")
+        options.selected = list(dict.fromkeys(found))
+    if options.prepacked and options.what != "forward":
+        parser.error("--prepacked goes with --what forward only")
+    if options.plot and not importlib.util.find_spec("matplotlib"):
+        parser.error('--plot needs matplotlib: pip install "convkern[app]"')
+    if options.against is None:
+        options.against = ["torch"] if importlib.util.find_spec("torch") else []
+    options.batch = options.batch or ([1, 16] if options.what == "alexnet" else [1])
+    options.layout = options.layout or ("channels_last" if options.prepacked else "nchw")
+    return parser, options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``convkern bench``.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments after ``convkern bench``; by default those of the process.
+
+    Returns
+    -------
+    int
+        0, or 1 if a result was wrong.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 and one line on stderr if the arguments make no sense or a
+        peer that they name is not installed.
+
+    Examples
+    --------
+    >>> main(["--shapes", "mnist_cnn/conv1", "--against", "none"])  # doctest: +ELLIPSIS
+    convkern bench --shapes mnist_cnn/conv1 --against none
+    ...
+    mnist_cnn/conv1              1 nchw ...
+    0
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser, options = _parse(argv)
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        stack.enter_context(convkern.num_threads(options.threads))
+        prepares = []
+        for name in options.against:
+            try:
+                prepares.append(stack.enter_context(PEERS[name](options.threads)))
+            except ModuleNotFoundError as error:
+                parser.error(f"--against {name}: the package {error.name!r} is not installed")
+        single, peak = _fma_peak(1), _fma_peak(options.threads)
+        environment = _environment(options, argv, single, peak)
+        print(_introduction(environment))
+        for work in _works(options):
+            row = _measure(work, prepares, options.rounds, options.threads, peak)
+            if not rows:
+                print(_header(row))
+            print(_line(row), flush=True)
+            rows.append(row)
+    if conclusion := _conclusion(rows):
+        print(conclusion)
+    if options.json:
+        report = {"environment": environment, "rows": rows, "geometric_means": _means(rows)}
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        _plot(rows, environment, options.plot)
+    return int(any(row["wrong"] for row in rows))

@@ -81,6 +81,13 @@ class _Windows:
             columns = slice(j * DW, j * DW + (OW - 1) * SW + 1, SW)
             yield (i, j), (..., rows, columns)
 
+    def first_inside(self, axis: int) -> Int64:
+        """Return, for the windows along an axis, where their first tap inside the input lies."""
+        starts = np.arange(self.output[axis]) * self.stride[axis] - self.pads[axis][0]
+        gap = self.dilation[axis]
+        starts += -(np.minimum(starts, 0) // gap) * gap
+        return np.minimum(starts, self.size[axis] - 1)
+
     def pad(self, planes: Array, fill: float = 0) -> Array:
         """Return the planes with their padding, and with what the last windows overhang."""
         widths = [(0, 0)] * (planes.ndim - 2)
@@ -287,7 +294,7 @@ def max_pool2d(
     input: Array,
     kernel_size: IntPair,
     stride: IntPair | None = None,
-    padding: Padding = 0,
+    padding: IntPair = 0,
     dilation: IntPair = 1,
     *,
     ceil_mode: bool = False,
@@ -299,7 +306,7 @@ def max_pool2d(
     So the first of equals wins, NaN beats everything and the last NaN gives the
     index.  Padding never wins: a window of nothing but ``-inf`` has its first
     element as index.  Dilation can step over a narrow image altogether; such a window is
-    ``-inf`` with index 0.
+    ``-inf`` and its index the nearest row and column of the image.
 
     Examples
     --------
@@ -312,13 +319,14 @@ def max_pool2d(
     padded = windows.pad(x, fill=-np.inf)
     positions = windows.pad(np.arange(H * W).reshape(H, W), fill=-1)
     result = np.full((*x.shape[:-2], *windows.output), -np.inf)
-    indices = np.full(result.shape, -1, np.int64)
+    rows, columns = (windows.first_inside(axis) for axis in (0, 1))
+    indices = np.broadcast_to(rows[:, None] * W + columns, result.shape)
     for _, tap in windows.taps():
         value, position = padded[tap], positions[tap]
-        wins = (position >= 0) & ((indices < 0) | (value > result) | np.isnan(value))
+        wins = (position >= 0) & ((value > result) | np.isnan(value))
         result = np.where(wins, value, result)
         indices = np.where(wins, position, indices)
-    return (result, np.maximum(indices, 0)) if return_indices else result
+    return (result, indices.astype(np.int64)) if return_indices else result
 
 
 def max_pool2d_backward(grad_output: Array, indices: Array, input_shape: Sequence[int]) -> Float64:
@@ -377,7 +385,7 @@ def avg_pool2d(
     input: Array,
     kernel_size: IntPair,
     stride: IntPair | None = None,
-    padding: Padding = 0,
+    padding: IntPair = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -407,7 +415,7 @@ def avg_pool2d_backward(
     input_shape: Sequence[int],
     kernel_size: IntPair,
     stride: IntPair | None = None,
-    padding: Padding = 0,
+    padding: IntPair = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,

@@ -64,10 +64,10 @@ class Fault(NamedTuple):
     error: type[Exception]
     changes: Arguments
 
-    def spoil(self, arguments: Arguments) -> Arguments:
+    def spoil(self, given: Arguments) -> Arguments:
         """Return the arguments with the fault in them."""
-        changes = {k: v(arguments) if callable(v) else v for k, v in self.changes.items()}
-        return arguments | changes
+        changes = {k: v(given) if callable(v) else v for k, v in self.changes.items()}
+        return given | changes
 
 
 _Drawer: TypeAlias = Callable[[Generator], Draw]
@@ -79,17 +79,17 @@ def generate(name: str, n: int, seed: int) -> Iterator[Call]:
     draw, faults = _OPERATORS[name]
     for i in range(n):
         rng = np.random.default_rng([seed, i])
-        arguments, exact = draw(rng)
-        label: str = ""
+        given, exact = draw(rng)
+        label = "valid"
         error: type[Exception] | None = None
         # An empty batch would hide some faults from torch.
-        if arguments["input"].size and rng.random() < INVALID_SHARE:
+        if given["input"].size and rng.random() < INVALID_SHARE:
             label = _pick(rng, list(faults))
             error = faults[label].error
-            arguments = faults[label].spoil(arguments)
-        args, kwargs = _spelt(rng, name, arguments)
-        note = f"generate({name!r}, {i + 1}, {seed})[{i}]: {_described(arguments)} {label}"
-        yield Call(name, args, kwargs, note.rstrip(), error, exact)
+            given = faults[label].spoil(given)
+        args, kwargs = _spelt(rng, name, given)
+        note = f"{name} call {i} of seed {seed} ({label}): {_described(given)}"
+        yield Call(name, args, kwargs, note, error, exact)
 
 
 def _operator(faults: dict[str, Fault]) -> Callable[[_Drawer], _Drawer]:
@@ -102,19 +102,17 @@ def _operator(faults: dict[str, Fault]) -> Callable[[_Drawer], _Drawer]:
     return register
 
 
-def _spelt(
-    rng: Generator, name: str, arguments: Arguments
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _spelt(rng: Generator, name: str, given: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pass some arguments by position, the rest by keyword in any order, few that are defaults."""
     parameters = inspect.signature(getattr(reference, name)).parameters
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     cut = int(rng.integers(len(positional) + 1))
-    args = tuple(arguments[p] for p in positional[:cut])
-    names = rng.permutation([p for p in arguments if p not in positional[:cut]])
+    args = tuple(given[p] for p in positional[:cut])
+    names = rng.permutation([p for p in given if p not in positional[:cut]])
     kwargs = {
-        str(p): arguments[p]
+        str(p): given[p]
         for p in names
-        if not _same(arguments[p], parameters[p].default) or rng.random() < 0.2
+        if not _same(given[p], parameters[p].default) or rng.random() < 0.2
     }
     return args, kwargs
 
@@ -124,13 +122,13 @@ def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and not isinstance(value, np.ndarray) and value == default
 
 
-def _described(arguments: Arguments) -> str:
+def _described(given: Arguments) -> str:
     """Return the arguments as text, arrays by dtype, shape and strides."""
     return ", ".join(
         f"{name}={value.dtype}{value.shape}@{value.strides}"
         if isinstance(value, np.ndarray)
         else f"{name}={value!r}"
-        for name, value in arguments.items()
+        for name, value in given.items()
     )
 
 
@@ -144,14 +142,22 @@ def reference_call(call: Call) -> Any:
 
 def torch_call(call: Call) -> Any:
     """Return what torch says, as NumPy arrays; it may raise."""
+    given = {name: _for_torch(value) for name, value in arguments(call).items()}
+    result = torch_function(call.name)(**given)
+    return tuple(r.numpy() for r in result) if isinstance(result, tuple) else result.numpy()
+
+
+def torch_function(name: str) -> Callable[..., Any]:
+    """Return torch's operator as a function of tensors with convkern's arguments, by keyword."""
     import torch
 
+    return _TORCH.get(name) or getattr(torch.nn.functional, name)
+
+
+def arguments(call: Call) -> Arguments:
+    """Return the call's arguments by name; those that were left out are not among them."""
     signature = inspect.signature(getattr(reference, call.name))
-    bound = signature.bind(*call.args, **call.kwargs)
-    arguments = {name: _for_torch(value) for name, value in bound.arguments.items()}
-    function = _TORCH.get(call.name) or getattr(torch.nn.functional, call.name)
-    result = function(**arguments)
-    return tuple(r.numpy() for r in result) if isinstance(result, tuple) else result.numpy()
+    return signature.bind(*call.args, **call.kwargs).arguments
 
 
 def in_float64(call: Call) -> Call:
@@ -198,43 +204,8 @@ def _torch_conv2d(
     return result if activation is None else getattr(F, activation)(result)
 
 
-def _torch_max_pool2d(
-    input: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """Pool; padding of a form that torch lacks becomes -inf put around the input."""
-    import torch
-    from torch.nn import functional as F  # noqa: N812
-
-    if isinstance(padding, str):
-        extent = [d * (k - 1) for k, d in zip(_both(kernel_size), _both(dilation), strict=True)]
-        total = extent if padding == "same" else [0, 0]
-        padding = [(t // 2, t - t // 2) for t in total]
-    sides = _four_sides(padding)
-    if not sides:
-        values, indices = F.max_pool2d(
-            input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
-        )
-        return (values, indices) if return_indices else values
-    left, _, top, _ = sides
-    H, W = input.shape[-2:]
-    padded = F.pad(input, sides, value=-math.inf)
-    values, indices = F.max_pool2d(padded, kernel_size, stride, 0, dilation, return_indices=True)
-    rows = torch.div(indices, padded.shape[-1], rounding_mode="floor") - top
-    columns = indices % padded.shape[-1] - left
-    # That holds while no window is all -inf: else its index would lie in the padding.
-    assert bool(((rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)).all())
-    return (values, rows * W + columns) if return_indices else values
-
-
 _TORCH: dict[str, Callable[..., Any]] = {
     "conv2d": _torch_conv2d,
-    "max_pool2d": _torch_max_pool2d,
 }
 
 
@@ -246,10 +217,11 @@ def _both(value: Any) -> list[int]:
 
 def _four_sides(padding: Any) -> tuple[int, int, int, int] | None:
     """Return ((top, bottom), (left, right)) in torch's order, None for another form."""
-    if isinstance(padding, (tuple, list)) and all(isinstance(side, tuple) for side in padding):
-        (top, bottom), (left, right) = padding
-        return left, right, top, bottom
-    return None
+    nested = isinstance(padding, (tuple, list)) and isinstance(padding[0], (tuple, list))
+    if not nested:
+        return None
+    (top, bottom), (left, right) = padding
+    return left, right, top, bottom
 
 
 # Arrays
@@ -374,7 +346,6 @@ def _mostly_minus_inf(rng: Generator, shape: tuple[int, ...], dtype: type) -> Ar
     return values
 
 
-_FINITE = [_integers, _real, _ties, _tiny]
 _ODD_LAYOUTS = sorted(set(LAYOUTS) - {"contiguous", "channels_last"})
 
 
@@ -424,11 +395,13 @@ def _padding(rng: Generator, forms: list[str], largest: _Pair, extent: _Pair) ->
         return form, (extent[0] - 1, extent[1] - 1)
     if form == "valid":
         return form, (0, 0)
-    first, second = (tuple(int(rng.integers(p + 1)) for p in largest) for _ in range(2))
-    if form == "pair":
-        return _form(rng, (first[0], first[1])), (2 * first[0], 2 * first[1])
-    sides = ((first[0], second[0]), (first[1], second[1]))
-    return sides, (sum(sides[0]), sum(sides[1]))
+    top, bottom, left, right = (int(rng.integers(p + 1)) for p in np.repeat(largest, 2))
+    if form == "sides":
+        sides = _pick(rng, [((top, bottom), (left, right)), [[top, bottom], [left, right]]])
+        return sides, (top + bottom, left + right)
+    if rng.random() < 0.5:
+        top = left = min(top, left)
+    return _form(rng, (top, left)), (2 * top, 2 * left)
 
 
 def _image_size(rng: Generator, smallest: list[int]) -> _Pair:
@@ -456,10 +429,21 @@ def _type_error(**changes: Any) -> Fault:
 def _resized(name: str, axis: int, length: Callable[[Array], int]) -> Callable[[Arguments], Array]:
     """Return a change of an array: one axis takes another length."""
 
-    def change(arguments: Arguments) -> Array:
-        shape = list(arguments[name].shape)
-        shape[axis] = length(arguments[name])
-        return np.zeros(shape, arguments[name].dtype)
+    def change(given: Arguments) -> Array:
+        shape = list(given[name].shape)
+        shape[axis] = length(given[name])
+        return np.zeros(shape, given[name].dtype)
+
+    return change
+
+
+def _overlong(axis: int) -> Callable[[Arguments], Array]:
+    """Return a change of the weight: its window is one element larger than the image."""
+
+    def change(given: Arguments) -> Array:
+        kernel = [1, 1]
+        kernel[axis] = given["input"].shape[axis] + 1
+        return np.zeros((*given["weight"].shape[:2], *kernel), given["weight"].dtype)
 
     return change
 
@@ -497,18 +481,8 @@ _CONV2D_FAULTS = _IMAGE_FAULTS | {
     "twice the channels": _value_error(input=_resized("input", -3, lambda x: 2 * x.shape[-3])),
     "no weight": _type_error(weight=None),
     "weight of three axes": _value_error(weight=lambda a: a["weight"][0]),
-    "window too high": _value_error(
-        weight=lambda a: np.zeros(
-            (*a["weight"].shape[:2], a["input"].shape[-2] + 1, 1), a["weight"].dtype
-        ),
-        padding=0,
-    ),
-    "window too wide": _value_error(
-        weight=lambda a: np.zeros(
-            (*a["weight"].shape[:2], 1, a["input"].shape[-1] + 1), a["weight"].dtype
-        ),
-        padding=0,
-    ),
+    "window too high": _value_error(weight=_overlong(-2), padding=0),
+    "window too wide": _value_error(weight=_overlong(-1), padding=0),
     "empty kernel": _value_error(weight=_resized("weight", 2, lambda w: 0)),
     "no output channels": _value_error(weight=_resized("weight", 0, lambda w: 0)),
     "groups 0": _value_error(groups=0),
@@ -540,6 +514,8 @@ _MAX_POOL2D_FAULTS = _IMAGE_FAULTS | {
     "window too wide": _value_error(
         kernel_size=lambda a: (1, a["input"].shape[-1] + 1), stride=1, padding=0, dilation=1
     ),
+    "padding same": _type_error(padding="same"),
+    "padding of four sides": _type_error(padding=((0, 0), (0, 0))),
     "padding more than half": _value_error(
         padding=lambda a: max(_both(a["kernel_size"])) // 2 + 1, dilation=1
     ),
@@ -549,10 +525,10 @@ _LINEAR_FAULTS = {
     "no weight": _type_error(weight=None),
     "scalar input": _value_error(input=lambda a: a["input"].ravel()[:1].reshape(())),
     "twice the features": _value_error(input=_resized("input", -1, lambda x: 2 * x.shape[-1])),
-    "weight of three axes": _value_error(weight=lambda a: a["weight"][None]),
+    "weight of three axes": _value_error(weight=lambda a: np.atleast_2d(a["weight"])[None]),
     "bias too long": _value_error(
-        weight=_resized("weight", 0, lambda w: 2),
-        bias=lambda a: np.zeros(3, a["weight"].dtype),
+        weight=lambda a: np.zeros((2, a["input"].shape[-1]), a["input"].dtype),
+        bias=lambda a: np.zeros(3, a["input"].dtype),
     ),
     "weight of the other float": _type_error(weight=_other_float("weight")),
     "integer input": _type_error(input=_cast("input", np.int64)),
@@ -565,7 +541,7 @@ _LINEAR_FAULTS = {
 
 @_operator(_CONV2D_FAULTS)
 def _conv2d(rng: Generator) -> Draw:
-    """Draw a convolution, at times with kernels larger than the image, never than its padding."""
+    """Draw a convolution; its window may exceed the image, but not the padded image."""
     dtype, values = _pick(rng, [np.float32, np.float64]), _pick(rng, [_integers, _real])
     kernel, dilation = _two(rng, [1, 1, 2, 3, 3, 3, 4, 5, 7, 11]), _two(rng, [1, 1, 1, 2, 3])
     extent = (dilation[0] * (kernel[0] - 1) + 1, dilation[1] * (kernel[1] - 1) + 1)
@@ -583,7 +559,7 @@ def _conv2d(rng: Generator) -> Draw:
     if math.prod((*batch, OC, C, *kernel)) * pixels > LARGEST_WORK:
         return _conv2d(rng)
     activation = _pick(rng, [None, None, None, "relu", "relu6", "leaky_relu"])
-    arguments = {
+    given = {
         "input": _array(rng, (*batch, C * groups, H, W), dtype, values),
         "weight": _array(rng, (OC, C, *kernel), dtype, values),
         "bias": _pick(rng, [None, _array(rng, (OC,), dtype, values)]),
@@ -595,34 +571,26 @@ def _conv2d(rng: Generator) -> Draw:
         "algorithm": _pick(rng, ["auto", "auto", "auto", "direct"]),
     }
     # The slope 0.01 of the leaky one is not a short binary fraction.
-    return Draw(arguments, exact=values is _integers and activation != "leaky_relu")
+    return Draw(given, exact=values is _integers and activation != "leaky_relu")
 
 
 @_operator(_MAX_POOL2D_FAULTS)
 def _max_pool2d(rng: Generator) -> Draw:
-    """Draw a max pooling; each window has an element of the image, as torch then gives an index."""
+    """Draw a max pooling of which every window meets the image: torch has no index otherwise."""
     dtype = _pick(rng, [np.float32, np.float64])
     kernel, dilation = _two(rng, [1, 2, 2, 3, 3, 4, 5, 7]), _two(rng, [1, 1, 1, 2, 3])
     extent = (dilation[0] * (kernel[0] - 1) + 1, dilation[1] * (kernel[1] - 1) + 1)
-    forms = ["pair", "pair", "sides", "valid"] + ["same"] * (dilation == (1, 1))
-    padding, added = _padding(rng, forms, (kernel[0] // 2, kernel[1] // 2), extent)
+    padding, added = _padding(rng, ["pair"], (kernel[0] // 2, kernel[1] // 2), extent)
     stride = None if rng.random() < 0.3 else _two(rng, [1, 1, 2, 3, 4])
-    ceil_mode, values = (
-        bool(rng.random() < 0.5),
-        _pick(rng, [*_FINITE, _special, _mostly_minus_inf]),
-    )
-    if padding == "same":
-        stride = (1, 1)
-    if isinstance(padding, str) or _four_sides(padding):
-        # What torch lacks is emulated for these only: see _torch_max_pool2d.
-        ceil_mode, values = False, _pick(rng, _FINITE)
+    ceil_mode = bool(rng.random() < 0.5)
+    values = _pick(rng, [_integers, _real, _ties, _tiny, _special, _special, _mostly_minus_inf])
     # In ceil mode one window may overhang by less than its stride.
     overhang = [s - 1 if ceil_mode else 0 for s in stride or kernel]
     # A window that starts in the padding meets the image if that is not narrower than a step.
     smallest = [
         max(e - p - o, d) for e, p, o, d in zip(extent, added, overhang, dilation, strict=True)
     ]
-    arguments = {
+    given = {
         "input": _array(
             rng, (*_batch(rng), _length(rng), *_image_size(rng, smallest)), dtype, values
         ),
@@ -633,18 +601,20 @@ def _max_pool2d(rng: Generator) -> Draw:
         "ceil_mode": ceil_mode,
         "return_indices": bool(rng.random() < 0.5),
     }
-    return Draw(arguments, exact=True)
+    return Draw(given, exact=True)
 
 
 @_operator(_LINEAR_FAULTS)
 def _linear(rng: Generator) -> Draw:
-    """Draw a linear map of inputs with one to four axes."""
+    """Draw a linear map of inputs with one to four axes, now and then to a single feature."""
     dtype, values = _pick(rng, [np.float32, np.float64]), _pick(rng, [_integers, _real])
     C, OC = _length(rng), _length(rng)
     outer = [int(n) for n in rng.choice([0, 1, 1, 2, 2, 3, 4, 7], rng.integers(4))]
-    arguments = {
+    given = {
         "input": _array(rng, (*outer, C), dtype, values),
         "weight": _array(rng, (OC, C), dtype, values),
         "bias": _pick(rng, [None, _array(rng, (OC,), dtype, values)]),
     }
-    return Draw(arguments, exact=values is _integers)
+    if rng.random() < 0.1:
+        given |= {"weight": _array(rng, (C,), dtype, values), "bias": None}
+    return Draw(given, exact=values is _integers)

@@ -31,6 +31,7 @@ LAYERS = [
     ("MaxPool2d", (3,), {"stride": 2, "padding": 1, "ceil_mode": True}, (1, 3, 8, 7)),
     ("AdaptiveAvgPool2d", (6,), {}, (2, 3, 6, 6)),
     ("AdaptiveAvgPool2d", ((3, 5),), {}, (2, 3, 10, 7)),
+    ("AdaptiveAvgPool2d", ((None, 4),), {}, (2, 3, 5, 9)),
     ("LocalResponseNorm", (5,), {"alpha": 0.3, "beta": 0.75, "k": 2.0}, (2, 9, 4, 3)),
     ("LocalResponseNorm", (2, 1.0, 0.5), {}, (1, 3, 4, 3)),
     ("ReLU", (), {}, (2, 3, 4, 5)),
@@ -107,6 +108,38 @@ def test_single_image_equals_its_batch(mode):
         np.testing.assert_array_equal(net(image), output)
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_empty_batch(mode):
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode), nn.Dropout(), nn.Flatten()
+    )
+    assert net(np.zeros((0, 3, 8, 8), np.float32)).shape == (0, 256)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 4, 3),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Linear(3, 4),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.LocalResponseNorm(2),
+        nn.ReLU(),
+        nn.Sigmoid(),
+        nn.Softmax(),
+        nn.Dropout(),
+        nn.Flatten(),
+        small_net(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("value", [None, "x", [[1.0]], 1.0])
+def test_not_an_array(layer, value):
+    with pytest.raises(TypeError, match="input"):
+        layer(value)
+
+
 def test_padding_modes_by_hand():
     row = np.array([[[1.0, 2.0, 3.0]]])
 
@@ -173,6 +206,9 @@ def test_refused_arguments(error, match, make):
         (nn.Linear(3, 4), (2, 5)),
         (nn.MaxPool2d(9), (1, 2, 8, 8)),
         (nn.AdaptiveAvgPool2d(1), (8, 8)),
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (8, 8)),
+        (nn.Flatten(2), (4, 5)),
+        (nn.Flatten(-3), (4, 5)),
     ],
 )
 def test_call_and_output_shape_refuse_alike(layer, shape):
@@ -440,6 +476,17 @@ def test_subclasses_keep_their_own_forward():
     plain = nn.Sequential(conv, nn.ReLU())(x)
     np.testing.assert_array_equal(nn.Sequential(Twice(conv, nn.ReLU()))(x), 2 * plain)
     np.testing.assert_array_equal(nn.Sequential(conv, Shifted())(x), plain + 1)
+
+
+def test_a_net_may_begin_with_vectors():
+    class Image(nn.Layer):
+        def forward(self, input):
+            return input.reshape(-1, 1, 4, 4)
+
+    linear, conv = nn.Linear(3, 16), nn.Conv2d(1, 2, 3)
+    x = np.ones((5, 3), np.float32)
+    y = nn.Sequential(linear, Image(), conv)(x)
+    np.testing.assert_array_equal(y, conv(linear(x).reshape(5, 1, 4, 4)))
 
 
 def test_own_layers_hold_parameters_and_layers():

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from textwrap import indent
 from typing import NamedTuple, overload
 
+import numpy as np
+
 from convkern import functional
 from convkern.nn.base import Array, Layer, Shape
 from convkern.nn.layers import Conv2d, ReLU
@@ -111,7 +113,8 @@ class Sequential(Layer):
         2 MaxPool2d(kernel_size=2) (1, 8, 15, 15)
         """
         leaves = deque(self._leaves())
-        if any(isinstance(layer, Conv2d) for _, layer in leaves):
+        # A net may also begin with vectors and make images of them later.
+        if np.ndim(input) in (3, 4) and any(isinstance(layer, Conv2d) for _, layer in leaves):
             input = functional.to_channels_last(input)
         while leaves:
             name, layer = leaves.popleft()

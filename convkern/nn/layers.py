@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convkern import functional
+from convkern.arrays import as_array
 from convkern.geometry import (
     IntPair,
     Padding,
@@ -150,7 +151,7 @@ class Conv2d(Layer):
 
     def _multiply_adds(self, input_shape: Shape) -> int:
         """Return one per output element and weight of its channel."""
-        return math.prod(self.output_shape(input_shape)) * self.weight.data[0].size
+        return math.prod(self.output_shape(input_shape) + self.weight.data.shape[1:])
 
     def _window(self, input_shape: Shape) -> Window:
         """Return the kernel's window."""
@@ -277,7 +278,7 @@ class MaxPool2d(Layer):
 
     def forward(self, input: Array) -> Array:
         """Return the maxima, as `convkern.max_pool2d`."""
-        return functional.max_pool2d(
+        output = functional.max_pool2d(
             input,
             self.kernel_size,
             self.stride,
@@ -285,6 +286,8 @@ class MaxPool2d(Layer):
             self.dilation,
             ceil_mode=self.ceil_mode,
         )
+        assert not isinstance(output, tuple)  # it is one with return_indices only
+        return output
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the shape of the output for ``(C, H, W)`` or ``(N, C, H, W)``."""
@@ -322,8 +325,8 @@ class AdaptiveAvgPool2d(Layer):
 
     Parameters
     ----------
-    output_size : int or pair of int
-        ``(OH, OW)``.
+    output_size : int or pair of int or None
+        ``(OH, OW)``; None keeps the input's size on that axis.
 
     Examples
     --------
@@ -335,8 +338,14 @@ class AdaptiveAvgPool2d(Layer):
            [[5.5]]])
     """
 
-    def __init__(self, output_size: IntPair) -> None:
-        self.output_size = pair(output_size, "output_size")
+    def __init__(self, output_size: int | Sequence[int | None] | None) -> None:
+        sizes = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
+        if len(sizes) != 2:
+            raise ValueError(f"output_size must be an integer or a pair, got {output_size!r}")
+        rows, columns = (
+            None if size is None else integer(size, "output_size", 1) for size in sizes
+        )
+        self.output_size = rows, columns
 
     def forward(self, input: Array) -> Array:
         """Return the means, as `convkern.adaptive_avg_pool2d`."""
@@ -344,11 +353,14 @@ class AdaptiveAvgPool2d(Layer):
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return `input_shape` with the last two axes replaced."""
-        return (*_map_shape(input_shape)[:-2], *self.output_size)
+        *planes, height, width = _map_shape(input_shape)
+        rows, columns = self.output_size
+        return (*planes, height if rows is None else rows, width if columns is None else columns)
 
     def _window(self, input_shape: Shape) -> Window:
         """Return the largest of the windows, which may differ by an element, and its step."""
-        (rows, down), (columns, right) = map(_longest_part, input_shape[-2:], self.output_size)
+        parts = self.output_shape(input_shape)[-2:]
+        (rows, down), (columns, right) = map(_longest_part, input_shape[-2:], parts)
         return Window((rows, columns), (down, right))
 
     def _arguments(self) -> list[str]:
@@ -399,7 +411,7 @@ class ReLU(Layer):
     """
 
     def forward(self, input: Array) -> Array:
-        """Return the positive part, as `convkern.relu`."""
+        """Return the positive part, as `convkern.functional.relu`."""
         return functional.relu(input)
 
 
@@ -415,7 +427,7 @@ class Sigmoid(Layer):
     """
 
     def forward(self, input: Array) -> Array:
-        """Return the sigmoid, as `convkern.sigmoid`."""
+        """Return the sigmoid, as `convkern.functional.sigmoid`."""
         return functional.sigmoid(input)
 
 
@@ -439,7 +451,7 @@ class Softmax(Layer):
         self.dim = dim
 
     def forward(self, input: Array) -> Array:
-        """Return the shares, as `convkern.softmax`."""
+        """Return the shares, as `convkern.functional.softmax`."""
         return functional.softmax(input, self.dim)
 
     def _arguments(self) -> list[str]:
@@ -476,6 +488,7 @@ class Dropout(Layer):
 
     def forward(self, input: Array) -> Array:
         """Return `input` with a random part zeroed, or in evaluation `input` itself."""
+        input = as_array(input, "input", tuple(range(33)))
         if not self.training or self.p == 0:
             return input
         kept = self._rng.random(input.shape, dtype=np.float32) >= self.p
@@ -510,12 +523,14 @@ class Flatten(Layer):
         self.start_dim = start_dim
 
     def forward(self, input: Array) -> Array:
-        """Return `input` with fewer axes, as `convkern.flatten`."""
+        """Return `input` with fewer axes, as `convkern.functional.flatten`."""
         return functional.flatten(input, self.start_dim)
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return `input_shape` with fewer axes."""
-        start = self.start_dim
+        start, ndim = self.start_dim, len(input_shape)
+        if not -ndim <= start < ndim:
+            raise ValueError(f"start_dim must be from {-ndim} to {ndim - 1}, got {start}")
         return (*input_shape[:start], math.prod(input_shape[start:]))
 
     def _arguments(self) -> list[str]:
@@ -554,6 +569,7 @@ def _weight_and_bias(
 
 def _pad(input: Array, padding: PaddingPairs, mode: str) -> Array:
     """Add elements that the image itself provides."""
+    input = as_array(input, "input", (3, 4))
     for size, sides, axis in zip(input.shape[-2:], padding, ("height", "width"), strict=True):
         # Reflection cannot pass the far edge, nor a circle its own start, as in torch.
         most = {"reflect": size - 1, "circular": size}.get(mode, max(sides))

@@ -1,0 +1,200 @@
+"""Bit-for-bit results: with small integers every float sum is exact, so nothing may differ."""
+
+import ctypes
+import mmap
+
+import numpy as np
+import pytest
+
+from convkern import functional, num_threads, reference
+
+DTYPES = (np.float32, np.float64)
+SHAPES = 1500
+
+
+def integers(rng, shape, dtype, most=8):
+    return rng.integers(-most, most + 1, shape).astype(dtype)
+
+
+def random_layout(rng, x):
+    """Return an equal array in one of the two layouts that the kernels read."""
+    if rng.random() < 0.5:
+        return x
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def random_size(rng, most):
+    """Return a size that is often next to a vector length or a tile width."""
+    edges = [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65]
+    fitting = [edge for edge in edges if edge <= most]
+    return int(rng.choice(fitting)) if rng.random() < 0.7 else int(rng.integers(1, most + 1))
+
+
+def random_window(rng, size):
+    """Return kernel, stride, padding pair, dilation that fit `size`."""
+    kernel, dilation = int(rng.integers(1, 6)), int(rng.integers(1, 4))
+    stride = int(rng.integers(1, 5))
+    pads = tuple(int(p) for p in rng.integers(0, 4, 2))
+    while dilation * (kernel - 1) + 1 > size + sum(pads):
+        kernel -= 1
+    return kernel, stride, pads, dilation
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv2d(dtype):
+    for seed in range(SHAPES):
+        rng = np.random.default_rng(seed)
+        groups = int(rng.choice([1, 1, 1, 2, 3, 5]))
+        channels = groups * random_size(rng, 40 // groups)
+        out_channels = groups * random_size(rng, 80 // groups)
+        if rng.random() < 0.15:
+            groups = out_channels = channels  # depthwise
+        size = random_size(rng, 20), random_size(rng, 33)
+        rows, columns = random_window(rng, size[0]), random_window(rng, size[1])
+        x = random_layout(rng, integers(rng, (int(rng.integers(1, 4)), channels, *size), dtype))
+        w = integers(rng, (out_channels, channels // groups, rows[0], columns[0]), dtype)
+        bias = integers(rng, out_channels, dtype) if rng.random() < 0.5 else None
+        arguments = {
+            "stride": (rows[1], columns[1]),
+            "padding": (rows[2], columns[2]),
+            "dilation": (rows[3], columns[3]),
+            "groups": groups,
+            "activation": [None, "relu", "relu6"][int(rng.integers(3))],
+        }
+        y = functional.conv2d(x, w, bias, **arguments)
+        expected = reference.conv2d(x, w, bias, **arguments)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, expected, f"seed {seed}: {x.shape} {w.shape} {arguments}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_max_pool2d(dtype):
+    for seed in range(SHAPES):
+        rng = np.random.default_rng(seed)
+        size = random_size(rng, 33), random_size(rng, 65)
+        kernel, stride, dilation = (
+            tuple(int(v) for v in rng.integers(1, most, 2)) for most in (5, 5, 3)
+        )
+        pads = tuple(
+            int(rng.integers(0, (d * (k - 1) + 1) // 2 + 1))
+            for k, d in zip(kernel, dilation, strict=True)
+        )
+        if any(
+            d * (k - 1) + 1 > n + 2 * p
+            for n, k, d, p in zip(size, kernel, dilation, pads, strict=True)
+        ):
+            continue
+        x = integers(rng, (int(rng.integers(1, 3)), random_size(rng, 40), *size), dtype, 3)
+        x = random_layout(rng, x)
+        arguments = (kernel, stride, pads, dilation)
+        options = {"ceil_mode": bool(rng.integers(2)), "return_indices": True}
+        values, indices = functional.max_pool2d(x, *arguments, **options)
+        expected, expected_indices = reference.max_pool2d(x, *arguments, **options)
+        message = f"seed {seed}: {x.shape} {arguments} {options}"
+        np.testing.assert_array_equal(values, expected, message)
+        np.testing.assert_array_equal(indices, expected_indices, message)
+        alone = functional.max_pool2d(x, *arguments, ceil_mode=options["ceil_mode"])
+        np.testing.assert_array_equal(alone, values, message)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear(dtype):
+    for seed in range(SHAPES // 3):
+        rng = np.random.default_rng(seed)
+        batch, inputs, outputs = (random_size(rng, 100) for _ in range(3))
+        if seed % 50 == 0:
+            inputs, batch = 2500, 53  # several chunks, several blocks of the batch
+        x, w = integers(rng, (batch, inputs), dtype), integers(rng, (outputs, inputs), dtype)
+        bias = integers(rng, outputs, dtype) if rng.random() < 0.5 else None
+        np.testing.assert_array_equal(
+            functional.linear(x, w, bias), reference.linear(x, w, bias), f"seed {seed}"
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elementwise(dtype):
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 7, 16, 17, 20_000):
+        x = integers(rng, size, dtype)
+        np.testing.assert_array_equal(functional.relu(x), np.maximum(x, 0))
+        np.testing.assert_array_equal(functional.leaky_relu(x, 0.5), np.where(x < 0, x * 0.5, x))
+
+
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_every_thread_count_and_batch(dtype, channels_last):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((5, 35, 23, 29)).astype(dtype)
+    if channels_last:
+        x = functional.to_channels_last(x)
+    w = rng.standard_normal((70, 35, 3, 3)).astype(dtype)
+    features, matrix = x.reshape(5, -1)[:, :20_000], rng.standard_normal((90, 20_000)).astype(dtype)
+    first = None
+    for threads in (1, 2, 3, 4, 7):
+        with num_threads(threads):
+            results = (
+                functional.conv2d(x, w, padding=1),
+                *functional.max_pool2d(x, 3, 2, 1, return_indices=True),
+                functional.linear(features, matrix),
+                functional.local_response_norm(x, 5),
+            )
+        first = first or results
+        for one, other in zip(first, results, strict=True):
+            assert one.tobytes() == other.tobytes(), f"{threads} threads"
+    for n in range(5):
+        alone = functional.conv2d(x[n : n + 1], w, padding=1)
+        assert alone.tobytes() == first[0][n : n + 1].tobytes()
+        np.testing.assert_array_equal(functional.linear(features[n], matrix), first[3][n])
+
+
+class Guarded:
+    """An array between two pages that nobody may touch, against one of them."""
+
+    page = mmap.PAGESIZE
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+    def __init__(self, array, at_end):
+        pages = -(-array.nbytes // self.page)
+        self.memory = mmap.mmap(-1, (pages + 2) * self.page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        offset = self.page + (pages * self.page - array.nbytes if at_end else 0)
+        self.array = np.frombuffer(self.memory, array.dtype, array.size, offset)
+        self.array = self.array.reshape(array.shape)
+        self.array[...] = array
+        for page in (start, start + (pages + 1) * self.page):
+            assert self.protect(page, self.page, mmap.PROT_READ & 0) == 0
+
+
+@pytest.mark.parametrize("at_end", (False, True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reads_stay_inside_the_arrays(dtype, at_end):
+    rng = np.random.default_rng(2)
+    for channels in (1, 3, 8, 15, 17, 33):
+        for width in (5, 8, 16, 19):
+            nhwc = Guarded(integers(rng, (1, 6, width, channels), dtype), at_end)
+            nchw = Guarded(integers(rng, (1, channels, 6, width), dtype), at_end)
+            w = Guarded(integers(rng, (19, channels, 3, 3), dtype), at_end)
+            depthwise = Guarded(integers(rng, (channels, 1, 3, 3), dtype), at_end)
+            bias = Guarded(integers(rng, 19, dtype), at_end)
+            for x in (nhwc.array.transpose(0, 3, 1, 2), nchw.array):
+                for stride, padding in ((1, 1), (2, 0), (1, (2, 0))):
+                    y = functional.conv2d(x, w.array, bias.array, stride, padding)
+                    expected = reference.conv2d(x, w.array, bias.array, stride, padding)
+                    np.testing.assert_array_equal(y, expected)
+                y = functional.conv2d(x, depthwise.array, padding=1, groups=channels)
+                expected = reference.conv2d(x, depthwise.array, padding=1, groups=channels)
+                np.testing.assert_array_equal(y, expected)
+                for options in ((3, 2, 1), (2, 1, 0), (3, 3, 1)):
+                    got = functional.max_pool2d(x, *options, return_indices=True)
+                    wanted = reference.max_pool2d(x, *options, return_indices=True)
+                    for g, e in zip(got, wanted, strict=True):
+                        np.testing.assert_array_equal(g, e)
+                functional.local_response_norm(x, 5)
+                functional.relu(x)
+            rows = Guarded(integers(rng, (7, width * channels), dtype), at_end)
+            matrix = Guarded(integers(rng, (19, width * channels), dtype), at_end)
+            np.testing.assert_array_equal(
+                functional.linear(rows.array, matrix.array, bias.array),
+                reference.linear(rows.array, matrix.array, bias.array),
+            )
