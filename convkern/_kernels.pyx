@@ -443,8 +443,10 @@ cdef struct ConvJob:
     Py_ssize_t x_image, x_row, x_column, out_image, out_row, out_column
     # Channels of one group; vectors and blocks of output channels.
     Py_ssize_t channels, out_channels, groups, vectors, blocks
-    # How the output plane is cut into items.
-    Py_ssize_t row_blocks, column_blocks
+    # How the output is cut into items: `positions` row and column blocks of images times groups'
+    # blocks of filters; the one whose data is smaller varies faster.
+    Py_ssize_t row_blocks, column_blocks, positions
+    bint filters_fastest
     int activation
     double slope
 
@@ -546,16 +548,17 @@ cdef inline bint clip(const Span *span, Py_ssize_t start, Py_ssize_t stop, Span 
 
 
 cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One image, block of rows, block of columns, group and block of output channels."""
+    """One block of rows and columns of an image, one block of filters of a group."""
     cdef const ConvJob *job = <const ConvJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i, j
-    cdef Py_ssize_t block = item % job.blocks
-    item //= job.blocks
-    cdef Py_ssize_t group = item % job.groups
-    item //= job.groups
-    cdef Py_ssize_t column_block = item % job.column_blocks
-    item //= job.column_blocks
-    cdef Py_ssize_t row_block = item % job.row_blocks, image = item // job.row_blocks
+    cdef Py_ssize_t filters = item // job.positions, position = item % job.positions
+    if job.filters_fastest:
+        position = item // (job.groups * job.blocks)
+        filters = item % (job.groups * job.blocks)
+    cdef Py_ssize_t group = filters // job.blocks, block = filters % job.blocks
+    cdef Py_ssize_t column_block = position % job.column_blocks
+    position //= job.column_blocks
+    cdef Py_ssize_t row_block = position % job.row_blocks, image = position // job.row_blocks
     cdef Py_ssize_t first = job.vectors * block // job.blocks
     cdef Py_ssize_t vectors = job.vectors * (block + 1) // job.blocks - first
     cdef Py_ssize_t k0 = first * lanes
@@ -609,23 +612,26 @@ cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
             job.bias, out + columns.start * job.out_column * size)
 
 
-cdef void cut_plane(ConvJob *job, Py_ssize_t images) noexcept:
-    """Choose row and column blocks: an item's input and output stay in the second-level cache,
-    and there are enough items for many threads."""
+cdef void cut_output(ConvJob *job, Py_ssize_t images, int threads) noexcept:
+    """Choose the items: what one reads and writes stays in the second-level cache, and there are
+    enough of them for the threads.  Where the cuts lie changes no sum."""
     cdef Py_ssize_t per_pixel = job.kernels.itemsize * (
         job.groups * (job.channels * min(job.h.stride, job.h.kernel)
                       * min(job.w.stride, job.w.kernel) + job.out_channels))
     cdef Py_ssize_t pixels = max(64, (320 << 10) // per_pixel)
     cdef Py_ssize_t others = images * job.groups * job.blocks
-    # Fewer than 32 items cannot be shared out evenly; fewer than 64 pixels reuse weights too little.
-    while pixels > 64 and others * ceil_div(job.h.out * job.w.out, pixels) < 32:
+    # A few items cannot be shared out evenly; fewer than 64 pixels reuse weights too little.
+    while pixels > 64 and others * ceil_div(job.h.out * job.w.out, pixels) < 4 * threads:
         pixels = max(64, pixels // 2)
     job.column_blocks = ceil_div(job.w.out, pixels)
-    job.row_blocks = 1
     if job.column_blocks == 1:
         job.row_blocks = ceil_div(job.h.out, max(1, pixels // job.w.out))
     else:
         job.row_blocks = job.h.out
+    job.positions = images * job.row_blocks * job.column_blocks
+    cdef Py_ssize_t filter_bytes = job.kernels.itemsize * (
+        ceil_div(job.out_channels, job.blocks) * job.channels * job.h.kernel * job.w.kernel)
+    job.filters_fastest = filter_bytes < pixels * per_pixel
 
 
 cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int threads) except -1:
@@ -648,11 +654,10 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int thread
         if depthwise:
             flops = 8.0 * job.w.out * job.groups * taps
             return run(depthwise_item, job, images * job.h.out, flops, threads, 0)
-        cut_plane(job, images)
+        cut_output(job, images, threads)
         flops = 2.0 * ceil_div(job.h.out, job.row_blocks) * ceil_div(job.w.out, job.column_blocks)
         flops *= ceil_div(job.out_channels, job.blocks) * job.channels * taps
-        return run(conv_item, job, images * job.row_blocks * job.column_blocks * job.groups
-                   * job.blocks, flops, threads, 0)
+        return run(conv_item, job, job.positions * job.groups * job.blocks, flops, threads, 0)
     finally:
         ck_give(job.rows)
         ck_give(job.columns)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -39,9 +40,7 @@ from convkern.shapes import (
     CONV_SHAPES,
     LINEAR_SHAPES,
     POOL_SHAPES,
-    ConvShape,
     LayerShape,
-    LinearShape,
     PoolShape,
     select,
 )
@@ -52,10 +51,10 @@ Row: TypeAlias = dict[str, Any]
 
 _OURS = "convkern"
 _BEST = "best peer"
-_SHAPES: dict[str, tuple[LayerShape, ...]] = {
-    "forward": CONV_SHAPES,
-    "pool": POOL_SHAPES,
-    "linear": LINEAR_SHAPES,
+_LAYERS: dict[str, tuple[str, tuple[LayerShape, ...]]] = {
+    "forward": ("conv2d", CONV_SHAPES),
+    "pool": ("max_pool2d", POOL_SHAPES),
+    "linear": ("linear", LINEAR_SHAPES),
 }
 _LAYOUTS = {
     "nchw": ("nchw",),
@@ -73,7 +72,7 @@ _REFERENCE_FLOPS = 5e9
 _BUSY = 0.7
 
 
-class Operation(NamedTuple):
+class _Operation(NamedTuple):
     """One operator, under the name it has in `functional`, in `reference` and in torch."""
 
     function: str
@@ -82,7 +81,7 @@ class Operation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
+class _Work:
     """What one row measures: `call` is convkern's way, `operations` say what it computes."""
 
     label: str
@@ -90,7 +89,7 @@ class Work:
     flops: int
     tolerance: float
     input: Array
-    operations: tuple[Operation, ...]
+    operations: Sequence[_Operation]
     call: Call
 
     @property
@@ -102,33 +101,30 @@ class Work:
 # The work
 
 
-def _layer_work(shape: Any, batch: int, layout: str, prepacked: bool) -> Work:
-    """Return the work of one layer on random numbers."""
+def _layer_work(name: str, shape: Any, batch: int, layout: str, prepacked: bool) -> _Work:
+    """Return the work of one layer, computed by the function `name`, on random numbers."""
     rng = np.random.default_rng(0)
     x = _random_input(rng, (batch, *shape.input_shape), layout)
-    match shape:
-        case PoolShape():
-            operation, flops = Operation("max_pool2d", (), shape.arguments), 0
-        case ConvShape():
-            operation = Operation("conv2d", _random_weights(rng, shape), shape.arguments)
-            flops = shape.flops
-        case LinearShape():
-            operation, flops = Operation("linear", _random_weights(rng, shape), {}), shape.flops
-    function, weights, arguments = operation
+    weights: list[Array] = []
+    if not isinstance(shape, PoolShape):
+        filters = shape.weight_shape
+        weights = [rng.standard_normal(size, np.float32) for size in (filters, filters[0])]
+    operation = _Operation(name, weights, shape.arguments)
     call: Call
     if prepacked:
-        call = partial(functional.PackedConv2d(*weights, **arguments), x)
+        weight, bias = weights
+        call = partial(functional.PackedConv2d(weight, bias, **shape.arguments), x)
     else:
-        call = _call([(getattr(functional, function), weights, arguments)], x)
-    tolerance = _TOLERANCE if flops else 0.0
-    return Work(shape.label, layout, flops * batch, tolerance, x, (operation,), call)
+        call = _call([operation], functional, x)
+    tolerance = 0.0 if isinstance(shape, PoolShape) else _TOLERANCE
+    return _Work(shape.label, layout, shape.flops * batch, tolerance, x, [operation], call)
 
 
-def _network_work(label: str, net: nn.Sequential, size: int, batch: int, layout: str) -> Work:
+def _network_work(label: str, net: nn.Sequential, size: int, batch: int, layout: str) -> _Work:
     """Return the work of a whole network on random images."""
     x = _random_input(np.random.default_rng(0), (batch, 3, size, size), layout)
     flops = 2 * batch * sum(row.multiply_adds for row in net.summary((3, size, size)).rows)
-    return Work(label, layout, flops, _TOLERANCE, x, tuple(_operations(net)), partial(net, x))
+    return _Work(label, layout, flops, _TOLERANCE, x, list(_operations(net)), partial(net, x))
 
 
 def _random_input(rng: np.random.Generator, shape: tuple[int, ...], layout: str) -> Array:
@@ -139,42 +135,30 @@ def _random_input(rng: np.random.Generator, shape: tuple[int, ...], layout: str)
     return rng.standard_normal((n, h, w, c), np.float32).transpose(0, 3, 1, 2)
 
 
-def _random_weights(
-    rng: np.random.Generator, shape: ConvShape | LinearShape
-) -> tuple[Array, Array]:
-    """Return a weight and a bias."""
-    weight = rng.standard_normal(shape.weight_shape, np.float32)
-    return weight, rng.standard_normal(len(weight), np.float32)
+# The function of each layer of a network, and the attributes that are its keywords.
+_FUNCTIONS: dict[type[nn.Layer], tuple[str, tuple[str, ...]]] = {
+    nn.Conv2d: ("conv2d", ("stride", "padding", "dilation", "groups")),
+    nn.MaxPool2d: ("max_pool2d", ("kernel_size", "stride", "padding", "dilation")),
+    nn.ReLU: ("relu", ()),
+    nn.Flatten: ("flatten", ("start_dim",)),
+    nn.Linear: ("linear", ()),
+}
 
 
-def _operations(layer: nn.Layer) -> Iterator[Operation]:
+def _operations(layer: nn.Layer) -> Iterator[_Operation]:
     """Yield what a network computes in eval mode."""
-    match layer:
-        case nn.Sequential():
-            for child in layer.layers:
-                yield from _operations(child)
-        case nn.Conv2d() | nn.Linear():
-            names = ("stride", "padding", "dilation", "groups") * isinstance(layer, nn.Conv2d)
-            arguments = {name: getattr(layer, name) for name in names}
-            weights = tuple(parameter.data for parameter in layer.parameters())
-            yield Operation("conv2d" if names else "linear", weights, arguments)
-        case nn.MaxPool2d():
-            names = ("kernel_size", "stride", "padding")
-            yield Operation("max_pool2d", (), {name: getattr(layer, name) for name in names})
-        case nn.ReLU():
-            yield Operation("relu", (), {})
-        case nn.Flatten():
-            yield Operation("flatten", (), {"start_dim": layer.start_dim})
-        case nn.Dropout():
-            pass
-        case _:
-            raise TypeError(f"the peers have no counterpart of {layer!r}")
+    if isinstance(layer, nn.Sequential):
+        for child in layer.layers:
+            yield from _operations(child)
+    elif not isinstance(layer, nn.Dropout):
+        function, names = _FUNCTIONS[type(layer)]
+        weights = [parameter.data for parameter in layer.parameters()]
+        yield _Operation(function, weights, {name: getattr(layer, name) for name in names})
 
 
-def _call(
-    steps: Sequence[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]], x: Any
-) -> Call:
-    """Return a call that hands `x` through functions with their weights and keywords."""
+def _call(operations: Sequence[_Operation], functions: Any, x: Any) -> Call:
+    """Return a call that hands `x` through the operations, as the attributes of `functions`."""
+    steps = [(getattr(functions, name), *rest) for name, *rest in operations]
     # A single function is called without a wrapper: it may take only microseconds.
     if len(steps) == 1:
         function, weights, arguments = steps[0]
@@ -189,11 +173,11 @@ def _call(
     return chain
 
 
-# The peers: context managers that take the number of threads and give a function from a Work to
+# The peers: context managers that take the number of threads and give a function from a _Work to
 # calls by name.
 
 
-Prepare: TypeAlias = Callable[[Work], dict[str, Call]]
+Prepare: TypeAlias = Callable[[_Work], dict[str, Call]]
 
 
 @contextmanager
@@ -202,31 +186,27 @@ def _torch(threads: int) -> Iterator[Prepare]:
     import torch
 
     # In place where torch's own networks are.
-    functions = {"relu": torch.relu_, "flatten": torch.flatten}
+    others = {"relu": torch.relu_, "flatten": torch.flatten}
+    functions = SimpleNamespace(**vars(torch.nn.functional) | others)
 
-    def prepare(work: Work) -> dict[str, Call]:
-        formats = {
-            "torch nchw": torch.contiguous_format,
-            "torch channels_last": torch.channels_last,
-        }
+    def prepare(work: _Work) -> dict[str, Call]:
         if work.input.ndim != 4:
-            formats = {"torch": torch.contiguous_format}
-        return {name: in_format(work, memory_format) for name, memory_format in formats.items()}
+            return {"torch": in_format(work, torch.contiguous_format)}
+        return {
+            "torch nchw": in_format(work, torch.contiguous_format),
+            "torch channels_last": in_format(work, torch.channels_last),
+        }
 
-    def in_format(work: Work, memory_format: Any) -> Call:
+    def in_format(work: _Work, memory_format: Any) -> Call:
         def tensor(array: Array) -> Any:
             made = torch.from_numpy(array)
             return made.contiguous(memory_format=memory_format) if array.ndim == 4 else made
 
-        steps = [
-            (
-                functions.get(name) or getattr(torch.nn.functional, name),
-                [tensor(weight) for weight in weights],
-                arguments,
-            )
-            for name, weights, arguments in work.operations
+        operations = [
+            operation._replace(weights=[tensor(weight) for weight in operation.weights])
+            for operation in work.operations
         ]
-        return _call(steps, tensor(work.input))
+        return _call(operations, functions, tensor(work.input))
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -243,7 +223,7 @@ def _onnxruntime(threads: int) -> Iterator[Prepare]:
     _onnx()  # here already, so that a missing package is named at once
     import onnxruntime
 
-    def prepare(work: Work) -> dict[str, Call]:
+    def prepare(work: _Work) -> dict[str, Call]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -270,7 +250,7 @@ def _openvino(threads: int) -> Iterator[Prepare]:
         "PERFORMANCE_HINT": "LATENCY",
     }
 
-    def prepare(work: Work) -> dict[str, Call]:
+    def prepare(work: _Work) -> dict[str, Call]:
         model = core.compile_model(core.read_model(_onnx_model(work)), "CPU", settings)
         request = model.create_infer_request()
         feed = [np.ascontiguousarray(work.input)]
@@ -311,7 +291,7 @@ def _onnx() -> Any:
     return importlib.import_module("onnx")
 
 
-def _onnx_model(work: Work) -> bytes:
+def _onnx_model(work: _Work) -> bytes:
     """Return the operations as a serialized ONNX model from "input" to "output"."""
     onnx = _onnx()
     helper, from_array = onnx.helper, onnx.numpy_helper.from_array
@@ -344,38 +324,19 @@ def _onnx_model(work: Work) -> bytes:
 # Right, then fast
 
 
-def errors(work: Work, peers: Mapping[str, Call]) -> dict[str, float]:
-    """Return how far convkern is from the reference and from each peer.
-
-    The reference computes the last images of the batch, at least one; the peers
-    are compared on all of them.
-
-    Parameters
-    ----------
-    work : Work
-        What to compute.
-    peers : mapping of str to callable
-        The same work by others.
-
-    Returns
-    -------
-    dict of str to float
-        Largest difference over largest magnitude; infinite where the shapes differ.
-    """
+def _errors(work: _Work, peers: Mapping[str, Call]) -> dict[str, float]:
+    """Return how far convkern is from each peer and, on the last images, from the reference."""
     count = int(max(1, min(work.batch, _REFERENCE_FLOPS * work.batch // max(work.flops, 1))))
-    steps = [
-        (getattr(reference, function), weights, arguments)
-        for function, weights, arguments in work.operations
-    ]
+    expected = _call(work.operations, reference, work.input[-count:])()
     result = work.call()
-    found = {"reference": _error(result[-count:], _call(steps, work.input[-count:])())}
+    found = {"reference": _error(result[-count:], expected)}
     for name, call in peers.items():
         found[name] = _error(result, np.asarray(call()))
     return found
 
 
 def _error(result: Array, expected: Array) -> float:
-    """Return the largest difference over the largest expected magnitude."""
+    """Return the largest difference over the largest expected magnitude; inf between shapes."""
     if result.shape != expected.shape:
         return math.inf
     return float(np.abs(result - expected).max() / np.abs(expected).max())
@@ -489,13 +450,13 @@ def summarise(seconds: Mapping[str, list[float]], flops: int, peak: float) -> Ro
 
 
 def _measure(
-    work: Work, prepares: Sequence[Prepare], rounds: int, threads: int, peak: float
+    work: _Work, prepares: Sequence[Prepare], rounds: int, threads: int, peak: float
 ) -> Row:
     """Return the row of a piece of work: errors, and times if these are small."""
     peers: dict[str, Call] = {}
     for prepare in prepares:
         peers |= prepare(work)
-    found = errors(work, peers)
+    found = _errors(work, peers)
     # A NaN is not within the tolerance either.
     wrong = [name for name, error in found.items() if not error <= work.tolerance]
     row: Row = {
@@ -506,6 +467,9 @@ def _measure(
         "columns": [*peers, *[_BEST] * (len(peers) > 1)],
         "errors": {name: e if math.isfinite(e) else None for name, e in found.items()},
         "wrong": wrong,
+        "ratios": {},
+        "gflops": None,
+        "busy": False,
     }
     if wrong:
         return row
@@ -518,19 +482,20 @@ def _measure(
 
 
 def _fma_peak(threads: int) -> float:
-    """Return the most GFLOP/s that float32 FMAs reach on so many threads, in some 50 ms."""
-    _settle()
-    iterations = 1
-    rates: list[float] = []
-    while len(rates) < 4:
+    """Return the most GFLOP/s that float32 FMAs reach on so many threads, in some 60 ms."""
+
+    def spin(iterations: int, threads: int) -> tuple[float, float]:
         start = time.perf_counter()
         operations = threads * _kernels.spin_fma(np.float32, iterations, threads)
         seconds = time.perf_counter() - start
-        if seconds < 0.01:
-            iterations *= 2
-        else:
-            rates.append(operations / seconds / 1e9)
-    return max(rates)
+        return operations / seconds / 1e9, seconds
+
+    _settle()
+    iterations = 1024
+    # One thread finds how much to do: several may wait for each other instead of working.
+    while spin(iterations, 1)[1] < 0.01:
+        iterations *= 2
+    return max(spin(iterations, threads)[0] for _ in range(4))
 
 
 # The report
@@ -540,7 +505,6 @@ def _environment(
     options: argparse.Namespace, argv: Sequence[str], single: float, peak: float
 ) -> dict[str, Any]:
     """Return what the numbers depend on besides the code."""
-    packages = dict.fromkeys((_OURS, "numpy", *options.against))
     return {
         "command": shlex.join(["convkern", "bench", *argv]),
         "cpu": _cpu_name(),
@@ -551,7 +515,9 @@ def _environment(
         "rounds": options.rounds,
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
+            "convkern": convkern.__version__,
+            "numpy": np.__version__,
+            **{name: importlib.metadata.version(name) for name in options.against},
         },
     }
 
@@ -636,19 +602,12 @@ def _conclusion(rows: Sequence[Row]) -> str:
         + "".join(f"{m:14.2f}" for m in means.values())
         for layout, means in _means(rows).items()
     ]
-    chosen = {
-        "slower than a peer": [
-            row for row in rows if min(row.get("ratios", {}).values(), default=1.0) < 1.0
-        ],
-        "busy machine, left out of the means": [row for row in rows if row.get("busy")],
-        "WRONG": [row for row in rows if row["wrong"]],
+    counts = {
+        "slower than a peer": sum(min(row["ratios"].values(), default=1.0) < 1.0 for row in rows),
+        "busy machine, left out of the means": sum(row["busy"] for row in rows),
+        "WRONG": sum(bool(row["wrong"]) for row in rows),
     }
-    for what, which in chosen.items():
-        if which:
-            names = ", ".join(
-                f"{row['label']} (N={row['batch']}, {row['layout']})" for row in which
-            )
-            lines.append(f"{what}: {len(which)} of {len(rows)}: {names}")
+    lines += [f"{what}: {count} of {len(rows)} rows" for what, count in counts.items() if count]
     return "\n".join(lines)
 
 
@@ -660,7 +619,7 @@ def _plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> No
     from matplotlib import pyplot
 
     peers = [name for name in rows[0]["columns"] if name != _BEST]
-    rated = any(row.get("gflops") for row in rows)
+    rated = any(row["gflops"] for row in rows)
     figure, axes = pyplot.subplots(
         1,
         1 + rated,
@@ -673,7 +632,11 @@ def _plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> No
     places = np.arange(len(rows), dtype=float)
     _plot_ratios(axes[0, 0], rows, peers, places)
     axes[0, 0].set_yticks(
-        places, [f"{row['label']}  N={row['batch']}\n{row['layout']}" for row in rows]
+        places,
+        [
+            f"{row['label']}  N={row['batch']}\n{row['layout']}{', busy' * row['busy']}"
+            for row in rows
+        ],
     )
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     if rated:
@@ -689,32 +652,33 @@ def _plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> No
 
 def _plot_ratios(axes: Any, rows: Sequence[Row], peers: Sequence[str], places: Array) -> None:
     """Draw a bar from 1 to the ratio for every row and peer, on a logarithmic axis."""
-    height = 0.8 / max(len(peers), 1)
+    height = 0.8 / len(peers)
     for index, name in enumerate(peers):
-        ratios = np.array([row.get("ratios", {}).get(name, 1.0) for row in rows])
+        ratios = np.array([row["ratios"].get(name, 1.0) for row in rows])
         bars = axes.barh(
             places + (index - (len(peers) - 1) / 2) * height, ratios - 1, height, 1, label=name
         )
-        axes.bar_label(bars, [f" {ratio:.2f} " for ratio in ratios], fontsize="x-small")
+        labels = [f" {row['ratios'][name]:.2f} " if row["ratios"] else "" for row in rows]
+        axes.bar_label(bars, labels, fontsize="x-small")
     for place, row in zip(places, rows, strict=True):
         if row["wrong"]:
             axes.text(1, place, " WRONG, not timed", color="tab:red", va="center", weight="bold")
+    drawn = [1.0, *(ratio for row in rows for ratio in row["ratios"].values())]
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.margins(x=0.12)
+    axes.set_xlim(min(0.5, 0.7 * min(drawn)), max(2.0, 1.4 * max(drawn)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("peer's time / convkern's time (right of 1: convkern is faster)")
     axes.grid(axis="x", alpha=0.3)
-    if peers:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(peers), frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(peers), frameon=False)
 
 
 def _plot_shares(axes: Any, rows: Sequence[Row], places: Array, peak: float) -> None:
     """Draw the share of the FMA peak for every row, with its GFLOP/s."""
-    shares = [100 * (row.get("share_of_peak") or 0) for row in rows]
+    gflops = [row["gflops"] or 0.0 for row in rows]
+    shares = [100 * rate / peak for rate in gflops]
     bars = axes.barh(places, shares, 0.6, color="tab:gray")
-    rates = [f" {row['gflops']:.0f} GFLOP/s" if row.get("gflops") else "" for row in rows]
-    axes.bar_label(bars, rates, fontsize="x-small")
+    axes.bar_label(bars, [f" {rate:.3g} GFLOP/s" for rate in gflops], fontsize="x-small")
     axes.axvline(100, color="black", linewidth=1, linestyle="--")
     axes.set_xlim(0, 1.35 * max(100, *shares))
     axes.set_xlabel(f"% of the FMA peak of {peak:.0f} GFLOP/s")
@@ -724,7 +688,7 @@ def _plot_shares(axes: Any, rows: Sequence[Row], places: Array, peak: float) -> 
 # The command
 
 
-def _works(options: argparse.Namespace) -> Iterator[Work]:
+def _works(options: argparse.Namespace) -> Iterator[_Work]:
     """Yield the work, each made when its turn comes, for the memory it takes."""
     layouts = _LAYOUTS[options.layout]
     if options.what == "alexnet":
@@ -734,10 +698,11 @@ def _works(options: argparse.Namespace) -> Iterator[Work]:
             for layout in layouts:
                 yield _network_work("alexnet", net, size, batch, layout)
         return
+    name, _ = _LAYERS[options.what]
     for shape in options.selected:
         for batch in options.batch:
             for layout in layouts if len(shape.input_shape) == 3 else ("-",):
-                yield _layer_work(shape, batch, layout, options.prepacked)
+                yield _layer_work(name, shape, batch, layout, options.prepacked)
 
 
 def _positive(text: str) -> int:
@@ -746,6 +711,14 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+def _threads(text: str) -> int:
+    """Read a number of threads."""
+    try:
+        return convkern.num_threads(int(text)).n
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _peer_names(text: str) -> list[str]:
@@ -758,7 +731,7 @@ def _peer_names(text: str) -> list[str]:
 
 
 def _output_path(text: str) -> Path:
-    """Read the path of a file to write, whose folder must exist before hours of measuring."""
+    """Read the path of a file to write, whose folder must exist before minutes of measuring."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
@@ -773,7 +746,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
     )
     parser.add_argument(
         "--what",
-        choices=(*_SHAPES, "alexnet"),
+        choices=(*_LAYERS, "alexnet"),
         default="forward",
         help="convolutions, max poolings, linear layers or a whole network (default: forward)",
     )
@@ -807,7 +780,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
     )
     parser.add_argument(
         "--threads",
-        type=_positive,
+        type=_threads,
         default=convkern.get_num_threads(),
         metavar="T",
         help="for convkern and every peer (default: %(default)s)",
@@ -824,7 +797,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
             parser.error("--shapes does not go with --what alexnet")
     else:
         try:
-            found = [s for name in options.shapes for s in select(name, _SHAPES[options.what])]
+            found = [s for name in options.shapes for s in select(name, _LAYERS[options.what][1])]
         except ValueError as error:
             parser.error(f"argument --shapes: {error}")
         options.selected = list(dict.fromkeys(found))
@@ -834,6 +807,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
         parser.error('--plot needs matplotlib: pip install "convkern[app]"')
     if options.against is None:
         options.against = ["torch"] if importlib.util.find_spec("torch") else []
+    if options.plot and not options.against:
+        parser.error("--plot draws ratios to peers, and there is none")
     options.batch = options.batch or ([1, 16] if options.what == "alexnet" else [1])
     options.layout = options.layout or ("channels_last" if options.prepacked else "nchw")
     return parser, options

@@ -144,6 +144,11 @@ class PoolShape(LayerShape):
         """``(OH, OW)``."""
         return conv_output_size((self.H, self.W), self.kernel_size, self.stride, self.padding)
 
+    @property
+    def flops(self) -> int:
+        """Zero: pooling compares, it does not calculate."""
+        return 0
+
 
 @dataclass(frozen=True)
 class LinearShape(LayerShape):
@@ -172,6 +177,11 @@ class LinearShape(LayerShape):
     def weight_shape(self) -> tuple[int, int]:
         """``(out_features, in_features)``."""
         return self.out_features, self.in_features
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """The keywords of `convkern.linear`: none."""
+        return {}
 
     @property
     def multiply_adds(self) -> int:

@@ -172,12 +172,12 @@ def in_float64(call: Call) -> Call:
 
 
 def _for_torch(value: Any) -> Any:
-    """Return an argument as torch takes it: a fresh tensor, a plain int, or unchanged."""
+    """Return an array as a fresh tensor, anything else unchanged."""
     import torch
 
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.array(value, order="C"))
-    return int(value) if isinstance(value, np.integer) else value
+    return value
 
 
 def _torch_conv2d(

@@ -178,6 +178,7 @@ def _run_pickle(program: bytes) -> Any:
         del stack[start:]
         return items
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(program):
         match opcode.name:
             case "PROTO" | "FRAME":
@@ -318,7 +319,7 @@ def _read_storage(
             f"bytes, {storage.numel} elements of {itemsize} bytes are declared)"
         )
     raw = np.empty(member.file_size, np.uint8)
-    target = memoryview(raw)
+    target = raw.data
     with archive.open(member) as stream:
         for start in range(0, member.file_size, _MAX_READ):
             target[start : start + _MAX_READ] = stream.read(_MAX_READ)
