@@ -10,6 +10,7 @@ depend on the number of threads.
 """
 
 import os
+from time import perf_counter
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -1018,3 +1019,16 @@ def spin_fma(dtype, Py_ssize_t iterations, int threads):
     job.iterations, job.operations = iterations, 0.0
     run(spin_item, &job, threads, 1e9, threads, 64)
     return job.operations
+
+
+def fma_peak(int threads, dtype=np.float32):
+    """Measure how many GFLOP/s `threads` threads reach with FMAs alone; the best of some trials."""
+    best, iterations = 0.0, 200_000
+    for _ in range(12):
+        start = perf_counter()
+        operations = spin_fma(dtype, iterations, threads) * threads
+        elapsed = perf_counter() - start
+        if elapsed < 5e-3:
+            iterations *= 2
+        best = max(best, operations / elapsed / 1e9)
+    return best

@@ -17,7 +17,9 @@ from convkern.threads import get_num_threads
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def as_array(value: Any, name: str, ndims: tuple[int, ...], like: np.ndarray | None = None) -> np.ndarray:
+def as_array(
+    value: Any, name: str, ndims: tuple[int, ...], like: np.ndarray | None = None
+) -> np.ndarray:
     """Return `value` as a native float32 or float64 array of an accepted rank, or raise.
 
     With `like`, the dtype must be that array's.
@@ -33,9 +35,7 @@ def as_array(value: Any, name: str, ndims: tuple[int, ...], like: np.ndarray | N
             raise TypeError(f"{name} must be float32 or float64, got dtype {value.dtype}")
         value = value.astype(value.dtype.newbyteorder("="))
     if like is not None and value.dtype != like.dtype:
-        raise TypeError(
-            f"{name} must have the input's dtype {like.dtype}, got {value.dtype}"
-        )
+        raise TypeError(f"{name} must have the input's dtype {like.dtype}, got {value.dtype}")
     if value.ndim not in ndims:
         accepted = " or ".join(f"{n}-D" for n in ndims)
         raise ValueError(f"{name} must be {accepted}, got {value.ndim}-D of shape {value.shape}")
@@ -64,6 +64,15 @@ def is_channels_last(x: np.ndarray) -> bool:
     )
 
 
+def is_images(x: np.ndarray, channels_last: bool) -> bool:
+    """Tell whether the kernels can read and write a 4-D array in the given layout as it is."""
+    if not x.flags.aligned or not x.size:
+        return False
+    if channels_last:
+        return is_channels_last(x) and all(stride % x.itemsize == 0 for stride in x.strides)
+    return bool(x.flags.c_contiguous)
+
+
 def as_images(x: np.ndarray) -> tuple[np.ndarray, bool]:
     """Return a 4-D view or copy of a 3-D or 4-D array that the kernels read, and its layout.
 
@@ -72,8 +81,7 @@ def as_images(x: np.ndarray) -> tuple[np.ndarray, bool]:
     if x.ndim == 3:
         x = x[None]
     if x.size and is_channels_last(x):
-        readable = x.flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
-        return x if readable else x.copy(order="K"), True
+        return x if is_images(x, True) else x.copy(order="K"), True
     return as_contiguous(x), False
 
 
@@ -119,12 +127,13 @@ def to_channels_last(input: np.ndarray) -> np.ndarray:
 
 def to_contiguous(x: np.ndarray) -> np.ndarray:
     """Return an equal C-contiguous array, by the transpose kernel where `x` is channels-last."""
-    if x.ndim == 4 and x.size and not x.flags.c_contiguous and is_channels_last(x):
-        if x.transpose(0, 2, 3, 1).flags.c_contiguous and x.flags.aligned and x.dtype in DTYPES:
-            out = empty_images(x.shape, x.dtype, False)
-            _kernels.to_contiguous(x, out, get_num_threads())
-            return out
-    return as_contiguous(x)
+    if x.ndim != 4 or x.dtype not in DTYPES or x.flags.c_contiguous or not x.flags.aligned:
+        return as_contiguous(x)
+    if not x.transpose(0, 2, 3, 1).flags.c_contiguous:
+        return as_contiguous(x)
+    out = empty_images(x.shape, x.dtype, False)
+    _kernels.to_contiguous(x, out, get_num_threads())
+    return out
 
 
 def check_out(out: Any, shape: tuple[int, ...], inputs: tuple[np.ndarray | None, ...]) -> None:
@@ -160,6 +169,6 @@ def _overlaps_itself(a: np.ndarray) -> bool:
 def _share_memory(a: np.ndarray, b: np.ndarray) -> bool:
     """Tell whether two arrays overlap; yes where finding out takes too long."""
     try:
-        return bool(np.shares_memory(a, b, max_work=10_000))
+        return bool(np.shares_memory(a, b, max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True

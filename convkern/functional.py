@@ -18,7 +18,7 @@ from convkern.arrays import (
     as_images,
     check_out,
     empty_images,
-    is_channels_last,
+    is_images,
     to_channels_last,
     to_contiguous,
 )
@@ -126,6 +126,12 @@ class PackedConv2d:
 
     def __call__(self, input: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Convolve `input`, as `conv2d` does."""
+        return self._convolve(input, out, ())
+
+    def _convolve(
+        self, input: np.ndarray, out: np.ndarray | None, also_read: tuple[np.ndarray | None, ...]
+    ) -> np.ndarray:
+        """Convolve into `out`, which must not overlap the input or what else was read."""
         input = as_array(input, "input", (3, 4))
         if input.dtype != self.dtype:
             raise TypeError(f"input must have the weight's dtype {self.dtype}, got {input.dtype}")
@@ -137,48 +143,37 @@ class PackedConv2d:
             )
         if 0 in size:
             raise ValueError(f"input must have no empty spatial axis, got shape {input.shape}")
-        out_size = tuple(
-            output_size(size[i], self.kernel_size[i], self.stride[i], self.padding[i], self.dilation[i])
-            for i in (0, 1)
-        )
-        shape = (*input.shape[:-3], self.out_channels, *out_size)
+        axes = zip(size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        shape = (*input.shape[:-3], self.out_channels, *(output_size(*axis) for axis in axes))
         if out is not None:
-            check_out(out, shape, (input,))
+            check_out(out, shape, (input, *also_read))
         x, channels_last = as_images(input)
-        result = self._destination(out, (x.shape[0], self.out_channels, *out_size), channels_last)
+        result = out if out is None or out.ndim == 4 else out[None]
+        direct = result is not None and is_images(result, channels_last)
+        if result is None or not direct:
+            result = empty_images((x.shape[0], *shape[-3:]), self.dtype, channels_last)
         if result.size:
-            rows, columns = zip(
-                self.stride, (side[0] for side in self.padding), self.dilation, strict=True
-            )
+            tops_and_lefts = (before for before, _ in self.padding)
+            rows, columns = zip(self.stride, tops_and_lefts, self.dilation, strict=True)
+            code, slope = ACTIVATIONS[self.activation]
             _kernels.conv2d(
                 x,
                 self._packed,
                 result,
                 rows,
                 columns,
-                *ACTIVATIONS[self.activation],
+                code,
+                slope,
                 channels_last,
                 get_num_threads(),
             )
+        if input.ndim == 3:
+            result = result[0]
         if out is None:
-            return result[0] if input.ndim == 3 else result
-        images = out[None] if input.ndim == 3 else out
-        if result is not images and not np.shares_memory(result, images, max_work=1):
-            images[...] = result
+            return result
+        if not direct:
+            out[...] = result
         return out
-
-    def _destination(
-        self, out: np.ndarray | None, shape: tuple[int, ...], channels_last: bool
-    ) -> np.ndarray:
-        """Return where the kernel writes: `out` if its layout fits, otherwise a new array."""
-        if out is not None:
-            images = out[None] if out.ndim == 3 else out
-            usable = images.flags.aligned and images.size
-            if usable and channels_last and is_channels_last(images):
-                return images
-            if usable and not channels_last and images.flags.c_contiguous:
-                return images
-        return empty_images(shape, self.dtype, channels_last)
 
 
 def conv2d(
@@ -247,17 +242,13 @@ def conv2d(
     >>> x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
     >>> w = np.array([[[[0, 1, 0], [1, -4, 1], [0, 1, 0]]]], np.float32)
     >>> conv2d(x, w, padding=1)[0, 0]
-    array([[  5.,   3.,   1.,  -5.],
-           [ -3.,   0.,   0., -10.],
-           [ -7.,   0.,   0., -14.],
-           [-29., -17., -19., -39.]], dtype=float32)
+    array([[  5.,   3.,   2.,  -3.],
+           [ -3.,   0.,   0.,  -8.],
+           [ -7.,   0.,   0., -12.],
+           [-27., -17., -18., -35.]], dtype=float32)
     """
     input = as_array(input, "input", (3, 4))
     weight = as_array(weight, "weight", (4,), like=input)
-    if out is not None:
-        out_inputs = tuple(a for a in (weight, bias) if isinstance(a, np.ndarray))
-        if isinstance(out, np.ndarray):
-            check_out(out, out.shape, (input, *out_inputs))
     packed = PackedConv2d(
         weight,
         bias,
@@ -268,7 +259,7 @@ def conv2d(
         activation=activation,
         algorithm=algorithm,
     )
-    return packed(input, out=out)
+    return packed._convolve(input, out, (weight, bias))
 
 
 def max_pool2d(
@@ -420,7 +411,9 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     return out.reshape(input.shape[:-1] + weight.shape[:-1])
 
 
-def adaptive_avg_pool2d(input: np.ndarray, output_size: IntPair | tuple[int | None, ...]) -> np.ndarray:
+def adaptive_avg_pool2d(
+    input: np.ndarray, output_size: IntPair | tuple[int | None, ...]
+) -> np.ndarray:
     """Average over windows that divide the image into `output_size` parts.
 
     Window `i` of `OH` covers the rows from ``floor(i * H / OH)`` up to, not

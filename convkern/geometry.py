@@ -95,15 +95,15 @@ def output_size(
     """Return how many windows fit on one axis; raise ValueError where none does."""
     padded = size + sum(padding)
     extent = window_extent(kernel, dilation)
-    if extent > padded:
-        raise ValueError(
-            f"the window (size {kernel}, dilation {dilation}: {extent} elements) is larger than "
-            f"the padded input ({size} elements with padding {padding})"
-        )
     steps, rest = divmod(padded - extent, stride)
     # A last partial window counts only if it starts inside the input or its leading padding.
     if ceil_mode and rest and (steps + 1) * stride < size + padding[0]:
         steps += 1
+    if steps < 0:
+        raise ValueError(
+            f"the window (size {kernel}, dilation {dilation}: {extent} elements) is larger than "
+            f"the padded input ({size} elements with padding {padding})"
+        )
     return steps + 1
 
 

@@ -90,20 +90,13 @@ def load_image(
         raise ValueError(f"std must be positive, got {std!r}")
 
     picture = _to_rgb(_decode(path), path)
-    # The window that the crop keeps, in pixels of the file: the resized picture itself, which
-    # a very long and thin file would make huge, is never needed.
-    scale = short / min(picture.size)
-    full = [max(short, int(side * scale)) for side in picture.size]
-    ratios = [side / target for side, target in zip(picture.size, full, strict=True)]
-    left, top = round((full[0] - width) / 2), round((full[1] - height) / 2)
-    box = (
-        left * ratios[0],
-        top * ratios[1],
-        min((left + width) * ratios[0], picture.size[0]),
-        min((top + height) * ratios[1], picture.size[1]),
-    )
+    # Only the part that the crop keeps is resized: a long and thin file would become huge.
+    left, right = _kept(picture.width, short * picture.width // min(picture.size), width)
+    top, bottom = _kept(picture.height, short * picture.height // min(picture.size), height)
     bilinear = import_extra("PIL.Image").Resampling.BILINEAR
-    cropped = np.asarray(picture.resize((width, height), bilinear, box=box), scalar)
+    cropped = np.asarray(
+        picture.resize((width, height), bilinear, box=(left, top, right, bottom)), scalar
+    )
     normalised = (cropped / 255 - center) / spread
     return np.ascontiguousarray(normalised.transpose(2, 0, 1), scalar)
 
@@ -139,6 +132,12 @@ def _triple(values: Sequence[float], name: str) -> npt.NDArray[np.float64]:
     return numbers
 
 
+def _kept(length: int, resized: int, crop: int) -> tuple[float, float]:
+    """Return which part of `length` pixels is the central `crop` after resizing to `resized`."""
+    start, unit = round((resized - crop) / 2), length / resized
+    return start * unit, min((start + crop) * unit, length)
+
+
 def _decode(path: str | os.PathLike[str]) -> Any:
     """Return the first frame as an upright Pillow image, all its pixels decoded."""
     image_module, image_ops = import_extra("PIL.Image"), import_extra("PIL.ImageOps")
@@ -164,7 +163,7 @@ def _to_rgb(image: Any, path: str | os.PathLike[str]) -> Any:
     image_module = import_extra("PIL.Image")
     white = _WHITE.get(image.mode[0])
     if white is not None:
-        values = np.asarray(image, np.float64) / white
+        values = np.asarray(image, np.float32) / white
         if np.isnan(values).any():
             raise FormatError(f"{os.fspath(path)} is a damaged image: it has samples that are NaN")
         image = image_module.fromarray(np.rint(values.clip(0, 1) * 255).astype(np.uint8))

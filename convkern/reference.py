@@ -10,7 +10,6 @@ batched ``(N, C, H, W)`` or not ``(C, H, W)``.  Arguments are taken as valid;
 the fast functions are the ones that refuse.
 """
 # N, C, H, W, OC, OH, OW are the names of the field.
-# ruff: noqa: N806
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ A further operator is one function here, registered by ``@_operator``, which
 draws the arguments, and one in ``_TORCH`` if torch spells them differently.
 """
 # N, C, H, W, OC are the names of the field.
-# ruff: noqa: N806
 
 from __future__ import annotations
 

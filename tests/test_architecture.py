@@ -92,9 +92,7 @@ def test_public_names_exist_and_are_documented():
             assert name == "nn" or inspect.getdoc(value), name
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in functional.__all__ if hasattr(reference, name)]
-)
+@pytest.mark.parametrize("name", [name for name in functional.__all__ if hasattr(reference, name)])
 def test_the_oracle_has_the_same_signature(name):
     def shape(function):
         return [

@@ -71,7 +71,9 @@ def test_every_layout_gives_the_same(kind):
 def test_stride_zero_input():
     x = np.broadcast_to(F32(2), (2, 6, 9, 11))
     y = functional.conv2d(x, W)
-    np.testing.assert_allclose(y, np.broadcast_to(2 * W.sum((1, 2, 3))[:, None, None], y.shape), 1e-4)
+    np.testing.assert_allclose(
+        y, np.broadcast_to(2 * W.sum((1, 2, 3))[:, None, None], y.shape), 1e-4
+    )
 
 
 @pytest.mark.parametrize("function", ("conv2d", "max_pool2d", "relu", "local_response_norm"))
