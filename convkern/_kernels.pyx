@@ -343,6 +343,9 @@ def to_contiguous(cnp.ndarray x, cnp.ndarray out, int threads):
 
 # ---------------------------------------------------------------- convolution
 
+cdef enum:
+    PACK_CHANNELS = 16  # transposed at a time
+
 cdef struct PackJob:
     const ck_kernels *kernels
     const char *weight
@@ -361,18 +364,23 @@ cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     cdef Py_ssize_t filter_size = job.channels * job.taps
     cdef const char *src = job.weight + (group * job.out_channels + k0) * filter_size * size
     cdef char *dst = job.packed + (group * job.vectors * lanes + k0) * filter_size * size
-    # First (k, c*tap) -> (c*tap, k), which for one tap is all there is to do.
-    if count < width:
-        memset(dst, 0, <size_t>(filter_size * width * size))
+    cdef Py_ssize_t row = width * size, c, step, part
     if job.taps == 1:
+        memset(dst, 0, <size_t>(filter_size * row) if count < width else 0)
         job.kernels.transpose(src, filter_size, dst, width, count, filter_size)
         return
-    memset(scratch, 0, <size_t>(filter_size * width * size))
-    job.kernels.transpose(src, filter_size, scratch, width, count, filter_size)
-    cdef Py_ssize_t c, row = width * size
-    for c in range(job.channels):
+    # (k, c, tap) -> (c, tap, k) by transposing a few channels into the first-level cache, and
+    # from there to (tap, c, k) row by row.
+    memset(scratch, 0, <size_t>(PACK_CHANNELS * job.taps * row))
+    for step in range(ceil_div(job.channels, PACK_CHANNELS)):
+        c = step * PACK_CHANNELS
+        part = min(<Py_ssize_t>PACK_CHANNELS, job.channels - c)
+        job.kernels.transpose(src + c * job.taps * size, filter_size, scratch, width, count,
+                              part * job.taps)
         for tap in range(job.taps):
-            memcpy(dst + (tap * job.channels + c) * row, scratch + (c * job.taps + tap) * row, row)
+            for c in range(part):
+                memcpy(dst + (tap * job.channels + step * PACK_CHANNELS + c) * row,
+                       scratch + (c * job.taps + tap) * row, <size_t>row)
 
 
 @cython.final
@@ -427,7 +435,7 @@ cdef class PackedConv:
         job.taps, job.vectors, job.blocks = taps, self.vectors, self.blocks
         cdef Py_ssize_t block = widest * lanes * self.channels * taps
         run(pack_item, &job, groups * self.blocks, 4.0 * block, threads,
-            0 if taps == 1 else <size_t>(block * size))
+            0 if taps == 1 else <size_t>(PACK_CHANNELS * taps * widest * lanes * size))
 
 
 cdef struct ConvJob:

@@ -188,7 +188,10 @@ def _load_safetensors(file: BufferedReader, header_size: int) -> dict[str, Array
         if element is None:
             raise FormatError(f"safetensors with elements {tensor['dtype']}, not supported")
         raw = np.frombuffer(tensor["data"], np.uint8)
-        arrays[name] = decode_elements(raw, element).reshape(tensor["shape"])
+        try:
+            arrays[name] = decode_elements(raw, element).reshape(tensor["shape"])
+        except (ValueError, OverflowError) as error:  # too many axes, or 0 times too much
+            raise FormatError(f"damaged safetensors ({error})") from error
     return arrays
 
 

@@ -228,13 +228,17 @@ CK_DOTS(CK_DEFINE_DOT)
 
 /* Transpose VL x VL in log2(VL) rounds of zipping row i with row i + VL/2; row i is read up to
  * `columns` lanes, and the result's rows are written up to `rows` lanes. */
+enum { TRANSPOSE_AHEAD = 1024 };
 CK_INLINE void transpose_block(const real *src, ptrdiff_t src_row, real *dst, ptrdiff_t dst_row,
                                ptrdiff_t rows, ptrdiff_t columns)
 {
     vec a[VL], b[VL];
     CK_UNROLL
-    for (int i = 0; i < VL; i++)
+    for (int i = 0; i < VL; i++) {
+        /* Rows may lie pages apart, where the processor foresees nothing. */
+        __builtin_prefetch(src + i * src_row + TRANSPOSE_AHEAD / sizeof(real));
         a[i] = i < rows ? v_load_n(src + i * src_row, columns) : (vec){0};
+    }
     CK_UNROLL
     for (int round = 1; round < VL; round *= 2) {
         CK_UNROLL

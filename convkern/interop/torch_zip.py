@@ -86,7 +86,10 @@ def load_torch_zip(file: io.BufferedReader) -> dict[str, Array]:
     """Return the state dict in an open torch.save zip file; FormatError for anything else."""
     size = os.fstat(file.fileno()).st_size
     try:
-        with zipfile.ZipFile(_ShortReads(file.raw)) as archive:
+        with (
+            _ShortReads(io.FileIO(file.fileno(), closefd=False)) as reader,
+            zipfile.ZipFile(reader) as archive,
+        ):
             return _load(archive, size)
     except FormatError:
         raise
