@@ -1,4 +1,4 @@
-"""Build of the compiled module: one object per instruction set and dtype, one shared library.
+"""Build of the compiled modules; the first also holds the micro-kernels for every processor.
 
 Everything else about the package stands in pyproject.toml.  Environment:
 CONVKERN_REQUIRE_OPENMP=1 makes a compiler without OpenMP an error instead of a
@@ -31,6 +31,7 @@ ISAS = {
     "arm64": ISAS_ARM,
 }.get(platform.machine().lower(), {"baseline": []})
 
+CSRC = Path("convkern", "_kernels", "csrc")
 FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra"] + ["-Werror"] * (os.environ.get("CONVKERN_WERROR") == "1")
 # Clang's OpenMP on macOS is a library of its own; everywhere else one flag does both.
@@ -39,34 +40,35 @@ OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() 
 
 
 class BuildKernels(build_ext):
-    """Compiles kernels.c once per instruction set and dtype, then links the module with them."""
+    """Compiles kernels.c once per instruction set and dtype and links `core` with the objects."""
 
     def build_extension(self, ext: Extension) -> None:
-        openmp = self.find_openmp()
-        ext.extra_compile_args = [*FLAGS, *openmp]
-        ext.extra_link_args = list(openmp)
-        have = [(f"CK_HAVE_{isa.upper()}", None) for isa in ISAS]
-        ext.define_macros = [*ext.define_macros, *have]
-        ext.extra_objects = [
-            *self.compile_with(["dispatch.c", "memory.c"], "common", [], have),
-            *(
-                obj
-                for isa, flags in ISAS.items()
-                for dtype in ("F32", "F64")
-                for obj in self.compile_with(
-                    ["kernels.c"],
-                    f"{isa}_{dtype.lower()}",
-                    flags,
-                    [("CK_ISA", isa), (f"CK_ISA_{isa.upper()}", None), (f"CK_DTYPE_{dtype}", None)],
-                )
-            ),
-        ]
+        ext.extra_compile_args = [*FLAGS]
+        if ext.name.endswith(".core"):
+            openmp = self.find_openmp()
+            ext.extra_compile_args += openmp
+            ext.extra_link_args = openmp
+            ext.extra_objects = self.compile_kernels()
         super().build_extension(ext)
+
+    def compile_kernels(self) -> list[str]:
+        """Compile the C files; return the objects."""
+        have = [(f"CK_HAVE_{isa.upper()}", None) for isa in ISAS]
+        objects = self.compile_with(["dispatch.c", "memory.c"], "common", [], have)
+        for isa, flags in ISAS.items():
+            for dtype in ("F32", "F64"):
+                macros = [
+                    ("CK_ISA", isa),
+                    (f"CK_ISA_{isa.upper()}", None),
+                    (f"CK_DTYPE_{dtype}", None),
+                ]
+                objects += self.compile_with(["kernels.c"], f"{isa}_{dtype.lower()}", flags, macros)
+        return objects
 
     def compile_with(self, names, folder, flags, macros):
         """Compile C files of csrc into an object folder of their own."""
         return self.compiler.compile(
-            [str(Path("convkern", "csrc", name)) for name in names],
+            [str(CSRC / name) for name in names],
             output_dir=str(Path(self.build_temp, folder)),
             macros=macros,
             extra_postargs=[*FLAGS, *WARNINGS, *flags],
@@ -94,12 +96,15 @@ class BuildKernels(build_ext):
         return []
 
 
-extension = Extension(
-    "convkern._kernels",
-    ["convkern/_kernels.pyx"],
-    include_dirs=[numpy.get_include(), "convkern"],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-    depends=[str(path) for path in Path("convkern/csrc").glob("*.[ch]")],
-)
+extensions = [
+    Extension(
+        f"convkern._kernels.{name}",
+        [f"convkern/_kernels/{name}.pyx"],
+        include_dirs=[numpy.get_include(), "convkern/_kernels"],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        depends=[str(path) for path in CSRC.glob("*.[ch]")],
+    )
+    for name in ("core", "conv", "pool", "dense")
+]
 
-setup(ext_modules=cythonize([extension]), cmdclass={"build_ext": BuildKernels})
+setup(ext_modules=cythonize(extensions), cmdclass={"build_ext": BuildKernels})

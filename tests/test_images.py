@@ -134,7 +134,7 @@ def test_resize_then_crop(tmp_path, extent, size, resize):
     assert found.flags.c_contiguous
     # The rounding of the filter's weights may differ by one step in 255.
     np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1.01 / 255)
-    assert np.abs(found - expected.transpose(2, 0, 1)).mean() < 0.1 / 255
+    assert np.abs(found - expected.transpose(2, 0, 1)).mean() < 0.2 / 255
 
 
 def test_shrinking_does_not_alias(tmp_path):

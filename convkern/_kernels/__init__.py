@@ -1,0 +1,45 @@
+"""The compiled drivers, and under them the micro-kernels of `csrc`.
+
+Everything here trusts its arguments; `convkern.functional` is what checks them.
+"""
+
+try:
+    from convkern._kernels.conv import PackedConv, conv2d
+    from convkern._kernels.core import (
+        empty,
+        empty_cache,
+        fma_peak,
+        idle_bytes,
+        isa,
+        isa_names,
+        openmp,
+        spin_fma,
+        to_channels_last,
+        to_contiguous,
+    )
+    from convkern._kernels.dense import activate, linear, local_response_norm
+    from convkern._kernels.pool import max_pool2d
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "convkern's compiled modules are missing: this looks like a source folder that was not "
+        "built; run `pip install -e .` in it"
+    ) from error
+
+__all__ = [
+    "PackedConv",
+    "activate",
+    "conv2d",
+    "empty",
+    "empty_cache",
+    "fma_peak",
+    "idle_bytes",
+    "isa",
+    "isa_names",
+    "linear",
+    "local_response_norm",
+    "max_pool2d",
+    "openmp",
+    "spin_fma",
+    "to_channels_last",
+    "to_contiguous",
+]

@@ -1,0 +1,415 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=False
+"""Convolution: packing, the direct algorithm, depthwise."""
+
+cimport cython
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+from convkern._kernels.core cimport (
+    Axis,
+    CK_FIRST,
+    CK_LAST,
+    Span,
+    axis,
+    ceil_div,
+    ck_chunk,
+    ck_kernels,
+    ck_tile_layout,
+    ck_window,
+    give,
+    kernels_of,
+    new_spans,
+    run,
+    take,
+    transpose,
+)
+
+cnp.import_array()
+
+
+cdef enum:
+    PACK_CHANNELS = 16  # transposed at a time
+
+cdef struct PackJob:
+    const ck_kernels *kernels
+    const char *weight
+    char *packed
+    Py_ssize_t groups, out_channels, channels, taps, vectors, blocks
+
+
+cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Pack one block of output channels: (k, c, tap) becomes (tap, c, k), k padded with zeros."""
+    cdef const PackJob *job = <const PackJob *>job_
+    cdef Py_ssize_t block = item % job.blocks, group = item // job.blocks, tap
+    cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes
+    cdef Py_ssize_t first = job.vectors * block // job.blocks
+    cdef Py_ssize_t width = (job.vectors * (block + 1) // job.blocks - first) * lanes
+    cdef Py_ssize_t k0 = first * lanes, count = min(width, job.out_channels - k0)
+    cdef Py_ssize_t filter_size = job.channels * job.taps
+    cdef const char *src = job.weight + (group * job.out_channels + k0) * filter_size * size
+    cdef char *dst = job.packed + (group * job.vectors * lanes + k0) * filter_size * size
+    cdef Py_ssize_t row = width * size, c, step, part
+    if job.taps == 1:
+        memset(dst, 0, <size_t>(filter_size * row) if count < width else 0)
+        job.kernels.transpose(src, filter_size, dst, width, count, filter_size)
+        return
+    # (k, c, tap) -> (c, tap, k) by transposing a few channels into the first-level cache, and
+    # from there to (tap, c, k) row by row.
+    memset(scratch, 0, <size_t>(PACK_CHANNELS * job.taps * row))
+    for step in range(ceil_div(job.channels, PACK_CHANNELS)):
+        c = step * PACK_CHANNELS
+        part = min(<Py_ssize_t>PACK_CHANNELS, job.channels - c)
+        job.kernels.transpose(src + c * job.taps * size, filter_size, scratch, width, count,
+                              part * job.taps)
+        for tap in range(job.taps):
+            for c in range(part):
+                memcpy(dst + (tap * job.channels + step * PACK_CHANNELS + c) * row,
+                       scratch + (c * job.taps + tap) * row, <size_t>row)
+
+
+@cython.final
+cdef class PackedConv:
+    """The weights and bias of one convolution in the order that the register tile reads them.
+
+    Per group and block of output channels: (tap row, tap column, input channel,
+    output channel), the block as wide as the widest tile, its last vector
+    padded with zeros.  A depthwise convolution keeps (tap, channel).
+    """
+
+    cdef char *weight
+    cdef char *bias
+    cdef const ck_kernels *kernels
+    cdef Py_ssize_t out_channels, channels, groups, kh, kw, vectors, blocks
+    cdef bint depthwise
+
+    def __dealloc__(self):
+        give(self.weight)
+        give(self.bias)
+
+    def __init__(self, cnp.ndarray weight, cnp.ndarray bias, Py_ssize_t groups, int threads):
+        """Pack a C-contiguous (OC, C/groups, KH, KW) weight and a bias (OC,) or None."""
+        cdef PackJob job
+        cdef const ck_kernels *kernels = kernels_of(weight)
+        cdef Py_ssize_t lanes = kernels.lanes, size = kernels.itemsize, widest = 4, g
+        self.kernels, self.groups = kernels, groups
+        self.out_channels = weight.shape[0] // groups
+        self.channels = weight.shape[1]
+        self.kh, self.kw = weight.shape[2], weight.shape[3]
+        self.depthwise = self.channels == 1 and self.out_channels == 1
+        while kernels.max_pixels[widest] == 0:
+            widest -= 1
+        self.vectors = ceil_div(self.out_channels, lanes)
+        self.blocks = ceil_div(self.vectors, widest)
+        cdef Py_ssize_t taps = self.kh * self.kw
+        cdef Py_ssize_t padded = weight.shape[0] if self.depthwise else groups * self.vectors * lanes
+        self.weight = take(<size_t>(padded * self.channels * taps * size))
+        self.bias = take(<size_t>((padded + lanes) * size))
+        memset(self.bias, 0, <size_t>((padded + lanes) * size))
+        if bias is not None:
+            for g in range(1 if self.depthwise else groups):
+                memcpy(self.bias + g * self.vectors * lanes * size,
+                       <const char *>cnp.PyArray_DATA(bias) + g * self.out_channels * size,
+                       <size_t>((weight.shape[0] if self.depthwise else self.out_channels) * size))
+        job.kernels, job.weight = kernels, <const char *>cnp.PyArray_DATA(weight)
+        job.packed = self.weight
+        if self.depthwise:
+            kernels.transpose(job.weight, taps, job.packed, weight.shape[0], weight.shape[0], taps)
+            return
+        job.groups, job.out_channels, job.channels = groups, self.out_channels, self.channels
+        job.taps, job.vectors, job.blocks = taps, self.vectors, self.blocks
+        cdef Py_ssize_t block = widest * lanes * self.channels * taps
+        run(pack_item, &job, groups * self.blocks, 4.0 * block, threads,
+            0 if taps == 1 else <size_t>(PACK_CHANNELS * taps * widest * lanes * size))
+
+
+cdef struct ConvJob:
+    const ck_kernels *kernels
+    const char *x
+    const char *weight
+    const char *bias
+    char *out
+    Axis h, w
+    Span *rows
+    Span *columns
+    Py_ssize_t row_spans, column_spans
+    # Strides between images, rows and columns; channels are contiguous.
+    Py_ssize_t x_image, x_row, x_column, out_image, out_row, out_column
+    # Channels of one group; vectors and blocks of output channels.
+    Py_ssize_t channels, out_channels, groups, vectors, blocks
+    # How the output is cut into items: `positions` row and column blocks of images times groups'
+    # blocks of filters; the one whose data is smaller varies faster.
+    Py_ssize_t row_blocks, column_blocks, positions
+    bint filters_fastest
+    int activation
+    double slope
+
+cdef enum:
+    # Products summed in registers before they are added to the output: longer chains lose digits,
+    # and this many steps of weights stay in the cache while the tiles of an item pass over them.
+    CHUNK = 256
+
+
+cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
+                   const char *weight, const char *bias, char *out, const Span *rows,
+                   const Span *columns) noexcept nogil:
+    """Compute the output pixels of one row span x column span, which all see the same taps."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, width = vectors * kernels.lanes
+    cdef Py_ssize_t height = rows.stop - rows.start, breadth = columns.stop - columns.start
+    cdef Py_ssize_t widest = kernels.max_pixels[vectors]
+    cdef Py_ssize_t lines = height, length = breadth, tiles, line, tile, start, stop
+    cdef Py_ssize_t x_line = job.h.stride * job.x_row, out_line = job.out_row
+    cdef Py_ssize_t tap_rows = rows.last - rows.first, tap_columns = columns.last - columns.first
+    cdef Py_ssize_t run_length = job.channels, row_step, column_step, pieces, r, c, piece, e0, e1
+    cdef ck_tile_layout layout
+    cdef ck_chunk chunk
+    cdef const char *tile_x
+    cdef const char *tile_w
+    cdef char *tile_out
+
+    layout.x_pixel = job.w.stride * job.x_column
+    layout.out_pixel = job.out_column
+    # Tiles lie along the rows, or down the columns where that takes fewer of them.
+    if breadth * ceil_div(height, widest) < height * ceil_div(breadth, widest):
+        lines, length = breadth, height
+        x_line, layout.x_pixel = layout.x_pixel, x_line
+        out_line, layout.out_pixel = layout.out_pixel, out_line
+    tiles = ceil_div(length, widest)
+    layout.x_row = job.h.dilation * job.x_row
+    layout.x_column = job.w.dilation * job.x_column
+    layout.w_row = job.w.kernel * job.channels * width
+    layout.tail = tail
+    layout.activation, layout.slope = job.activation, job.slope
+
+    # Taps of a row that are contiguous with their channels form one run.
+    if layout.x_column == job.channels:
+        run_length *= tap_columns
+        tap_columns = 1
+    row_step, column_step, pieces = 1, tap_columns, 1
+    if run_length * tap_columns * tap_rows == 0:
+        tap_rows = 0
+    elif run_length * tap_columns <= CHUNK:
+        row_step = CHUNK // (run_length * tap_columns)
+    elif run_length <= CHUNK:
+        column_step = CHUNK // run_length
+    else:
+        column_step, pieces = 1, ceil_div(run_length, CHUNK)
+
+    chunk.flags = CK_FIRST
+    r = c = piece = 0
+    while True:
+        chunk.rows = min(row_step, tap_rows - r)
+        chunk.columns = min(column_step, tap_columns - c)
+        e0 = run_length * piece // pieces & ~3
+        e1 = run_length if piece == pieces - 1 else run_length * (piece + 1) // pieces & ~3
+        chunk.run = e1 - e0
+        tile_x = x + (((rows.first + r) * job.h.dilation + rows.start * job.h.stride - job.h.pad)
+                      * job.x_row
+                      + ((columns.first + c) * job.w.dilation + columns.start * job.w.stride
+                         - job.w.pad) * job.x_column + e0) * size
+        tile_w = weight + (((rows.first + r) * job.w.kernel + columns.first + c) * job.channels
+                           + e0) * width * size
+        # The next chunk, innermost first.
+        piece += 1
+        if piece == pieces:
+            piece, c = 0, c + column_step
+        if c >= tap_columns:
+            c, r = 0, r + row_step
+        if r >= tap_rows:
+            chunk.flags |= CK_LAST
+        tile_out = out + (rows.start * job.out_row + columns.start * job.out_column) * size
+        for line in range(lines):
+            start = 0
+            for tile in range(tiles):
+                stop = length * (tile + 1) // tiles
+                kernels.tile[vectors][stop - start](
+                    &layout, &chunk, tile_x + start * layout.x_pixel * size, tile_w, bias,
+                    tile_out + start * layout.out_pixel * size)
+                start = stop
+            tile_x += x_line * size
+            tile_out += out_line * size
+        if chunk.flags & CK_LAST:
+            return
+        chunk.flags = 0
+
+
+cdef inline bint clip(const Span *span, Py_ssize_t start, Py_ssize_t stop, Span *part) noexcept nogil:
+    """Intersect a span with start .. stop-1; tell whether anything is left."""
+    part[0] = span[0]
+    part.start, part.stop = max(span.start, start), min(span.stop, stop)
+    return part.start < part.stop
+
+
+cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One block of rows and columns of an image, one block of filters of a group."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i, j
+    cdef Py_ssize_t filters = item // job.positions, position = item % job.positions
+    if job.filters_fastest:
+        position = item // (job.groups * job.blocks)
+        filters = item % (job.groups * job.blocks)
+    cdef Py_ssize_t group = filters // job.blocks, block = filters % job.blocks
+    cdef Py_ssize_t column_block = position % job.column_blocks
+    position //= job.column_blocks
+    cdef Py_ssize_t row_block = position % job.row_blocks, image = position // job.row_blocks
+    cdef Py_ssize_t first = job.vectors * block // job.blocks
+    cdef Py_ssize_t vectors = job.vectors * (block + 1) // job.blocks - first
+    cdef Py_ssize_t k0 = first * lanes
+    cdef int tail = <int>lanes
+    if block == job.blocks - 1:
+        tail = <int>(job.out_channels - (job.vectors - 1) * lanes)
+    cdef const char *x = job.x + (image * job.x_image + group * job.channels) * size
+    cdef const char *weight = job.weight + (group * job.vectors * lanes + k0) * (
+        job.h.kernel * job.w.kernel * job.channels * size)
+    cdef const char *bias = job.bias + (group * job.vectors * lanes + k0) * size
+    cdef char *out = job.out + (image * job.out_image + group * job.out_channels + k0) * size
+    cdef Span rows, columns
+    for i in range(job.row_spans):
+        if clip(&job.rows[i], job.h.out * row_block // job.row_blocks,
+                job.h.out * (row_block + 1) // job.row_blocks, &rows):
+            for j in range(job.column_spans):
+                if clip(&job.columns[j], job.w.out * column_block // job.column_blocks,
+                        job.w.out * (column_block + 1) // job.column_blocks, &columns):
+                    conv_box(job, vectors, tail, x, weight, bias, out, &rows, &columns)
+
+
+cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One image and output row, all channels."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.h.out, i
+    cdef Py_ssize_t row = item % job.h.out
+    cdef const Span *rows = job.rows
+    cdef const Span *columns
+    cdef ck_window window
+    while rows.stop <= row:
+        rows += 1
+    window.channels = job.groups
+    window.x_pixel, window.out_pixel = job.w.stride * job.x_column, job.out_column
+    window.x_row, window.x_column = job.h.dilation * job.x_row, job.w.dilation * job.x_column
+    window.w_row, window.w_column = job.w.kernel * job.groups, job.groups
+    window.activation, window.slope = job.activation, job.slope
+    window.rows = rows.last - rows.first
+    cdef const char *x = job.x + (
+        image * job.x_image
+        + (row * job.h.stride - job.h.pad + rows.first * job.h.dilation) * job.x_row) * size
+    cdef char *out = job.out + (image * job.out_image + row * job.out_row) * size
+    for i in range(job.column_spans):
+        columns = &job.columns[i]
+        window.pixels = columns.stop - columns.start
+        window.columns = columns.last - columns.first
+        job.kernels.depthwise(
+            &window,
+            x + (columns.start * job.w.stride - job.w.pad + columns.first * job.w.dilation)
+            * job.x_column * size,
+            job.weight + (rows.first * job.w.kernel + columns.first) * job.groups * size,
+            job.bias, out + columns.start * job.out_column * size)
+
+
+cdef void cut_output(ConvJob *job, Py_ssize_t images, int threads) noexcept:
+    """Choose the items: what one reads and writes stays in the second-level cache, and there are
+    enough of them for the threads.  Where the cuts lie changes no sum."""
+    cdef Py_ssize_t per_pixel = job.kernels.itemsize * (
+        job.groups * (job.channels * min(job.h.stride, job.h.kernel)
+                      * min(job.w.stride, job.w.kernel) + job.out_channels))
+    cdef Py_ssize_t pixels = max(64, (320 << 10) // per_pixel)
+    cdef Py_ssize_t others = images * job.groups * job.blocks
+    # A few items cannot be shared out evenly; fewer than 64 pixels reuse weights too little.
+    while pixels > 64 and others * ceil_div(job.h.out * job.w.out, pixels) < 4 * threads:
+        pixels = max(64, pixels // 2)
+    job.column_blocks = ceil_div(job.w.out, pixels)
+    if job.column_blocks == 1:
+        job.row_blocks = ceil_div(job.h.out, max(1, pixels // job.w.out))
+    else:
+        job.row_blocks = job.h.out
+    job.positions = images * job.row_blocks * job.column_blocks
+    cdef Py_ssize_t filter_bytes = job.kernels.itemsize * (
+        ceil_div(job.out_channels, job.blocks) * job.channels * job.h.kernel * job.w.kernel)
+    job.filters_fastest = filter_bytes < pixels * per_pixel
+
+
+cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int threads) except -1:
+    """Convolve channels-last images; the job's weights, axes and strides are set."""
+    cdef Py_ssize_t taps = job.h.kernel * job.w.kernel
+    cdef double flops
+    # A 1x1 window over contiguous pixels is one long row of them: a matrix product.
+    if (taps == 1 and job.h.stride == 1 and job.w.stride == 1 and job.h.out == job.h.size
+            and job.w.out == job.w.size and job.x_row == job.w.size * job.x_column
+            and job.out_row == job.w.out * job.out_column):
+        job.w.size = job.w.out = job.h.size * job.w.size
+        job.h.size = job.h.out = 1
+        if (job.x_image == job.w.size * job.x_column
+                and job.out_image == job.w.out * job.out_column):
+            job.w.size = job.w.out = images * job.w.size
+            images = 1
+    job.rows = new_spans(&job.h, &job.row_spans)
+    try:
+        job.columns = new_spans(&job.w, &job.column_spans)
+        if depthwise:
+            flops = 8.0 * job.w.out * job.groups * taps
+            return run(depthwise_item, job, images * job.h.out, flops, threads, 0)
+        cut_output(job, images, threads)
+        flops = 2.0 * ceil_div(job.h.out, job.row_blocks) * ceil_div(job.w.out, job.column_blocks)
+        flops *= ceil_div(job.out_channels, job.blocks) * job.channels * taps
+        return run(conv_item, job, job.positions * job.groups * job.blocks, flops, threads, 0)
+    finally:
+        give(job.rows)
+        give(job.columns)
+
+
+cdef enum:
+    GROUP_BYTES = 8 << 20  # channels-last copies that an NCHW convolution holds at a time
+
+
+def conv2d(cnp.ndarray x, PackedConv packed, cnp.ndarray out, tuple rows, tuple columns,
+           int activation, double slope, bint channels_last, int threads):
+    """Convolve x into out; rows and columns are (stride, leading padding, dilation).
+
+    Both arrays are channels-last (contiguous channels, any other strides) or
+    both contiguous NCHW; the latter pass through channels-last copies of a few
+    images at a time.
+    """
+    cdef ConvJob job
+    cdef const ck_kernels *kernels = packed.kernels
+    cdef Py_ssize_t size = kernels.itemsize, images = x.shape[0], n, count
+    cdef Py_ssize_t channels = x.shape[1], out_channels = out.shape[1]
+    cdef Py_ssize_t plane = x.shape[2] * x.shape[3], out_plane = out.shape[2] * out.shape[3]
+    job.kernels, job.weight, job.bias = kernels, packed.weight, packed.bias
+    job.channels, job.out_channels = packed.channels, packed.out_channels
+    job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
+    job.activation, job.slope = activation, slope
+    job.rows = job.columns = NULL
+    cdef Axis h = axis(x.shape[2], out.shape[2], (packed.kh, *rows))
+    cdef Axis w = axis(x.shape[3], out.shape[3], (packed.kw, *columns))
+    job.h, job.w = h, w
+    cdef const char *x_data = <const char *>cnp.PyArray_DATA(x)
+    cdef char *out_data = <char *>cnp.PyArray_DATA(out)
+    if channels_last:
+        job.x, job.out = x_data, out_data
+        job.x_image, job.x_row, job.x_column = (
+            x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
+        job.out_image, job.out_row, job.out_column = (
+            out.strides[0] // size, out.strides[2] // size, out.strides[3] // size)
+        conv_images(&job, images, packed.depthwise, threads)
+        return
+    cdef Py_ssize_t x_image = channels * plane, out_image = out_channels * out_plane
+    cdef Py_ssize_t group = max(1, min(images, GROUP_BYTES // ((x_image + out_image) * size)))
+    cdef char *copies = take(<size_t>((x_image + out_image) * group * size))
+    cdef char *out_copies = copies + x_image * group * size
+    try:
+        n = 0
+        while n < images:
+            count = min(group, images - n)
+            transpose(kernels, x_data + n * x_image * size, copies, count, channels, plane, threads)
+            job.h, job.w = h, w
+            job.x, job.out = copies, out_copies
+            job.x_image, job.x_row, job.x_column = x_image, x.shape[3] * channels, channels
+            job.out_image = out_image
+            job.out_row, job.out_column = out.shape[3] * out_channels, out_channels
+            conv_images(&job, count, packed.depthwise, threads)
+            transpose(kernels, out_copies, out_data + n * out_image * size, count, out_plane,
+                      out_channels, threads)
+            n += count
+    finally:
+        give(copies)

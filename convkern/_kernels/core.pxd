@@ -1,0 +1,85 @@
+"""What the drivers share: the kernel table, memory, threads, windows and layout."""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+cimport numpy as cnp
+
+cdef extern from "csrc/ck.h" nogil:
+    enum: CK_F32, CK_F64, CK_OPENMP
+    enum: CK_FIRST, CK_LAST, CK_DOT_COLUMNS
+    ctypedef struct ck_tile_layout:
+        ptrdiff_t x_pixel, x_row, x_column, w_row, out_pixel
+        int tail, activation
+        double slope
+    ctypedef struct ck_chunk:
+        ptrdiff_t x, w, rows, columns, run
+        int flags
+    ctypedef void (*ck_tile_fn)(const ck_tile_layout *, const ck_chunk *, const void *,
+                                const void *, const void *, void *) noexcept nogil
+    ctypedef struct ck_dot_layout:
+        ptrdiff_t length, x_row, w_row, out_row
+        int flags
+    ctypedef void (*ck_dot_fn)(const ck_dot_layout *, const void *, const void *, const void *,
+                               void *, void *) noexcept nogil
+    ctypedef struct ck_window:
+        ptrdiff_t pixels, channels, rows, columns, x_pixel, x_row, x_column, out_pixel
+        int64_t index, index_pixel
+        int32_t index_row, index_column
+        ptrdiff_t w_row, w_column
+        int activation
+        double slope
+    ctypedef struct ck_kernels:
+        int itemsize, lanes, max_dot_rows
+        int max_pixels[5]
+        ck_tile_fn tile[5][15]
+        ck_dot_fn dot[7][5]
+        void (*transpose)(const void *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t,
+                          ptrdiff_t) noexcept nogil
+        void (*max_pool)(const ck_window *, const void *, void *, int64_t *) noexcept nogil
+        void (*max_pool_row)(const ck_window *, const void *, const ptrdiff_t *, const int32_t *,
+                             void *, int64_t *) noexcept nogil
+        void (*split_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                          ptrdiff_t) noexcept nogil
+        void (*depthwise)(const ck_window *, const void *, const void *, const void *,
+                          void *) noexcept nogil
+        void (*activate)(const void *, void *, ptrdiff_t, int, double) noexcept nogil
+        void (*local_response_norm)(const void *, void *, ptrdiff_t, ptrdiff_t, double, double,
+                                    double, void *) noexcept nogil
+        double (*spin_fma)(ptrdiff_t, void *) noexcept nogil
+    const char *const *ck_isa_names()
+    int ck_isa_supported(const char *)
+    const ck_kernels *ck_table(const char *, int)
+    uint64_t ck_fp_default()
+    void ck_fp_restore(uint64_t)
+    int ck_grow_team(int)
+    int ck_in_parallel()
+
+
+cdef const ck_kernels *kernels_of(cnp.ndarray array) noexcept
+
+cdef char *take(size_t size) except NULL
+cdef void give(void *block) noexcept
+
+# What is done for one item of a job, with memory of the thread's own.
+ctypedef void (*item_fn)(const void *job, Py_ssize_t item, char *scratch) noexcept nogil
+
+cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
+             size_t scratch_bytes) except -1
+
+cdef struct Axis:
+    # One spatial axis of a window operator.
+    Py_ssize_t size, out, kernel, stride, pad, dilation
+
+cdef struct Span:
+    # Output positions start .. stop-1, whose windows hold exactly the taps first .. last-1.
+    Py_ssize_t start, stop, first, last
+
+cdef Axis axis(Py_ssize_t size, Py_ssize_t out, tuple window) noexcept
+cdef Span *new_spans(const Axis *a, Py_ssize_t *count) except NULL
+
+cdef int transpose(const ck_kernels *kernels, const char *src, char *dst, Py_ssize_t images,
+                   Py_ssize_t rows, Py_ssize_t columns, int threads) except -1
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b

@@ -1,0 +1,315 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=False
+"""The ground under the drivers: instruction set, memory, threads, windows and layout.
+
+The callers in `functional` have checked every argument; nothing here chooses a
+dtype or judges a shape.  An operator is a *job* (a C struct) that is cut into
+*items*, and `run` gives the items to the threads.  Each output element belongs
+to one item and its sum has one order, so results do not depend on the number
+of threads.
+"""
+
+import os
+from time import perf_counter
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_New
+from cython.parallel cimport parallel, prange, threadid
+
+cimport numpy as cnp
+import numpy as np
+
+cnp.import_array()
+
+cdef extern from "csrc/memory.h":
+    void *ck_take(size_t) nogil
+    void ck_give(void *) nogil
+    void *ck_resize(void *, size_t) nogil
+    void ck_release_idle()
+    size_t ck_idle_bytes()
+
+
+# ---------------------------------------------------------------- instruction set
+
+cdef const ck_kernels *active[2]
+isa = ""
+
+
+def isa_names(supported_only=True):
+    """Names of the instruction sets in this build, best last."""
+    cdef const char *const *names = ck_isa_names()
+    found = []
+    while names[len(found)] != NULL:
+        found.append(names[len(found)].decode())
+    return [name for name in found if not supported_only or ck_isa_supported(name.encode())]
+
+
+cdef select_isa(name):
+    """Make one instruction set's tables the active ones."""
+    global isa
+    supported = isa_names()
+    if name not in supported:
+        known = isa_names(supported_only=False)
+        reason = "not supported by this CPU" if name in known else "not in this build"
+        raise ImportError(
+            f"CONVKERN_ISA={name!r} is {reason}; accepted here: {', '.join(supported)}"
+        )
+    active[CK_F32] = ck_table(name.encode(), CK_F32)
+    active[CK_F64] = ck_table(name.encode(), CK_F64)
+    isa = name
+
+
+select_isa(os.environ.get("CONVKERN_ISA") or isa_names().pop())
+openmp = CK_OPENMP
+
+
+cdef const ck_kernels *kernels_of(cnp.ndarray array) noexcept:
+    """The active kernels of an array's dtype."""
+    return active[CK_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else CK_F32]
+
+
+# ---------------------------------------------------------------- memory
+
+cdef extern from *:
+    """
+    #include "csrc/memory.h"
+    static void *kept_malloc(void *ctx, size_t size) { (void)ctx; return ck_take(size); }
+    static void *kept_calloc(void *ctx, size_t count, size_t size)
+    {
+        (void)ctx;
+        void *block = size && count > (size_t)-1 / size ? NULL : ck_take(count * size);
+        return block ? memset(block, 0, count * size) : NULL;
+    }
+    static void *kept_realloc(void *ctx, void *block, size_t size)
+    {
+        (void)ctx;
+        return ck_resize(block, size);
+    }
+    static void kept_free(void *ctx, void *block, size_t size)
+    {
+        (void)ctx, (void)size;
+        ck_give(block);
+    }
+    /* How NumPy gets the memory of our larger results (NEP 49): they own it like any array. */
+    static PyDataMem_Handler kept_handler = {
+        "convkern", 1, {NULL, kept_malloc, kept_calloc, kept_realloc, kept_free}};
+    """
+    void *kept_handler_address "(&kept_handler)"
+    object PyDataMem_SetHandler(object)
+
+cdef object kept_capsule = PyCapsule_New(kept_handler_address, "mem_handler", NULL)
+
+cdef enum:
+    KEEP_BYTES = 1 << 18  # below this the system's allocator keeps pages by itself
+
+
+def empty(tuple shape, dtype, bint channels_last=False):
+    """Return a new array, its pages kept from earlier ones if large; 4-D may be channels-last."""
+    cdef object previous
+    cdef cnp.ndarray array
+    physical = (shape[0], shape[2], shape[3], shape[1]) if channels_last else shape
+    cdef double size = dtype.itemsize
+    for extent in physical:
+        size *= extent
+    if size < KEEP_BYTES:
+        array = np.empty(physical, dtype)
+    else:
+        previous = PyDataMem_SetHandler(kept_capsule)
+        try:
+            array = np.empty(physical, dtype)
+        finally:
+            PyDataMem_SetHandler(previous)
+    return array.transpose(0, 3, 1, 2) if channels_last else array
+
+
+def empty_cache():
+    """Return all idle kept memory to the system."""
+    ck_release_idle()
+
+
+def idle_bytes():
+    """Return how much memory is kept but not in use."""
+    return ck_idle_bytes()
+
+
+cdef char *take(size_t size) except NULL:
+    cdef void *block = ck_take(size)
+    if block == NULL:
+        raise MemoryError(f"cannot allocate {size} bytes of working memory")
+    return <char *>block
+
+
+cdef void give(void *block) noexcept:
+    """Give back what `take` returned, or NULL."""
+    ck_give(block)
+
+
+# ---------------------------------------------------------------- threads
+
+# Work is counted in floating-point operations or what takes as long.
+cdef double WORK_PER_THREAD = 1e6   # less is not worth waking a thread for
+cdef double WORK_PER_REGION = 1e9   # per thread, between two looks at pending signals: < 100 ms
+
+
+cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
+             size_t scratch_bytes) except -1:
+    """Call ``function(job, item, scratch)`` for every item; the only place that starts threads.
+
+    `work` is that of one item, `scratch_bytes` what one thread needs.
+    """
+    cdef double total = work * items
+    cdef Py_ssize_t i, start = 0, stop, step
+    cdef uint64_t saved = 0
+    cdef char *scratch
+    if items <= 0:
+        return 0
+    if threads > items:
+        threads = <int>items
+    if threads > 1 and total < threads * WORK_PER_THREAD:
+        threads = max(1, <int>(total / WORK_PER_THREAD))
+    if threads > 1:
+        threads = 1 if ck_in_parallel() else ck_grow_team(threads)
+    scratch_bytes = (scratch_bytes + 127) // 128 * 128
+    scratch = take(scratch_bytes * threads + 1)
+    step = max(threads, <Py_ssize_t>min(<double>items, threads * WORK_PER_REGION / max(work, 1.0)))
+    try:
+        while start < items:
+            stop = min(items, start + step)
+            if threads == 1:
+                with nogil:
+                    saved = ck_fp_default()
+                    for i in range(start, stop):
+                        function(job, i, scratch)
+                    ck_fp_restore(saved)
+            else:
+                with nogil, parallel(num_threads=threads):
+                    saved = ck_fp_default()
+                    for i in prange(start, stop, schedule="dynamic"):
+                        function(job, i, scratch + scratch_bytes * <size_t>threadid())
+                    ck_fp_restore(saved)
+            start = stop
+            if start < items:
+                PyErr_CheckSignals()
+    finally:
+        ck_give(scratch)
+    return 0
+
+
+# ---------------------------------------------------------------- windows
+
+cdef Axis axis(Py_ssize_t size, Py_ssize_t out, tuple window) noexcept:
+    """One axis from its (kernel, stride, leading padding, dilation)."""
+    cdef Axis a
+    a.size, a.out = size, out
+    a.kernel, a.stride, a.pad, a.dilation = window
+    return a
+
+
+cdef Py_ssize_t cut_spans(const Axis *a, Span *spans) noexcept nogil:
+    """Cut an axis where windows begin or cease to hang over an edge; at most 2*kernel + 1 spans.
+
+    Taps in the padding are thereby never visited and no padded copy is needed.
+    """
+    cdef Py_ssize_t o, origin, first, last, count = 0
+    for o in range(a.out):
+        origin = o * a.stride - a.pad
+        first = 0 if origin >= 0 else min(a.kernel, ceil_div(-origin, a.dilation))
+        last = a.size - origin
+        last = 0 if last <= 0 else min(a.kernel, ceil_div(last, a.dilation))
+        last = max(first, last)
+        if count and spans[count - 1].first == first and spans[count - 1].last == last:
+            spans[count - 1].stop = o + 1
+        else:
+            spans[count] = Span(o, o + 1, first, last)
+            count += 1
+    return count
+
+
+cdef Span *new_spans(const Axis *a, Py_ssize_t *count) except NULL:
+    cdef Span *spans = <Span *>take(<size_t>min(2 * a.kernel + 1, a.out) * sizeof(Span) + 1)
+    count[0] = cut_spans(a, spans)
+    return spans
+
+
+# ---------------------------------------------------------------- layout
+
+cdef struct TransposeJob:
+    const ck_kernels *kernels
+    const char *src
+    char *dst
+    # One image: `rows` x `columns` elements, rows `src_row` apart, become columns.
+    Py_ssize_t rows, columns, src_image, dst_image, src_row, dst_row, blocks, block
+
+
+cdef void transpose_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    cdef const TransposeJob *job = <const TransposeJob *>job_
+    cdef Py_ssize_t image = item // job.blocks, start = item % job.blocks * job.block
+    cdef Py_ssize_t stop = min(start + job.block, job.columns), size = job.kernels.itemsize
+    job.kernels.transpose(job.src + (image * job.src_image + start) * size, job.src_row,
+                          job.dst + (image * job.dst_image + start * job.dst_row) * size,
+                          job.dst_row, job.rows, stop - start)
+
+
+cdef int transpose(const ck_kernels *kernels, const char *src, char *dst, Py_ssize_t images,
+                   Py_ssize_t rows, Py_ssize_t columns, int threads) except -1:
+    """Transpose each of `images` contiguous matrices; NCHW to channels-last is C x (H*W)."""
+    cdef TransposeJob job
+    job.kernels, job.src, job.dst = kernels, src, dst
+    job.rows, job.columns = rows, columns
+    job.src_image = job.dst_image = rows * columns
+    job.src_row, job.dst_row = columns, rows
+    job.block = max(64, 16384 // max(rows, 1) // 64 * 64)
+    job.blocks = ceil_div(columns, job.block)
+    return run(transpose_item, &job, images * job.blocks, 4.0 * rows * min(job.block, columns),
+               threads, 0)
+
+
+def to_channels_last(cnp.ndarray x, cnp.ndarray out, int threads):
+    """Copy a contiguous NCHW array into a channels-last one."""
+    cdef Py_ssize_t plane = x.shape[2] * x.shape[3]
+    transpose(kernels_of(x), <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out),
+              x.shape[0], x.shape[1], plane, threads)
+
+
+def to_contiguous(cnp.ndarray x, cnp.ndarray out, int threads):
+    """Copy a channels-last array into a contiguous NCHW one."""
+    cdef Py_ssize_t plane = x.shape[2] * x.shape[3]
+    transpose(kernels_of(x), <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out),
+              x.shape[0], plane, x.shape[1], threads)
+
+
+# ---------------------------------------------------------------- peak
+
+cdef struct SpinJob:
+    const ck_kernels *kernels
+    Py_ssize_t iterations
+    double operations
+
+
+cdef void spin_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    cdef SpinJob *job = <SpinJob *>job_
+    cdef double operations = job.kernels.spin_fma(job.iterations, scratch)
+    if item == 0:
+        job.operations = operations
+
+
+def spin_fma(dtype, Py_ssize_t iterations, int threads):
+    """Keep `threads` threads busy with independent FMAs; return the operations of one of them."""
+    cdef SpinJob job
+    job.kernels = active[CK_F64 if np.dtype(dtype) == np.float64 else CK_F32]
+    job.iterations, job.operations = iterations, 0.0
+    run(spin_item, &job, threads, 1e9, threads, 64)
+    return job.operations
+
+
+def fma_peak(int threads, dtype=np.float32):
+    """Measure how many GFLOP/s `threads` threads reach with FMAs alone; the best of some trials."""
+    best, iterations = 0.0, 200_000
+    for _ in range(12):
+        start = perf_counter()
+        operations = spin_fma(dtype, iterations, threads) * threads
+        elapsed = perf_counter() - start
+        if elapsed < 5e-3:
+            iterations *= 2
+        best = max(best, operations / elapsed / 1e9)
+    return best

@@ -1,0 +1,11 @@
+import numpy as np
+
+def max_pool2d(
+    x: np.ndarray,
+    out: np.ndarray,
+    indices: np.ndarray | None,
+    rows: tuple[int, int, int, int],
+    columns: tuple[int, int, int, int],
+    channels_last: bool,
+    threads: int,
+) -> None: ...
