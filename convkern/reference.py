@@ -721,8 +721,8 @@ def sigmoid(input: Array) -> Float64:
     >>> sigmoid(np.array([-1000.0, 0.0]))
     array([0. , 0.5])
     """
-    # The logarithm of the result never overflows, whereas exp(-x) does.
-    return np.exp(-np.logaddexp(0, -np.asarray(input, np.float64)))
+    with np.errstate(over="ignore"):  # exp may overflow: 1 / inf is the right result
+        return 1 / (1 + np.exp(-np.asarray(input, np.float64)))
 
 
 def softmax(input: Array, axis: int = 1) -> Float64:

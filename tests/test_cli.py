@@ -311,7 +311,7 @@ def test_the_program_is_stopped():
     assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "")
 
 
-def test_a_terminal_that_cannot_show_a_name(small, tmp_path):
+def test_a_terminal_that_cannot_show_a_name(tmp_path):
     code = "import sys, convkern.cli as cli; sys.exit(cli.main(['alexnet', sys.argv[1]]))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     photo = tmp_path / "grün.png"

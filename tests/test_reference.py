@@ -185,7 +185,8 @@ def differentiated(
     torch: Any, rng: Generator, function: Callable[..., Any], *arrays: Array
 ) -> tuple[Array, Array, tuple[Any, ...]]:
     """Return function(*arrays), a random gradient of it and torch's gradients by the arrays."""
-    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    # Contiguous: torch 2.13 errs in the weight's gradient of some grouped channels-last calls.
+    tensors = [torch.tensor(np.array(array, order="C"), requires_grad=True) for array in arrays]
     output = function(*tensors)
     grad_output = rng.standard_normal(tuple(output.shape))
     gradients = torch.autograd.grad(output, tensors, torch.from_numpy(grad_output))
