@@ -102,7 +102,7 @@ extensions = [
         [f"convkern/_kernels/{name}.pyx"],
         include_dirs=[numpy.get_include(), "convkern/_kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-        depends=[str(path) for path in CSRC.glob("*.[ch]")],
+        depends=[str(path) for path in CSRC.glob("*.*")],
     )
     for name in ("core", "conv", "pool", "dense")
 ]

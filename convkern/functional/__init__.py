@@ -1,0 +1,30 @@
+"""The public operators: check, geometry, allocate, one kernel call.
+
+Names, argument order and semantics are those of ``torch.nn.functional``, on
+NumPy arrays.  Logical order is NCHW; the memory layout is whatever the strides
+say, and channels-last in gives channels-last out.
+"""
+
+from convkern.arrays import to_channels_last
+from convkern.functional.activation import leaky_relu, relu, sigmoid, softmax
+from convkern.functional.conv import PackedConv2d, conv2d
+from convkern.functional.linear import flatten, linear
+from convkern.functional.norm import local_response_norm
+from convkern.functional.pool import adaptive_avg_pool2d, max_pool2d
+from convkern.geometry import conv_output_size
+
+__all__ = [
+    "PackedConv2d",
+    "adaptive_avg_pool2d",
+    "conv2d",
+    "conv_output_size",
+    "flatten",
+    "leaky_relu",
+    "linear",
+    "local_response_norm",
+    "max_pool2d",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "to_channels_last",
+]

@@ -1,0 +1,104 @@
+"""Fully connected layers, and the flattening before them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from convkern import _kernels
+from convkern.arrays import as_array, as_contiguous, to_contiguous
+from convkern.geometry import integer
+from convkern.threads import get_num_threads
+
+
+def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """Apply a fully connected layer, ``input @ weight.T + bias``.
+
+    Parameters
+    ----------
+    input : ndarray, (..., I), float32 or float64
+        Rows of I features; any strides.
+    weight : ndarray, (O, I) or (I,), dtype of `input`
+        One row of coefficients per output feature; (I,) stands for one
+        feature without an axis of its own.
+    bias : ndarray, (O,) or (), dtype of `input`, optional
+        Added to every row.
+
+    Returns
+    -------
+    ndarray, (..., O) or (...), dtype of `input`
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted, or dtypes differ.
+    ValueError
+        If shapes do not fit each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern import linear
+    >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, 3.0]]), np.array([0.5, 0.0]))
+    array([[3.5, 6. ]])
+    """
+    input = as_array(input, "input", tuple(range(1, 33)))
+    weight = as_array(weight, "weight", (1, 2), like=input)
+    if input.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"input must have {weight.shape[-1]} features on its last axis for weight of shape "
+            f"{weight.shape}, got shape {input.shape}"
+        )
+    if bias is not None:
+        bias = as_contiguous(as_array(bias, "bias", (weight.ndim - 1,), like=input))
+        if bias.shape != weight.shape[:-1]:
+            raise ValueError(f"bias must have shape {weight.shape[:-1]}, got {bias.shape}")
+    outputs, inputs = weight.shape if weight.ndim == 2 else (1, weight.shape[0])
+    batch = int(np.prod(input.shape[:-1], dtype=np.int64))
+    out: np.ndarray = _kernels.empty((batch, outputs), input.dtype)
+    _kernels.linear(
+        as_contiguous(input.reshape(batch, inputs)),
+        as_contiguous(weight.reshape(outputs, inputs)),
+        bias,
+        out,
+        get_num_threads(),
+    )
+    return out.reshape(input.shape[:-1] + weight.shape[:-1])
+
+
+def flatten(input: np.ndarray, start_dim: int = 1) -> np.ndarray:
+    """Join the axes from `start_dim` on into one, in logical (C, H, W) order.
+
+    Parameters
+    ----------
+    input : ndarray, any shape and dtype
+        Any strides.
+    start_dim : int
+        First axis that is joined.
+
+    Returns
+    -------
+    ndarray
+        A view where the memory allows it, otherwise a copy.
+
+    Raises
+    ------
+    TypeError
+        If `input` is not an array or `start_dim` not an integer.
+    ValueError
+        If there is no such axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import flatten
+    >>> flatten(np.zeros((2, 3, 4, 4))).shape
+    (2, 48)
+    """
+    if not isinstance(input, np.ndarray):
+        raise TypeError(f"input must be a NumPy array, got {type(input).__name__}")
+    start = integer(start_dim, "start_dim", -input.ndim)
+    if start >= max(input.ndim, 1):
+        raise ValueError(f"start_dim must be below {input.ndim}, got {start}")
+    start %= max(input.ndim, 1)
+    joined = int(np.prod(input.shape[start:], dtype=np.int64))
+    return to_contiguous(input).reshape(*input.shape[:start], joined)
