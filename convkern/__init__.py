@@ -5,7 +5,9 @@ from convkern.config import empty_cache, show_config
 from convkern.functional import (
     adaptive_avg_pool2d,
     conv2d,
+    conv2d_backward,
     conv_output_size,
+    conv_transpose2d,
     linear,
     local_response_norm,
     max_pool2d,
@@ -17,7 +19,9 @@ __version__ = "0.1.0"
 __all__ = [
     "adaptive_avg_pool2d",
     "conv2d",
+    "conv2d_backward",
     "conv_output_size",
+    "conv_transpose2d",
     "empty_cache",
     "get_num_threads",
     "linear",

@@ -85,6 +85,14 @@ def as_images(x: np.ndarray) -> tuple[np.ndarray, bool]:
     return as_contiguous(x), False
 
 
+def in_layout(x: np.ndarray, channels_last: bool) -> np.ndarray:
+    """Return a 4-D view or copy of a 3-D or 4-D array in the given layout."""
+    images, found = as_images(x)
+    if found == channels_last:
+        return images
+    return to_channels_last(images) if channels_last else to_contiguous(images)
+
+
 def empty_images(shape: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> np.ndarray:
     """Return a new NCHW-shaped array in one of the two layouts."""
     result: np.ndarray = _kernels.empty(shape, dtype, channels_last)

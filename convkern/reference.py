@@ -259,6 +259,47 @@ def conv_transpose2d(
     return result if bias is None else result + np.reshape(bias, (OC, 1, 1))
 
 
+def conv_transpose2d_backward(
+    grad_output: Array,
+    input: Array,
+    weight: Array,
+    stride: IntPair = 1,
+    padding: Padding = 0,
+    output_padding: IntPair = 0,
+    groups: int = 1,
+    dilation: IntPair = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+) -> tuple[Float64 | None, Float64 | None, Float64 | None]:
+    """Return the gradients by input, weight and bias of :func:`conv_transpose2d`.
+
+    It is linear in each, and its input's gradient is a convolution.
+
+    Examples
+    --------
+    >>> gradients = conv_transpose2d_backward(np.ones((1, 1, 3)), np.ones((1, 1, 2)),
+    ...                                       np.array([[[[1.0, 2.0]]]]))
+    >>> gradients[0], gradients[1]
+    (array([[[3., 3.]]]), array([[[[2., 2.]]]]))
+    """
+    x, g = _grouped_image(input, groups), _grouped_image(grad_output, groups)
+    w = _grouped_weight(weight, groups)
+    kernel, steps, gaps = weight.shape[2:], pair(stride, "stride"), pair(dilation, "dilation")
+    pads = padding_pairs(padding, kernel, steps, gaps)
+    windows = _Windows(grad_output.shape[-2:], kernel, steps, gaps, pads, input.shape[-2:])
+    padded, columns = windows.pad(g), _flat_planes(x)
+    grad_input, grad_weight = np.zeros_like(columns), np.empty_like(w)
+    for (i, j), tap in windows.taps():
+        received = _flat_planes(padded[tap])
+        grad_input += w[..., i, j] @ received
+        grad_weight[..., i, j] = (columns @ received.swapaxes(-1, -2)).sum(axis=0)
+    return (
+        grad_input.reshape(input.shape) if output_mask[0] else None,
+        grad_weight.reshape(weight.shape) if output_mask[1] else None,
+        g.sum(axis=(0, 3, 4)).ravel() if output_mask[2] else None,
+    )
+
+
 def _conv2d_transposed(windows: _Windows, values: Float64, weight: Float64) -> Float64:
     """Send each window's value back along its taps: (N, G, O, OH, OW) to (N, G, C, H, W)."""
     N, groups = values.shape[:2]

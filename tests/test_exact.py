@@ -68,6 +68,72 @@ def test_conv2d(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_conv2d_backward(dtype):
+    for seed in range(SHAPES):
+        rng = np.random.default_rng(seed)
+        groups = int(rng.choice([1, 1, 1, 2, 3, 5]))
+        channels = groups * random_size(rng, 40 // groups)
+        out_channels = groups * random_size(rng, 80 // groups)
+        if rng.random() < 0.15:
+            groups = out_channels = channels  # depthwise
+        size = random_size(rng, 20), random_size(rng, 33)
+        rows, columns = random_window(rng, size[0]), random_window(rng, size[1])
+        x = random_layout(rng, integers(rng, (int(rng.integers(1, 4)), channels, *size), dtype))
+        w = integers(rng, (out_channels, channels // groups, rows[0], columns[0]), dtype)
+        window = (
+            (rows[1], columns[1]),
+            (rows[2], columns[2]),
+            (rows[3], columns[3]),
+            groups,
+        )
+        out_size = reference.conv2d(x[:1], w, None, *window).shape[2:]
+        grad = random_layout(rng, integers(rng, (len(x), out_channels, *out_size), dtype))
+        message = f"seed {seed}: {x.shape} {w.shape} {window}"
+        expected = reference.conv2d_backward(grad, x, w, *window)
+        got = functional.conv2d_backward(grad, x, w, *window)
+        for mine, true in zip(got, expected, strict=True):
+            assert mine.dtype == dtype
+            np.testing.assert_array_equal(mine, true, message)
+        mask = tuple(bool(b) for b in rng.integers(0, 2, 3))
+        part = functional.conv2d_backward(grad, x, w, *window, output_mask=mask)
+        for wanted, mine, whole in zip(mask, part, got, strict=True):
+            assert (mine is not None) == wanted
+            assert mine is None or mine.tobytes() == whole.tobytes(), message
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv_transpose2d(dtype):
+    for seed in range(SHAPES // 2):
+        rng = np.random.default_rng(seed)
+        groups = int(rng.choice([1, 1, 2, 3]))
+        channels, out_channels = (groups * random_size(rng, 33 // groups) for _ in range(2))
+        kernel, dilation = (tuple(int(v) for v in rng.integers(1, n, 2)) for n in (5, 3))
+        stride = tuple(int(v) for v in rng.integers(1, 4, 2))
+        pads = tuple(
+            int(rng.integers(0, d * (k - 1) + 1)) for k, d in zip(kernel, dilation, strict=True)
+        )
+        extra = tuple(int(rng.integers(0, s)) for s in stride)
+        x = random_layout(rng, integers(rng, (2, channels, 7, random_size(rng, 17)), dtype))
+        w = integers(rng, (channels, out_channels // groups, *kernel), dtype)
+        bias = integers(rng, out_channels, dtype) if rng.random() < 0.5 else None
+        window = (stride, pads, extra, groups, dilation)
+        try:
+            expected = reference.conv_transpose2d(x, w, bias, *window)
+        except ValueError:
+            continue
+        if 0 in expected.shape:
+            continue
+        got = functional.conv_transpose2d(x, w, bias, *window)
+        message = f"seed {seed}: {x.shape} {w.shape} {window}"
+        np.testing.assert_array_equal(got, expected, message)
+        grad = random_layout(rng, integers(rng, got.shape, dtype))
+        gradients = functional.conv_transpose2d_backward(grad, x, w, *window)
+        expected = reference.conv_transpose2d_backward(grad, x, w, *window)
+        for mine, true in zip(gradients, expected, strict=True):
+            np.testing.assert_array_equal(mine, true, message)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_max_pool2d(dtype):
     for seed in range(SHAPES):
         rng = np.random.default_rng(seed)

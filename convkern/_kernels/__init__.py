@@ -5,6 +5,7 @@ Everything here trusts its arguments; `convkern.functional` is what checks them.
 
 try:
     from convkern._kernels.conv import PackedConv, conv2d
+    from convkern._kernels.convgrad import input_gradient, weight_gradient
     from convkern._kernels.core import (
         empty,
         empty_cache,
@@ -33,6 +34,7 @@ __all__ = [
     "empty_cache",
     "fma_peak",
     "idle_bytes",
+    "input_gradient",
     "isa",
     "isa_names",
     "linear",
@@ -42,4 +44,5 @@ __all__ = [
     "spin_fma",
     "to_channels_last",
     "to_contiguous",
+    "weight_gradient",
 ]

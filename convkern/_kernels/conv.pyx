@@ -8,7 +8,6 @@ from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from convkern._kernels.core cimport (
-    Axis,
     CK_FIRST,
     CK_LAST,
     Span,
@@ -36,37 +35,54 @@ cdef struct PackJob:
     const ck_kernels *kernels
     const char *weight
     char *packed
-    Py_ssize_t groups, out_channels, channels, taps, vectors, blocks
+    Py_ssize_t groups, out_channels, channels, kh, kw, vectors, blocks
+    Taps rows, columns
+    bint transposed
+
+
+cdef void copy_taps(const PackJob *job, const char *src, char *dst, Py_ssize_t count,
+                    Py_ssize_t channels, Py_ssize_t row) noexcept nogil:
+    """Copy the chosen taps of `count` channels: (c, tap) rows of `row` bytes become (tap, c)."""
+    cdef Py_ssize_t r, s, c, tap
+    for r in range(job.rows.count):
+        for s in range(job.columns.count):
+            tap = (job.rows.first + r * job.rows.step) * job.kw
+            tap += job.columns.first + s * job.columns.step
+            for c in range(count):
+                memcpy(dst + ((r * job.columns.count + s) * channels + c) * row,
+                       src + (c * job.kh * job.kw + tap) * row, <size_t>row)
 
 
 cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Pack one block of output channels: (k, c, tap) becomes (tap, c, k), k padded with zeros."""
+    """Pack one block of output channels: (k, c, tap) becomes (tap, c, k), k padded with zeros.
+
+    A transposed convolution swaps the parts of k and c in the weight that it reads.
+    """
     cdef const PackJob *job = <const PackJob *>job_
-    cdef Py_ssize_t block = item % job.blocks, group = item // job.blocks, tap
+    cdef Py_ssize_t block = item % job.blocks, group = item // job.blocks
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes
     cdef Py_ssize_t first = job.vectors * block // job.blocks
     cdef Py_ssize_t width = (job.vectors * (block + 1) // job.blocks - first) * lanes
     cdef Py_ssize_t k0 = first * lanes, count = min(width, job.out_channels - k0)
-    cdef Py_ssize_t filter_size = job.channels * job.taps
-    cdef const char *src = job.weight + (group * job.out_channels + k0) * filter_size * size
-    cdef char *dst = job.packed + (group * job.vectors * lanes + k0) * filter_size * size
-    cdef Py_ssize_t row = width * size, c, step, part
-    if job.taps == 1:
-        memset(dst, 0, <size_t>(filter_size * row) if count < width else 0)
-        job.kernels.transpose(src, filter_size, dst, width, count, filter_size)
-        return
-    # (k, c, tap) -> (c, tap, k) by transposing a few channels into the first-level cache, and
-    # from there to (tap, c, k) row by row.
-    memset(scratch, 0, <size_t>(PACK_CHANNELS * job.taps * row))
-    for step in range(ceil_div(job.channels, PACK_CHANNELS)):
-        c = step * PACK_CHANNELS
-        part = min(<Py_ssize_t>PACK_CHANNELS, job.channels - c)
-        job.kernels.transpose(src + c * job.taps * size, filter_size, scratch, width, count,
-                              part * job.taps)
-        for tap in range(job.taps):
-            for c in range(part):
-                memcpy(dst + (tap * job.channels + step * PACK_CHANNELS + c) * row,
-                       scratch + (c * job.taps + tap) * row, <size_t>row)
+    cdef Py_ssize_t taps = job.kh * job.kw, row = width * size, c, part
+    cdef const char *weight = job.weight + group * job.out_channels * job.channels * taps * size
+    cdef char *dst = job.packed + (group * job.vectors * lanes + k0) * (
+        job.channels * job.rows.count * job.columns.count * size)
+    # Transposing a few channels at a time into the first-level cache gives rows (c, tap), each
+    # of k; their lanes beyond `count` stay zero.
+    memset(scratch, 0, <size_t>(PACK_CHANNELS * taps * row))
+    c = 0
+    while c < job.channels:
+        if job.transposed:
+            part = 1
+            job.kernels.transpose(weight + (c * job.out_channels + k0) * taps * size, taps,
+                                  scratch, width, count, taps)
+        else:
+            part = min(<Py_ssize_t>PACK_CHANNELS, job.channels - c)
+            job.kernels.transpose(weight + (k0 * job.channels + c) * taps * size,
+                                  job.channels * taps, scratch, width, count, part * taps)
+        copy_taps(job, scratch, dst + c * row, part, job.channels, row)
+        c += part
 
 
 @cython.final
@@ -78,72 +94,58 @@ cdef class PackedConv:
     padded with zeros.  A depthwise convolution keeps (tap, channel).
     """
 
-    cdef char *weight
-    cdef char *bias
-    cdef const ck_kernels *kernels
-    cdef Py_ssize_t out_channels, channels, groups, kh, kw, vectors, blocks
-    cdef bint depthwise
-
     def __dealloc__(self):
         give(self.weight)
         give(self.bias)
 
-    def __init__(self, cnp.ndarray weight, cnp.ndarray bias, Py_ssize_t groups, int threads):
-        """Pack a C-contiguous (OC, C/groups, KH, KW) weight and a bias (OC,) or None."""
+    def __init__(self, cnp.ndarray weight, cnp.ndarray bias, Py_ssize_t groups, int threads,
+                 bint transposed=False, tuple row_taps=None, tuple column_taps=None):
+        """Pack a C-contiguous (OC, C/groups, KH, KW) weight and a bias (OC,) or None.
+
+        With `transposed` the weight is read as (C, OC/groups, KH, KW).  Taps are
+        chosen and ordered by (first, step, count); by default all of them.
+        """
         cdef PackJob job
         cdef const ck_kernels *kernels = kernels_of(weight)
         cdef Py_ssize_t lanes = kernels.lanes, size = kernels.itemsize, widest = 4, g
+        cdef Py_ssize_t first = weight.shape[0] // groups, second = weight.shape[1]
         self.kernels, self.groups = kernels, groups
-        self.out_channels = weight.shape[0] // groups
-        self.channels = weight.shape[1]
-        self.kh, self.kw = weight.shape[2], weight.shape[3]
+        self.out_channels, self.channels = (second, first) if transposed else (first, second)
         self.depthwise = self.channels == 1 and self.out_channels == 1
         while kernels.max_pixels[widest] == 0:
             widest -= 1
         self.vectors = ceil_div(self.out_channels, lanes)
         self.blocks = ceil_div(self.vectors, widest)
-        cdef Py_ssize_t taps = self.kh * self.kw
-        cdef Py_ssize_t padded = weight.shape[0] if self.depthwise else groups * self.vectors * lanes
-        self.weight = take(<size_t>(padded * self.channels * taps * size))
+        job.kh, job.kw = weight.shape[2], weight.shape[3]
+        job.rows.first, job.rows.step, job.rows.count = row_taps or (0, 1, job.kh)
+        job.columns.first, job.columns.step, job.columns.count = column_taps or (0, 1, job.kw)
+        self.kh, self.kw = job.rows.count, job.columns.count
+        cdef Py_ssize_t outputs = groups * self.out_channels, taps = job.kh * job.kw
+        cdef Py_ssize_t padded = outputs if self.depthwise else groups * self.vectors * lanes
+        self.weight = take(<size_t>(padded * self.channels * self.kh * self.kw * size) + 1)
         self.bias = take(<size_t>((padded + lanes) * size))
         memset(self.bias, 0, <size_t>((padded + lanes) * size))
+        cdef Py_ssize_t biases = outputs if self.depthwise else self.out_channels
         if bias is not None:
-            for g in range(1 if self.depthwise else groups):
+            for g in range(outputs // biases):
                 memcpy(self.bias + g * self.vectors * lanes * size,
-                       <const char *>cnp.PyArray_DATA(bias) + g * self.out_channels * size,
-                       <size_t>((weight.shape[0] if self.depthwise else self.out_channels) * size))
+                       <const char *>cnp.PyArray_DATA(bias) + g * biases * size,
+                       <size_t>(biases * size))
         job.kernels, job.weight = kernels, <const char *>cnp.PyArray_DATA(weight)
-        job.packed = self.weight
-        if self.depthwise:
-            kernels.transpose(job.weight, taps, job.packed, weight.shape[0], weight.shape[0], taps)
-            return
+        job.packed, job.transposed = self.weight, transposed
         job.groups, job.out_channels, job.channels = groups, self.out_channels, self.channels
-        job.taps, job.vectors, job.blocks = taps, self.vectors, self.blocks
+        job.vectors, job.blocks = self.vectors, self.blocks
+        cdef char *scratch
+        if self.depthwise:
+            scratch = take(<size_t>(outputs * taps * size))
+            kernels.transpose(job.weight, taps, scratch, outputs, outputs, taps)
+            copy_taps(&job, scratch, self.weight, 1, 1, outputs * size)
+            give(scratch)
+            return
         cdef Py_ssize_t block = widest * lanes * self.channels * taps
         run(pack_item, &job, groups * self.blocks, 4.0 * block, threads,
-            0 if taps == 1 else <size_t>(PACK_CHANNELS * taps * widest * lanes * size))
+            <size_t>(PACK_CHANNELS * taps * widest * lanes * size))
 
-
-cdef struct ConvJob:
-    const ck_kernels *kernels
-    const char *x
-    const char *weight
-    const char *bias
-    char *out
-    Axis h, w
-    Span *rows
-    Span *columns
-    Py_ssize_t row_spans, column_spans
-    # Strides between images, rows and columns; channels are contiguous.
-    Py_ssize_t x_image, x_row, x_column, out_image, out_row, out_column
-    # Channels of one group; vectors and blocks of output channels.
-    Py_ssize_t channels, out_channels, groups, vectors, blocks
-    # How the output is cut into items: `positions` row and column blocks of images times groups'
-    # blocks of filters; the one whose data is smaller varies faster.
-    Py_ssize_t row_blocks, column_blocks, positions
-    bint filters_fastest
-    int activation
-    double slope
 
 cdef enum:
     # Products summed in registers before they are added to the output: longer chains lose digits,
@@ -334,8 +336,9 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int thread
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel
     cdef double flops
     # A 1x1 window over contiguous pixels is one long row of them: a matrix product.
-    if (taps == 1 and job.h.stride == 1 and job.w.stride == 1 and job.h.out == job.h.size
-            and job.w.out == job.w.size and job.x_row == job.w.size * job.x_column
+    if (taps == 1 and job.h.stride == 1 and job.w.stride == 1 and job.h.pad == 0
+            and job.w.pad == 0 and job.h.out == job.h.size and job.w.out == job.w.size
+            and job.x_row == job.w.size * job.x_column
             and job.out_row == job.w.out * job.out_column):
         job.w.size = job.w.out = job.h.size * job.w.size
         job.h.size = job.h.out = 1
@@ -358,58 +361,90 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int thread
         give(job.columns)
 
 
-cdef enum:
-    GROUP_BYTES = 8 << 20  # channels-last copies that an NCHW convolution holds at a time
+@cython.final
+cdef class Part:
+    """A convolution that gives every `step`-th pixel of an output, from `first` on."""
+
+    def __init__(self, PackedConv packed, tuple h, tuple w, tuple first=(0, 0), tuple step=(1, 1)):
+        """h, w: (input size, output size, kernel, stride, leading padding, dilation)."""
+        self.packed = packed
+        self.h, self.w = axis(h[0], h[1], h[2:]), axis(w[0], w[1], w[2:])
+        self.first_row, self.first_column = first
+        self.row_step, self.column_step = step
 
 
-def conv2d(cnp.ndarray x, PackedConv packed, cnp.ndarray out, tuple rows, tuple columns,
-           int activation, double slope, bint channels_last, int threads):
-    """Convolve x into out; rows and columns are (stride, leading padding, dilation).
+cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t images,
+                       int activation, double slope, int threads) except -1:
+    """Run one part on channels-last images."""
+    cdef ConvJob job
+    cdef PackedConv packed = part.packed
+    job.kernels, job.weight, job.bias = packed.kernels, packed.weight, packed.bias
+    job.channels, job.out_channels = packed.channels, packed.out_channels
+    job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
+    job.activation, job.slope = activation, slope
+    job.h, job.w = part.h, part.w
+    job.rows = job.columns = NULL
+    job.x, job.x_image, job.x_row, job.x_column = x.data, x.image, x.row, x.column
+    job.out = out.data + (part.first_row * out.row + part.first_column * out.column
+                          ) * job.kernels.itemsize
+    job.out_image = out.image
+    job.out_row, job.out_column = part.row_step * out.row, part.column_step * out.column
+    return conv_images(&job, images, packed.depthwise, threads)
+
+
+cdef Images images_of(cnp.ndarray a) noexcept:
+    """Where the pixels of a channels-last array lie."""
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(a)
+    return Images(<char *>cnp.PyArray_DATA(a), a.strides[0] // size, a.strides[2] // size,
+                  a.strides[3] // size)
+
+
+cdef Images packed_images(char *data, cnp.ndarray a) noexcept:
+    """Where the pixels of a dense channels-last copy of an array lie."""
+    cdef Py_ssize_t channels = a.shape[1], width = a.shape[3]
+    return Images(data, a.shape[2] * width * channels, width * channels, channels)
+
+
+def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double slope,
+             bint channels_last, int threads):
+    """Convolve x into out, which the parts fill between them.
 
     Both arrays are channels-last (contiguous channels, any other strides) or
     both contiguous NCHW; the latter pass through channels-last copies of a few
     images at a time.
     """
-    cdef ConvJob job
-    cdef const ck_kernels *kernels = packed.kernels
-    cdef Py_ssize_t size = kernels.itemsize, images = x.shape[0], n, count
-    cdef Py_ssize_t channels = x.shape[1], out_channels = out.shape[1]
-    cdef Py_ssize_t plane = x.shape[2] * x.shape[3], out_plane = out.shape[2] * out.shape[3]
-    job.kernels, job.weight, job.bias = kernels, packed.weight, packed.bias
-    job.channels, job.out_channels = packed.channels, packed.out_channels
-    job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
-    job.activation, job.slope = activation, slope
-    job.rows = job.columns = NULL
-    cdef Axis h = axis(x.shape[2], out.shape[2], (packed.kh, *rows))
-    cdef Axis w = axis(x.shape[3], out.shape[3], (packed.kw, *columns))
-    job.h, job.w = h, w
-    cdef const char *x_data = <const char *>cnp.PyArray_DATA(x)
-    cdef char *out_data = <char *>cnp.PyArray_DATA(out)
+    cdef Images from_, to
+    cdef Py_ssize_t images = x.shape[0], n, count
+    cdef Part part
     if channels_last:
-        job.x, job.out = x_data, out_data
-        job.x_image, job.x_row, job.x_column = (
-            x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
-        job.out_image, job.out_row, job.out_column = (
-            out.strides[0] // size, out.strides[2] // size, out.strides[3] // size)
-        conv_images(&job, images, packed.depthwise, threads)
+        from_, to = images_of(x), images_of(out)
+        for part in parts:
+            convolve_part(part, &from_, &to, images, activation, slope, threads)
         return
-    cdef Py_ssize_t x_image = channels * plane, out_image = out_channels * out_plane
-    cdef Py_ssize_t group = max(1, min(images, GROUP_BYTES // ((x_image + out_image) * size)))
-    cdef char *copies = take(<size_t>((x_image + out_image) * group * size))
-    cdef char *out_copies = copies + x_image * group * size
+    cdef const ck_kernels *kernels = kernels_of(x)
+    cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], out_plane = out.shape[2] * out.shape[3]
+    cdef Py_ssize_t x_bytes = x.shape[1] * x_plane * kernels.itemsize
+    cdef Py_ssize_t out_bytes = out.shape[1] * out_plane * kernels.itemsize
+    cdef Py_ssize_t group = max(1, min(images, GROUP_BYTES // (x_bytes + out_bytes)))
+    cdef char *copies = take(<size_t>((x_bytes + out_bytes) * group))
+    from_, to = packed_images(copies, x), packed_images(copies + x_bytes * group, out)
     try:
         n = 0
         while n < images:
             count = min(group, images - n)
-            transpose(kernels, x_data + n * x_image * size, copies, count, channels, plane, threads)
-            job.h, job.w = h, w
-            job.x, job.out = copies, out_copies
-            job.x_image, job.x_row, job.x_column = x_image, x.shape[3] * channels, channels
-            job.out_image = out_image
-            job.out_row, job.out_column = out.shape[3] * out_channels, out_channels
-            conv_images(&job, count, packed.depthwise, threads)
-            transpose(kernels, out_copies, out_data + n * out_image * size, count, out_plane,
-                      out_channels, threads)
+            transpose(kernels, <const char *>cnp.PyArray_DATA(x) + n * x_bytes, from_.data, count,
+                      x.shape[1], x_plane, threads)
+            for part in parts:
+                convolve_part(part, &from_, &to, count, activation, slope, threads)
+            transpose(kernels, to.data, <char *>cnp.PyArray_DATA(out) + n * out_bytes, count,
+                      out_plane, out.shape[1], threads)
             n += count
     finally:
         give(copies)
+
+
+def conv2d(cnp.ndarray x, PackedConv packed, cnp.ndarray out, tuple rows, tuple columns,
+           int activation, double slope, bint channels_last, int threads):
+    """Convolve x into out; rows and columns are (kernel, stride, leading padding, dilation)."""
+    part = Part(packed, (x.shape[2], out.shape[2], *rows), (x.shape[3], out.shape[3], *columns))
+    convolve(x, out, [part], activation, slope, channels_last, threads)

@@ -21,6 +21,10 @@ cdef extern from "csrc/ck.h" nogil:
         int flags
     ctypedef void (*ck_dot_fn)(const ck_dot_layout *, const void *, const void *, const void *,
                                void *, void *) noexcept nogil
+    ctypedef struct ck_outer_layout:
+        ptrdiff_t rows, pixels, x_row, x_pixel, g_row, g_pixel, dw_row
+    ctypedef void (*ck_outer_fn)(const ck_outer_layout *, const void *, const void *,
+                                 void *) noexcept nogil
     ctypedef struct ck_window:
         ptrdiff_t pixels, channels, rows, columns, x_pixel, x_row, x_column, out_pixel
         int64_t index, index_pixel
@@ -32,6 +36,7 @@ cdef extern from "csrc/ck.h" nogil:
         int itemsize, lanes, max_dot_rows
         int max_pixels[5]
         ck_tile_fn tile[5][15]
+        ck_outer_fn outer[5][15]
         ck_dot_fn dot[7][5]
         void (*transpose)(const void *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t,
                           ptrdiff_t) noexcept nogil
@@ -42,6 +47,9 @@ cdef extern from "csrc/ck.h" nogil:
                           ptrdiff_t) noexcept nogil
         void (*depthwise)(const ck_window *, const void *, const void *, const void *,
                           void *) noexcept nogil
+        void (*depthwise_outer)(const ck_outer_layout *, ptrdiff_t, const void *, const void *,
+                                void *) noexcept nogil
+        void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
         void (*activate)(const void *, void *, ptrdiff_t, int, double) noexcept nogil
         void (*local_response_norm)(const void *, void *, ptrdiff_t, ptrdiff_t, double, double,
                                     double, void *) noexcept nogil

@@ -7,7 +7,13 @@ say, and channels-last in gives channels-last out.
 
 from convkern.arrays import to_channels_last
 from convkern.functional.activation import leaky_relu, relu, sigmoid, softmax
-from convkern.functional.conv import PackedConv2d, conv2d
+from convkern.functional.conv import (
+    PackedConv2d,
+    conv2d,
+    conv2d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+)
 from convkern.functional.linear import flatten, linear
 from convkern.functional.norm import local_response_norm
 from convkern.functional.pool import adaptive_avg_pool2d, max_pool2d
@@ -17,7 +23,10 @@ __all__ = [
     "PackedConv2d",
     "adaptive_avg_pool2d",
     "conv2d",
+    "conv2d_backward",
     "conv_output_size",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
     "flatten",
     "leaky_relu",
     "linear",

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, as_contiguous, as_images, check_out, empty_images, is_images
+from convkern.arrays import (
+    as_array,
+    as_contiguous,
+    as_images,
+    check_out,
+    empty_images,
+    in_layout,
+    is_images,
+)
 from convkern.functional.activation import ACTIVATIONS
-from convkern.geometry import IntPair, Padding, integer, output_size, padding_pairs, pair
+from convkern.geometry import (
+    IntPair,
+    Padding,
+    PaddingPairs,
+    integer,
+    output_size,
+    padding_pairs,
+    pair,
+    window_extent,
+)
 from convkern.threads import get_num_threads
 
 ALGORITHMS = ("auto", "direct")
@@ -21,6 +39,64 @@ def _one_of(value: Any, name: str, accepted: Any) -> Any:
         return value
     choices = ", ".join(map(repr, accepted))
     raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+class Window(NamedTuple):
+    """A convolution's window, every argument in its one full form."""
+
+    in_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: PaddingPairs
+    dilation: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def of(
+        cls, weight: np.ndarray, stride: IntPair, padding: Padding, dilation: IntPair, groups: int
+    ) -> Window:
+        """Check a convolution's arguments against its weight, (OC, C / groups, KH, KW)."""
+        if 0 in weight.shape:
+            raise ValueError(f"weight must have no empty axis, got shape {weight.shape}")
+        out_channels, group_channels, *size = weight.shape
+        groups = integer(groups, "groups", 1)
+        if out_channels % groups:
+            raise ValueError(f"groups must divide the {out_channels} output channels, got {groups}")
+        kernel = pair(size, "kernel size")
+        steps, gaps = pair(stride, "stride"), pair(dilation, "dilation")
+        pads = padding_pairs(padding, kernel, steps, gaps)
+        return cls(group_channels * groups, kernel, steps, pads, gaps, groups)
+
+    def outputs(self, input: np.ndarray) -> tuple[int, int]:
+        """Check the input's shape and return (OH, OW)."""
+        channels, *size = input.shape[-3:]
+        if channels != self.in_channels:
+            raise ValueError(
+                f"input must have {self.in_channels} channels for this weight and "
+                f"groups={self.groups}, got {channels} in shape {input.shape}"
+            )
+        if 0 in size:
+            raise ValueError(f"input must have no empty spatial axis, got shape {input.shape}")
+        axes = zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        rows, columns = (output_size(*axis) for axis in axes)
+        return rows, columns
+
+    def axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+        """Return (kernel, stride, leading padding, dilation) of rows and of columns."""
+        rows, columns = (
+            (self.kernel[i], self.stride[i], self.padding[i][0], self.dilation[i]) for i in (0, 1)
+        )
+        return rows, columns
+
+
+def _checked_bias(bias: Any, weight: np.ndarray, channels: int) -> np.ndarray | None:
+    """Return a bias for so many output channels, contiguous, or None."""
+    if bias is None:
+        return None
+    checked = as_contiguous(as_array(bias, "bias", (1,), like=weight))
+    if checked.shape != (channels,):
+        raise ValueError(f"bias must have shape ({channels},), got {checked.shape}")
+    return checked
 
 
 class PackedConv2d:
@@ -59,29 +135,14 @@ class PackedConv2d:
         algorithm: str = "auto",
     ) -> None:
         weight = as_array(weight, "weight", (4,))
-        out_channels, group_channels, *kernel = weight.shape
-        if 0 in weight.shape:
-            raise ValueError(f"weight must have no empty axis, got shape {weight.shape}")
-        self.groups = integer(groups, "groups", 1)
-        if out_channels % self.groups:
-            raise ValueError(
-                f"groups must divide the {out_channels} output channels, got {self.groups}"
-            )
-        if bias is not None:
-            bias = as_contiguous(as_array(bias, "bias", (1,), like=weight))
-            if bias.shape != (out_channels,):
-                raise ValueError(f"bias must have shape ({out_channels},), got {bias.shape}")
-        self.stride = pair(stride, "stride")
-        self.dilation = pair(dilation, "dilation")
-        self.kernel_size = pair(kernel, "kernel size")
-        self.padding = padding_pairs(padding, self.kernel_size, self.stride, self.dilation)
+        self.window = Window.of(weight, stride, padding, dilation, groups)
+        self.out_channels = weight.shape[0]
+        bias = _checked_bias(bias, weight, self.out_channels)
         self.activation = _one_of(activation, "activation", ACTIVATIONS)
         _one_of(algorithm, "algorithm", ALGORITHMS)
-        self.in_channels = group_channels * self.groups
-        self.out_channels = out_channels
         self.dtype = weight.dtype
         self._packed = _kernels.PackedConv(
-            as_contiguous(weight), bias, self.groups, get_num_threads()
+            as_contiguous(weight), bias, self.window.groups, get_num_threads()
         )
 
     def __call__(self, input: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -95,16 +156,8 @@ class PackedConv2d:
         input = as_array(input, "input", (3, 4))
         if input.dtype != self.dtype:
             raise TypeError(f"input must have the weight's dtype {self.dtype}, got {input.dtype}")
-        channels, *size = input.shape[-3:]
-        if channels != self.in_channels:
-            raise ValueError(
-                f"input must have {self.in_channels} channels for this weight and "
-                f"groups={self.groups}, got {channels} in shape {input.shape}"
-            )
-        if 0 in size:
-            raise ValueError(f"input must have no empty spatial axis, got shape {input.shape}")
-        axes = zip(size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        shape = (*input.shape[:-3], self.out_channels, *(output_size(*axis) for axis in axes))
+        out_size = self.window.outputs(input)
+        shape = (*input.shape[:-3], self.out_channels, *out_size)
         if out is not None:
             check_out(out, shape, (input, *also_read))
         x, channels_last = as_images(input)
@@ -113,15 +166,12 @@ class PackedConv2d:
         if result is None or not direct:
             result = empty_images((x.shape[0], *shape[-3:]), self.dtype, channels_last)
         if result.size:
-            tops_and_lefts = (before for before, _ in self.padding)
-            rows, columns = zip(self.stride, tops_and_lefts, self.dilation, strict=True)
             code, slope = ACTIVATIONS[self.activation]
             _kernels.conv2d(
                 x,
                 self._packed,
                 result,
-                rows,
-                columns,
+                *self.window.axes(),
                 code,
                 slope,
                 channels_last,
@@ -220,3 +270,333 @@ def conv2d(
         algorithm=algorithm,
     )
     return packed._convolve(input, out, (weight, bias))
+
+
+Gradients = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
+
+
+def conv2d_backward(
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    weight: np.ndarray,
+    stride: IntPair = 1,
+    padding: Padding = 0,
+    dilation: IntPair = 1,
+    groups: int = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+    algorithm: str = "auto",
+) -> Gradients:
+    r"""Return the gradients of `conv2d` by its input, weight and bias.
+
+    .. math::
+
+        \bar x_{n,c,h,w} = \sum_{k,r,s} \bar y_{n,k,i,j} w_{k,c,r,s}, \quad
+        \bar w_{k,c,r,s} = \sum_{n,i,j} \bar y_{n,k,i,j} x_{n,c,h,w}, \quad
+        \bar b_k = \sum_{n,i,j} \bar y_{n,k,i,j}
+
+    with ``h = i * stride + r * dilation - padding`` and `w` likewise.
+
+    Parameters
+    ----------
+    grad_output : ndarray, (N, OC, OH, OW) or (OC, OH, OW), dtype of `input`
+        Gradient of the output.
+    input, weight, stride, padding, dilation, groups
+        As given to `conv2d`.
+    output_mask : three bools
+        Which of the three gradients are wanted; nothing is computed for the others.
+    algorithm : {"auto", "direct"}
+        How to compute them.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray or None
+        Of the shapes of input, weight and bias, (OC,); None where masked.
+        `grad_input` has the memory layout of `input`.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted, or dtypes differ.
+    ValueError
+        If shapes do not fit each other or a value is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern import conv2d_backward
+    >>> x, w = np.arange(9.0).reshape(1, 3, 3), np.ones((1, 1, 2, 2))
+    >>> grad_input, grad_weight, grad_bias = conv2d_backward(np.ones((1, 2, 2)), x, w)
+    >>> grad_input[0]
+    array([[1., 2., 1.],
+           [2., 4., 2.],
+           [1., 2., 1.]])
+    >>> grad_weight[0, 0], grad_bias
+    (array([[ 8., 12.],
+           [20., 24.]]), array([4.]))
+    """
+    input = as_array(input, "input", (3, 4))
+    weight = as_array(weight, "weight", (4,), like=input)
+    window = Window.of(weight, stride, padding, dilation, groups)
+    _one_of(algorithm, "algorithm", ALGORITHMS)
+    shape = (*input.shape[:-3], weight.shape[0], *window.outputs(input))
+    grad_output = _checked_gradient(grad_output, input, shape)
+    want_input, want_weight, want_bias = _checked_mask(output_mask)
+    x, channels_last = as_images(input)
+    grad = in_layout(grad_output, channels_last)
+    rows, columns = window.axes()
+    grad_input = grad_weight = grad_bias = None
+    if want_input:
+        grad_input = empty_images(x.shape, x.dtype, channels_last)
+        if grad_input.size:
+            _kernels.input_gradient(
+                grad,
+                as_contiguous(weight),
+                None,
+                grad_input,
+                rows,
+                columns,
+                window.groups,
+                channels_last,
+                get_num_threads(),
+            )
+        if input.ndim == 3:
+            grad_input = grad_input[0]
+    if want_weight:
+        grad_weight = np.empty(weight.shape, weight.dtype)
+    if want_bias:
+        grad_bias = np.empty(weight.shape[0], weight.dtype)
+    _weight_gradient(x, grad, grad_weight, grad_bias, window, channels_last)
+    return grad_input, grad_weight, grad_bias
+
+
+def _weight_gradient(
+    x: np.ndarray,
+    grad: np.ndarray,
+    grad_weight: np.ndarray | None,
+    grad_bias: np.ndarray | None,
+    window: Window,
+    channels_last: bool,
+) -> None:
+    """Fill the gradients of weight and bias that are wanted."""
+    if len(x) == 0:
+        for gradient in (grad_weight, grad_bias):
+            if gradient is not None:
+                gradient[...] = 0
+    elif grad_weight is not None or grad_bias is not None:
+        _kernels.weight_gradient(
+            x,
+            grad,
+            grad_weight,
+            grad_bias,
+            *window.axes(),
+            window.groups,
+            channels_last,
+            get_num_threads(),
+        )
+
+
+def _checked_gradient(grad: Any, like: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the gradient of an output of this shape."""
+    checked = as_array(grad, "grad_output", (len(shape),), like=like)
+    if checked.shape != shape:
+        raise ValueError(f"grad_output must have the output's shape {shape}, got {checked.shape}")
+    return checked
+
+
+def _checked_mask(output_mask: Any) -> tuple[bool, bool, bool]:
+    """Return three bools."""
+    if not isinstance(output_mask, Sequence) or isinstance(output_mask, str):
+        raise TypeError(f"output_mask must be three bools, got {output_mask!r}")
+    if len(output_mask) != 3:
+        raise ValueError(f"output_mask must be three bools, got {output_mask!r}")
+    first, second, third = map(bool, output_mask)
+    return first, second, third
+
+
+class _Transposed(NamedTuple):
+    """A transposed convolution: the window that it turns round, and the output's shape."""
+
+    window: Window
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        input: np.ndarray,
+        weight: np.ndarray,
+        stride: IntPair,
+        padding: Padding,
+        output_padding: IntPair,
+        groups: int,
+        dilation: IntPair,
+    ) -> _Transposed:
+        if isinstance(padding, str):
+            raise TypeError(f"padding must be integers or pairs of them, got {padding!r}")
+        window = Window.of(weight, stride, padding, dilation, groups)
+        extra = pair(output_padding, "output_padding", 0)
+        channels, *size = input.shape[-3:]
+        if channels != weight.shape[0]:
+            raise ValueError(
+                f"input must have {weight.shape[0]} channels for this weight, got {channels} in "
+                f"shape {input.shape}"
+            )
+        if 0 in size:
+            raise ValueError(f"input must have no empty spatial axis, got shape {input.shape}")
+        for i in (0, 1):
+            if extra[i] >= max(window.stride[i], window.dilation[i]):
+                raise ValueError(
+                    f"output_padding must be below the stride or the dilation, got {extra[i]} "
+                    f"for stride {window.stride[i]} and dilation {window.dilation[i]}"
+                )
+        out_size = tuple(
+            (size[i] - 1) * window.stride[i]
+            - sum(window.padding[i])
+            + window_extent(window.kernel[i], window.dilation[i])
+            + extra[i]
+            for i in (0, 1)
+        )
+        if min(out_size) < 1:
+            raise ValueError(f"the output would have size {out_size}: the padding is too large")
+        return cls(window, (*input.shape[:-3], window.in_channels, *out_size))
+
+
+def conv_transpose2d(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    stride: IntPair = 1,
+    padding: Padding = 0,
+    output_padding: IntPair = 0,
+    groups: int = 1,
+    dilation: IntPair = 1,
+) -> np.ndarray:
+    r"""Apply a transposed convolution: the gradient of `conv2d` by its input, as a layer.
+
+    .. math:: OH = (H - 1) s - 2 p + d (K - 1) + \text{output\_padding} + 1
+
+    (Dumoulin and Visin, *A guide to convolution arithmetic for deep learning*,
+    2016, relation 14).
+
+    Parameters
+    ----------
+    input : ndarray, (N, C, H, W) or (C, H, W), float32 or float64
+        Images; any strides.
+    weight : ndarray, (C, OC / groups, KH, KW), dtype of `input`
+        Filters.
+    bias : ndarray, (OC,), dtype of `input`, optional
+        Added to every pixel of a channel.
+    stride, dilation, groups
+        As for `conv2d`.
+    padding : int, pair of int or ((top, bottom), (left, right))
+        Rows and columns cut off the output.
+    output_padding : int or pair of int
+        Rows and columns added at the bottom and the right; below stride or dilation.
+
+    Returns
+    -------
+    ndarray, (N, OC, OH, OW) or (OC, OH, OW), dtype of `input`
+        Channels-last in memory where `input` is.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted, or dtypes differ.
+    ValueError
+        If shapes do not fit each other or a value is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern import conv_transpose2d
+    >>> conv_transpose2d(np.array([[[1.0, 2.0]]]), np.ones((1, 1, 1, 3)), stride=2)
+    array([[[1., 1., 3., 2., 2.]]])
+    """
+    input = as_array(input, "input", (3, 4))
+    weight = as_array(weight, "weight", (4,), like=input)
+    window, shape = _Transposed.of(input, weight, stride, padding, output_padding, groups, dilation)
+    bias = _checked_bias(bias, weight, window.in_channels)
+    x, channels_last = as_images(input)
+    out = empty_images((x.shape[0], *shape[-3:]), x.dtype, channels_last)
+    if out.size:
+        _kernels.input_gradient(
+            x,
+            as_contiguous(weight),
+            bias,
+            out,
+            *window.axes(),
+            window.groups,
+            channels_last,
+            get_num_threads(),
+        )
+    return out[0] if input.ndim == 3 else out
+
+
+def conv_transpose2d_backward(
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    weight: np.ndarray,
+    stride: IntPair = 1,
+    padding: Padding = 0,
+    output_padding: IntPair = 0,
+    groups: int = 1,
+    dilation: IntPair = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+) -> Gradients:
+    """Return the gradients of `conv_transpose2d` by its input, weight and bias.
+
+    The first is `conv2d` of `grad_output`; in the second, input and gradient
+    have changed places.
+
+    Parameters
+    ----------
+    grad_output : ndarray, (N, OC, OH, OW) or (OC, OH, OW), dtype of `input`
+        Gradient of the output.
+    input, weight, stride, padding, output_padding, groups, dilation
+        As given to `conv_transpose2d`.
+    output_mask : three bools
+        Which of the three gradients are wanted.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray or None
+        Of the shapes of input, weight and bias, (OC,); None where masked.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted, or dtypes differ.
+    ValueError
+        If shapes do not fit each other or a value is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import conv_transpose2d_backward
+    >>> gradients = conv_transpose2d_backward(
+    ...     np.ones((1, 1, 5)), np.array([[[1.0, 2.0]]]), np.ones((1, 1, 1, 3)), stride=2
+    ... )
+    >>> gradients[0], gradients[2]
+    (array([[[3., 3.]]]), array([5.]))
+    """
+    input = as_array(input, "input", (3, 4))
+    weight = as_array(weight, "weight", (4,), like=input)
+    window, shape = _Transposed.of(input, weight, stride, padding, output_padding, groups, dilation)
+    grad_output = _checked_gradient(grad_output, input, shape)
+    want_input, want_weight, want_bias = _checked_mask(output_mask)
+    x, channels_last = as_images(input)
+    grad = in_layout(grad_output, channels_last)
+    grad_input = grad_weight = grad_bias = None
+    if want_input:
+        grad_input = conv2d(
+            grad, weight, None, window.stride, window.padding, window.dilation, window.groups
+        )[..., : x.shape[2], : x.shape[3]]
+        if input.ndim == 3:
+            grad_input = grad_input[0]
+    if want_weight:
+        grad_weight = np.empty(weight.shape, weight.dtype)
+        _weight_gradient(grad, x, grad_weight, None, window, channels_last)
+    if want_bias:
+        grad_bias = grad.sum(axis=(0, 2, 3), dtype=np.float64).astype(grad.dtype)
+    return grad_input, grad_weight, grad_bias

@@ -54,6 +54,19 @@ typedef struct {
 typedef void (*ck_tile_fn)(const ck_tile_layout *layout, const ck_chunk *chunk, const void *x,
                            const void *w, const void *bias, void *out);
 
+/* ---- Gradient of the weight: a tile of input channels x vectors of output channels ----
+ *
+ * dw[i*dw_row + k] += sum over rows r, pixels p of
+ *     x[r*x_row + p*x_pixel + i] * g[r*g_row + p*g_pixel + k]
+ *
+ * for i < MR and k < NV * lanes; the sum starts from zero and is added once.
+ */
+typedef struct {
+    ptrdiff_t rows, pixels, x_row, x_pixel, g_row, g_pixel, dw_row;
+} ck_outer_layout;
+
+typedef void (*ck_outer_fn)(const ck_outer_layout *layout, const void *x, const void *g, void *dw);
+
 /* ---- Linear: a tile of dot products, lanes along the contiguous sum axis ----
  *
  * out[i*out_row + j] = bias[j] + sum over k < length of x[i*x_row + k] * w[j*w_row + k]
@@ -95,6 +108,7 @@ typedef struct {
     int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
     int max_dot_rows;
     ck_tile_fn tile[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
+    ck_outer_fn outer[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
     ck_dot_fn dot[CK_MAX_DOT_ROWS + 1][CK_DOT_COLUMNS + 1]; /* 1 or CK_DOT_COLUMNS columns */
 
     /* dst[j*dst_row + i] = src[i*src_row + j] for i < rows, j < columns */
@@ -114,6 +128,11 @@ typedef struct {
     /* out[c] = activation(bias[c] + sum over taps x[c] * w[tap][c]) */
     void (*depthwise)(const ck_window *window, const void *x, const void *w, const void *bias,
                       void *out);
+    /* dw[c] += sum over rows and pixels x[c] * g[c] for c < channels; the strides of `outer` */
+    void (*depthwise_outer)(const ck_outer_layout *layout, ptrdiff_t channels, const void *x,
+                            const void *g, void *dw);
+    /* y[i] += x[i] for i < n */
+    void (*add)(const void *x, void *y, ptrdiff_t n);
     /* y[i] = activation(x[i]) for i < n; x and y may be the same */
     void (*activate)(const void *x, void *y, ptrdiff_t n, int activation, double slope);
     /* y[c] = x[c] / (k + alpha/size * sum of x^2 over the window of `size` channels around c)^beta;

@@ -44,6 +44,7 @@ CK_INLINE vec activate(vec v, int activation, vec slope)
 #include "pool.inc"
 
 #define CK_TILE_ENTRY(MR, NV) [NV][MR] = CK_SYMBOL(tile_##MR##x##NV),
+#define CK_OUTER_ENTRY(MR, NV) [NV][MR] = CK_SYMBOL(outer_##MR##x##NV),
 #define CK_DOT_ENTRY(MR, NR) [MR][NR] = CK_SYMBOL(dot_##MR##x##NR),
 
 const ck_kernels CK_SYMBOL(table) = {
@@ -53,12 +54,15 @@ const ck_kernels CK_SYMBOL(table) = {
     .max_pixels = CK_WIDEST,
     .max_dot_rows = CK_DOT_ROWS,
     .tile = {CK_TILES(CK_TILE_ENTRY)},
+    .outer = {CK_TILES(CK_OUTER_ENTRY)},
     .dot = {CK_DOTS(CK_DOT_ENTRY)},
     .transpose = CK_SYMBOL(transpose),
     .max_pool = CK_SYMBOL(max_pool),
     .max_pool_row = CK_SYMBOL(max_pool_row),
     .split_row = CK_SYMBOL(split_row),
     .depthwise = CK_SYMBOL(depthwise),
+    .depthwise_outer = CK_SYMBOL(depthwise_outer),
+    .add = CK_SYMBOL(add),
     .activate = CK_SYMBOL(activate),
     .local_response_norm = CK_SYMBOL(local_response_norm),
     .spin_fma = CK_SYMBOL(spin_fma),

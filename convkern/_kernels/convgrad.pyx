@@ -1,0 +1,538 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=False
+"""Gradients of a convolution.
+
+That of the input is a convolution of the output's gradient with turned-round
+weights: one for each phase of the stride, so that nothing multiplies by zeros.
+That of the weight is a sum of outer products over the pixels.
+"""
+
+from libc.string cimport memcpy, memset
+from math import gcd
+
+cimport numpy as cnp
+import numpy as np
+
+from convkern._kernels.conv import PackedConv, Part, convolve
+from convkern._kernels.core import empty, to_channels_last
+
+from convkern._kernels.conv cimport GROUP_BYTES, Images, images_of, packed_images
+from convkern._kernels.core cimport (
+    Axis,
+    axis,
+    ceil_div,
+    ck_kernels,
+    ck_outer_layout,
+    give,
+    kernels_of,
+    run,
+    take,
+    transpose,
+)
+
+cnp.import_array()
+
+
+# ---------------------------------------------------------------- gradient of the input
+
+def axis_phases(Py_ssize_t size, Py_ssize_t out, Py_ssize_t kernel, Py_ssize_t stride,
+                Py_ssize_t pad, Py_ssize_t dilation):
+    """Yield (first position, taps, axis) for each phase of one axis.
+
+    Output o and tap r of the convolution meet input position h = o*stride - pad + r*dilation.
+    The positions with one remainder of h + pad by the stride meet every
+    (stride/gcd)-th tap only, and from one to the next o moves on by one: a convolution
+    of stride 1 with these taps in reverse.
+    """
+    common = gcd(stride, dilation)
+    tap_step, gap = stride // common, dilation // common
+    for first in range(min(stride, size)):
+        phase = (first + pad) % stride
+        taps = [r for r in range(min(tap_step, kernel)) if r * dilation % stride == phase]
+        count, lead = 0, 0
+        if taps:
+            count = (kernel - 1 - taps[0]) // tap_step + 1
+            lead = (count - 1) * gap - (first + pad - taps[0] * dilation) // stride
+            taps = (taps[0] + (count - 1) * tap_step, -tap_step, count)
+        else:
+            taps = (0, 1, 0)
+        yield first, taps, (out, (size - 1 - first) // stride + 1, count, 1, lead, gap)
+
+
+def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
+                   tuple rows, tuple columns, Py_ssize_t groups, bint channels_last, int threads):
+    """Write the gradient of a convolution's input, plus a bias, into out.
+
+    rows and columns are the convolution's (kernel, stride, leading padding,
+    dilation); layouts are as for `convolve`.
+    """
+    if groups == 1 and merging_pays(kernels_of(weight).lanes, weight.shape[1], rows, columns):
+        merged_input_gradient(grad, weight, bias, out, rows, columns, channels_last, threads)
+        return
+    parts = [
+        Part(PackedConv(weight, bias, groups, threads, True, row_taps, column_taps), h, w,
+             (row, column), (rows[1], columns[1]))
+        for row, row_taps, h in axis_phases(out.shape[2], grad.shape[2], *rows)
+        for column, column_taps, w in axis_phases(out.shape[3], grad.shape[3], *columns)
+    ]
+    convolve(grad, out, parts, 0, 0.0, channels_last, threads)
+
+
+def merging_pays(lanes, channels, rows, columns):
+    """Tell whether the phases together fill vectors better than one by one.
+
+    Counted are vector multiplications per output pixel and input channel.
+    """
+    if rows[3] != 1 or columns[3] != 1 or rows[1] * columns[1] == 1:
+        return False
+    taps = -(-rows[0] // rows[1]) * -(-columns[0] // columns[1])
+    together = taps * -(-channels * rows[1] * columns[1] // lanes)
+    return together < rows[0] * columns[0] * -(-channels // lanes)
+
+
+def merged_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
+                          tuple rows, tuple columns, bint channels_last, int threads):
+    """Compute all phases of the stride as channels of one convolution, then place them.
+
+    For a stride of 4 and 3 channels that is one convolution to 48 channels
+    instead of 16 to 3.  Taps are filled up with zeros to a multiple of the stride.
+    """
+    cdef Py_ssize_t filters = weight.shape[0], channels = weight.shape[1], n, count
+    cdef Py_ssize_t kh = rows[0], sh = rows[1], kw = columns[0], sw = columns[1]
+    cdef Py_ssize_t th = ceil_div(kh, sh), tw = ceil_div(kw, sw)
+    filled = np.zeros((filters, channels, th * sh, tw * sw), weight.dtype)
+    filled[:, :, :kh, :kw] = weight
+    filled = filled.reshape(filters, channels, th, sh, tw, sw)[:, :, ::-1, :, ::-1]
+    # The pixels of a phase land next to each other: (row, column, channel) for channels-last
+    # rows, (channel, row, column) for planes.
+    order = (3, 5, 1, 0, 2, 4) if channels_last else (1, 3, 5, 0, 2, 4)
+    phases = np.ascontiguousarray(filled.transpose(order)).reshape(-1, filters, th, tw)
+    if bias is not None:
+        bias = np.tile(bias, sh * sw) if channels_last else np.repeat(bias, sh * sw)
+    packed = PackedConv(phases, bias, 1, threads)
+    cdef Py_ssize_t top = rows[2] // sh, left = columns[2] // sw
+    cdef Py_ssize_t height = (out.shape[2] - 1 + rows[2]) // sh - top + 1
+    cdef Py_ssize_t width = (out.shape[3] - 1 + columns[2]) // sw - left + 1
+    part = Part(packed, (grad.shape[2], height, th, 1, th - 1 - top, 1),
+                (grad.shape[3], width, tw, 1, tw - 1 - left, 1))
+    shape = (sh * sw * channels, height, width)
+    cdef Py_ssize_t images = grad.shape[0], image = shape[0] * height * width * weight.itemsize
+    cdef Py_ssize_t group = max(1, min(images, GROUP_BYTES // image))
+    phase_maps = empty((group, *shape), weight.dtype, True)
+    copy = None if channels_last else empty((group, *(<object>grad).shape[1:]), weight.dtype, True)
+    n = 0
+    while n < images:
+        count = min(group, images - n)
+        g = grad[n : n + count]
+        if not channels_last:
+            to_channels_last(g, copy[:count], threads)
+            g = copy[:count]
+        convolve(g, phase_maps[:count], [part], 0, 0.0, True, threads)
+        place_phases(phase_maps[:count], out[n : n + count], (sh, rows[2] - top * sh),
+                     (sw, columns[2] - left * sw), channels_last, threads)
+        n += count
+
+
+cdef struct PlaceJob:
+    Images src, out
+    Py_ssize_t size, height, width, sh, sw, top, left, channels
+    Py_ssize_t lines, unit  # per output row: how many runs, and elements of a run per column
+
+
+cdef void place_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One output row: runs of `unit` elements from each pixel of a row of phase maps."""
+    cdef const PlaceJob *job = <const PlaceJob *>job_
+    cdef Py_ssize_t image = item // job.height, row = item % job.height, line, at, begin, end
+    cdef Py_ssize_t phase = (row + job.top) % job.sh, skipped, whole = job.width * job.unit // job.sw
+    cdef const char *src
+    cdef char *out
+    for line in range(job.lines):
+        src = job.src.data + (image * job.src.image + (row + job.top) // job.sh * job.src.row
+                              + (line * job.sh + phase) * job.unit) * job.size
+        out = job.out.data + (image * job.out.image + row * job.out.row) * job.size
+        if job.lines > 1:
+            out += line * job.out.column * job.size
+        # The first run may begin before the row, the last end after it.
+        at = -job.left * job.unit // job.sw
+        while at < whole:
+            begin, end = max(at, 0), min(at + job.unit, whole)
+            memcpy(out + begin * job.size, src + (begin - at) * job.size,
+                   <size_t>((end - begin) * job.size))
+            at += job.unit
+            src += job.src.column * job.size
+
+
+cdef int place_phases(cnp.ndarray src, cnp.ndarray out, tuple rows, tuple columns,
+                      bint channels_last, int threads) except -1:
+    """Copy phase maps (channels-last) to the pixels they stand for; rows: (stride, skipped)."""
+    cdef PlaceJob job
+    job.size = out.itemsize
+    job.channels, job.height, job.width = out.shape[1], out.shape[2], out.shape[3]
+    job.sh, job.top = rows
+    job.sw, job.left = columns
+    job.src = images_of(src)
+    if channels_last:
+        job.out = images_of(out)
+        if job.out.column != job.channels:  # gaps between pixels
+            dense = empty((<object>out).shape, (<object>out).dtype, True)
+            place_phases(src, dense, rows, columns, True, threads)
+            out[...] = dense
+            return 0
+        job.lines, job.unit = 1, job.sw * job.channels
+        job.width *= job.channels
+        job.left *= job.channels
+        job.sw *= job.channels
+    else:
+        job.out = Images(<char *>cnp.PyArray_DATA(out), job.channels * job.height * job.width,
+                         job.width, job.height * job.width)
+        job.lines, job.unit = job.channels, job.sw
+    return run(place_item, &job, src.shape[0] * job.height, 2.0 * job.width * job.lines, threads, 0)
+
+
+# ---------------------------------------------------------------- gradient of the weight
+
+cdef enum:
+    CHUNK_PIXELS = 128    # pixels in one sum, whose gradients stay in the first-level cache
+    MOST_SLICES = 64
+    UNPACK_CHANNELS = 16  # transposed at a time
+
+cdef struct WeightJob:
+    const ck_kernels *kernels
+    Images x, g           # g: channels-last, for a depthwise convolution only
+    const char *packed    # (image, group, block of output channels, pixel, output channel)
+    char *dw              # (slice, group, block, tap row, tap column, input channel, ...)
+    char *db              # (slice, group, block, output channel)
+    char *grad_weight     # the result, (OC, C/groups, KH, KW)
+    Axis h, w
+    Py_ssize_t images, channels, out_channels, groups, vectors, blocks
+    # How items are cut: row and column chunks of an image, slices of all chunks with a sum of
+    # their own, ranges of the input channels.
+    Py_ssize_t row_chunks, column_chunks, slices, ranges
+    Py_ssize_t dw_slice, db_slice
+    bint fold, want_weight, want_bias, dense
+
+
+cdef struct Block:
+    # A block of output channels: its first channel, width with padding, and number of vectors.
+    Py_ssize_t first, width, vectors
+
+
+cdef inline Block block_of(const WeightJob *job, Py_ssize_t index) noexcept nogil:
+    cdef Py_ssize_t lanes = job.kernels.lanes, first = job.vectors * index // job.blocks
+    cdef Py_ssize_t vectors = job.vectors * (index + 1) // job.blocks - first
+    return Block(first * lanes, vectors * lanes, vectors)
+
+
+cdef void pack_gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Gather one image's gradients of a block of output channels, pixel by pixel."""
+    cdef const WeightJob *job = <const WeightJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Block block = block_of(job, item % job.blocks)
+    cdef Py_ssize_t group = item // job.blocks % job.groups
+    cdef Py_ssize_t image = item // job.blocks // job.groups, size = kernels.itemsize, row, column
+    cdef Py_ssize_t count = min(block.width, job.out_channels - block.first)
+    cdef Py_ssize_t pixels = job.h.out * job.w.out, first = group * job.out_channels + block.first
+    cdef char *dst = <char *>job.packed + (
+        (image * job.groups + group) * job.vectors * kernels.lanes + block.first) * pixels * size
+    if count < block.width:
+        memset(dst, 0, <size_t>(pixels * block.width * size))
+    if job.dense:  # NCHW planes
+        kernels.transpose(job.g.data + (image * job.g.image + first * pixels) * size, pixels, dst,
+                          block.width, count, pixels)
+        return
+    cdef const char *src
+    for row in range(job.h.out):
+        src = job.g.data + (image * job.g.image + row * job.g.row + first) * size
+        for column in range(job.w.out):
+            memcpy(dst, src, <size_t>(count * size))
+            dst += block.width * size
+            src += job.g.column * size
+
+
+cdef inline void valid(const Axis *a, Py_ssize_t tap, Py_ssize_t *start, Py_ssize_t *stop) noexcept nogil:
+    """Shrink start .. stop-1 to the outputs for which a tap lies inside the input."""
+    cdef Py_ssize_t lead = a.pad - tap * a.dilation, last = a.size - 1 + lead
+    start[0] = max(start[0], ceil_div(max(0, lead), a.stride))
+    stop[0] = min(stop[0], 0 if last < 0 else last // a.stride + 1)
+
+
+cdef void outer_box(const WeightJob *job, const char *x, const char *g, char *dw,
+                    ck_outer_layout *layout, Py_ssize_t length, Block block) noexcept nogil:
+    """Add the products of `length` contiguous input elements of each pixel to rows of dw."""
+    cdef Py_ssize_t size = job.kernels.itemsize, tile, begin = 0, end
+    cdef Py_ssize_t tiles = ceil_div(length, job.kernels.max_pixels[block.vectors])
+    if layout.rows <= 0 or layout.pixels <= 0:
+        return
+    for tile in range(tiles):
+        end = length * (tile + 1) // tiles
+        job.kernels.outer[block.vectors][end - begin](
+            layout, x + begin * size, g, dw + begin * block.width * size)
+        begin = end
+
+
+cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char *dw, Block block,
+                       Py_ssize_t tap_row, Py_ssize_t row, Py_ssize_t row_stop, Py_ssize_t column,
+                       Py_ssize_t column_stop, Py_ssize_t c, Py_ssize_t c_stop) noexcept nogil:
+    """Add a rectangle of output pixels to one tap row of dw; x, g, dw: origins of the image,
+    of its block of gradients and of the block of weights."""
+    cdef Py_ssize_t size = job.kernels.itemsize, s, a, b, inner = 0, inner_stop = job.w.out, side
+    cdef ck_outer_layout layout
+    layout.x_row, layout.x_pixel = job.h.stride * job.x.row, job.w.stride * job.x.column
+    layout.g_row, layout.g_pixel = job.w.out * block.width, block.width
+    layout.dw_row = block.width
+    valid(&job.h, tap_row, &row, &row_stop)
+    layout.rows = row_stop - row
+    x += (row * job.h.stride - job.h.pad + tap_row * job.h.dilation) * job.x.row * size
+    g += row * job.w.out * block.width * size
+    dw += tap_row * job.w.kernel * job.channels * block.width * size
+    if job.fold:
+        # Where all taps of the row lie inside, they are one contiguous run with their channels.
+        valid(&job.w, 0, &inner, &inner_stop)
+        valid(&job.w, job.w.kernel - 1, &inner, &inner_stop)
+        inner_stop = max(inner, inner_stop)
+        a, b = max(column, inner), min(column_stop, inner_stop)
+        layout.pixels = b - a
+        outer_box(job, x + (a * job.w.stride - job.w.pad) * job.x.column * size,
+                  g + a * block.width * size, dw, &layout, job.w.kernel * job.channels, block)
+    for s in range(job.w.kernel):
+        # With folding the outputs left and right of the inner ones remain, otherwise all.
+        for side in range(2 if job.fold else 1):
+            a, b = column, column_stop
+            if job.fold and side == 0:
+                b = min(b, inner)
+            elif job.fold:
+                a = max(a, inner_stop)
+            valid(&job.w, s, &a, &b)
+            layout.pixels = b - a
+            outer_box(job, x + ((a * job.w.stride - job.w.pad + s * job.w.dilation) * job.x.column
+                                + c) * size,
+                      g + a * block.width * size,
+                      dw + (s * job.channels + c) * block.width * size, &layout, c_stop - c, block)
+
+
+cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One slice of the chunks, group, block of output channels, tap row and range of channels;
+    the row after the last stands for the bias, as the weight of an input of ones."""
+    cdef const WeightJob *job = <const WeightJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, pixels = job.h.out * job.w.out
+    cdef Py_ssize_t index = item % job.ranges
+    item //= job.ranges
+    cdef Py_ssize_t tap_row = item % (job.h.kernel + 1)
+    item //= job.h.kernel + 1
+    cdef Block block = block_of(job, item % job.blocks)
+    item //= job.blocks
+    cdef Py_ssize_t group = item % job.groups, part = item // job.groups
+    cdef bint bias = tap_row == job.h.kernel
+    if (index > 0 or not job.want_bias) if bias else not job.want_weight:
+        return
+    cdef Py_ssize_t c = job.channels * index // job.ranges
+    cdef Py_ssize_t c_stop = job.channels * (index + 1) // job.ranges
+    cdef Py_ssize_t per_image = job.row_chunks * job.column_chunks, total = job.images * per_image
+    cdef Py_ssize_t first = group * job.vectors * kernels.lanes + block.first
+    cdef char *dw = job.dw + (part * job.dw_slice + first * job.channels * job.h.kernel
+                              * job.w.kernel) * size
+    cdef char *db = job.db + (part * job.db_slice + first) * size
+    cdef const char *x
+    cdef const char *g
+    cdef Py_ssize_t chunk, image, rest, row, row_stop, column, column_stop
+    cdef ck_outer_layout ones
+    cdef float one_f32 = 1
+    cdef double one_f64 = 1
+    cdef const void *one = <const void *>&one_f64
+    if size == 4:
+        one = <const void *>&one_f32
+    for chunk in range(total * part // job.slices, total * (part + 1) // job.slices):
+        image, rest = chunk // per_image, chunk % per_image
+        row = job.h.out * (rest // job.column_chunks) // job.row_chunks
+        row_stop = job.h.out * (rest // job.column_chunks + 1) // job.row_chunks
+        column = job.w.out * (rest % job.column_chunks) // job.column_chunks
+        column_stop = job.w.out * (rest % job.column_chunks + 1) // job.column_chunks
+        g = job.packed + (image * job.groups * job.vectors * kernels.lanes + first) * pixels * size
+        if bias:
+            ones.rows, ones.pixels = row_stop - row, column_stop - column
+            ones.x_row = ones.x_pixel = ones.dw_row = 0
+            ones.g_row, ones.g_pixel = job.w.out * block.width, block.width
+            kernels.outer[block.vectors][1](
+                &ones, one, g + (row * job.w.out + column) * block.width * size, db)
+        else:
+            x = job.x.data + (image * job.x.image + group * job.channels) * size
+            weight_chunk(job, x, g, dw, block, tap_row, row, row_stop, column, column_stop, c,
+                         c_stop)
+
+
+cdef void depthwise_weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One slice of the chunks and tap row of a depthwise convolution, all channels."""
+    cdef const WeightJob *job = <const WeightJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, tap_row = item % (job.h.kernel + 1), s, a, b, top, bottom
+    cdef Py_ssize_t part = item // (job.h.kernel + 1), chunk, image, rest, row, row_stop, pixel
+    cdef Py_ssize_t per_image = job.row_chunks, total = job.images * per_image
+    cdef ck_outer_layout layout
+    cdef const char *x
+    cdef const char *g
+    layout.x_row, layout.x_pixel = job.h.stride * job.x.row, job.w.stride * job.x.column
+    layout.g_row, layout.g_pixel = job.g.row, job.g.column
+    for chunk in range(total * part // job.slices, total * (part + 1) // job.slices):
+        image, rest = chunk // per_image, chunk % per_image
+        row = job.h.out * rest // job.row_chunks
+        row_stop = job.h.out * (rest + 1) // job.row_chunks
+        g = job.g.data + image * job.g.image * size
+        if tap_row == job.h.kernel:
+            if job.want_bias:
+                for top in range(row, row_stop):
+                    for pixel in range(job.w.out):
+                        kernels.add(g + (top * job.g.row + pixel * job.g.column) * size,
+                                    job.db + part * job.db_slice * size, job.groups)
+            continue
+        if not job.want_weight:
+            continue
+        top, bottom = row, row_stop
+        valid(&job.h, tap_row, &top, &bottom)
+        layout.rows = max(0, bottom - top)
+        x = job.x.data + (image * job.x.image + (top * job.h.stride - job.h.pad
+                          + tap_row * job.h.dilation) * job.x.row) * size
+        for s in range(job.w.kernel):
+            a, b = 0, job.w.out
+            valid(&job.w, s, &a, &b)
+            layout.pixels = max(0, b - a)
+            kernels.depthwise_outer(
+                &layout, job.groups,
+                x + (a * job.w.stride - job.w.pad + s * job.w.dilation) * job.x.column * size,
+                g + (top * job.g.row + a * job.g.column) * size,
+                job.dw + (part * job.dw_slice + (tap_row * job.w.kernel + s) * job.groups) * size)
+
+
+cdef void unpack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Add up the slices of one block and bring (tap, c, k) into the order (k, c, tap)."""
+    cdef const WeightJob *job = <const WeightJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Block block = block_of(job, item % job.blocks)
+    cdef Py_ssize_t group = item // job.blocks, size = kernels.itemsize, part, c = 0, count, i, tap
+    cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, row = block.width * size
+    cdef Py_ssize_t filters = min(block.width, job.out_channels - block.first)
+    cdef Py_ssize_t first = (group * job.vectors * kernels.lanes + block.first) * job.channels * taps
+    cdef char *dw = job.dw + first * size
+    cdef char *out = job.grad_weight + (
+        (group * job.out_channels + block.first) * job.channels * taps * size)
+    for part in range(1, job.slices):
+        kernels.add(dw + part * job.dw_slice * size, dw, block.width * job.channels * taps)
+    while c < job.channels:
+        count = min(<Py_ssize_t>UNPACK_CHANNELS, job.channels - c)
+        for tap in range(taps):
+            for i in range(count):
+                memcpy(scratch + (i * taps + tap) * row, dw + (tap * job.channels + c + i) * row,
+                       <size_t>row)
+        kernels.transpose(scratch, block.width, out + c * taps * size, job.channels * taps,
+                          count * taps, filters)
+        c += count
+
+
+def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
+                    cnp.ndarray grad_bias, tuple rows, tuple columns, Py_ssize_t groups,
+                    bint channels_last, int threads):
+    """Write the gradients of a convolution's weight and bias; either may be None.
+
+    x and grad have one layout: channels-last with any other strides, or contiguous NCHW.
+    rows and columns are (kernel, stride, leading padding, dilation).
+    """
+    cdef WeightJob job
+    cdef const ck_kernels *kernels = kernels_of(x)
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, images = x.shape[0]
+    cdef Py_ssize_t widest = 4, n, count, g, k
+    job.kernels, job.groups = kernels, groups
+    job.channels, job.out_channels = x.shape[1] // groups, grad.shape[1] // groups
+    job.h = axis(x.shape[2], grad.shape[2], rows)
+    job.w = axis(x.shape[3], grad.shape[3], columns)
+    job.want_weight, job.want_bias = grad_weight is not None, grad_bias is not None
+    job.grad_weight = NULL
+    if job.want_weight:
+        job.grad_weight = <char *>cnp.PyArray_DATA(grad_weight)
+    cdef bint depthwise = job.channels == 1 and job.out_channels == 1
+    while kernels.max_pixels[widest] == 0:
+        widest -= 1
+    job.vectors = ceil_div(job.out_channels, lanes)
+    job.blocks = ceil_div(job.vectors, widest)
+    cdef Py_ssize_t outputs = groups * (1 if depthwise else job.vectors * lanes)
+    cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, pixels = job.h.out * job.w.out
+    cdef Py_ssize_t x_image = x.shape[1] * x.shape[2] * x.shape[3], g_image = outputs * pixels
+    job.column_chunks = 1 if depthwise else ceil_div(job.w.out, CHUNK_PIXELS)
+    job.row_chunks = ceil_div(job.h.out, max(1, CHUNK_PIXELS * job.column_chunks // job.w.out))
+    # Images whose packed gradients and copies are held at a time.
+    cdef Py_ssize_t group = max(1, min(images, 2 * GROUP_BYTES // ((x_image + g_image) * size)))
+    # Enough items for many threads: ranges of channels, then slices of the pixels with sums of
+    # their own.  All of it follows from the shape.
+    cdef Py_ssize_t items = (1 if depthwise else groups * job.blocks) * job.h.kernel
+    job.ranges = 1 if depthwise else min(ceil_div(job.channels, 32), ceil_div(32, items))
+    job.slices = min(ceil_div(32, items * job.ranges), group * job.row_chunks * job.column_chunks)
+    job.slices = max(1, min(job.slices, MOST_SLICES))
+    job.db_slice = outputs
+    job.dw_slice = outputs * job.channels * taps if job.want_weight else 0
+    cdef size_t dw_bytes = <size_t>(job.slices * job.dw_slice * size)
+    cdef size_t db_bytes = <size_t>(job.slices * job.db_slice * size)
+    cdef char *sums = take(dw_bytes + db_bytes + 1)
+    cdef char *copies = NULL
+    job.dw, job.db = sums, sums + dw_bytes
+    memset(sums, 0, dw_bytes + db_bytes)
+    cdef bint copy_x = not channels_last and job.want_weight
+    cdef const char *x_data = <const char *>cnp.PyArray_DATA(x)
+    cdef char *g_data = <char *>cnp.PyArray_DATA(grad)
+    cdef double flops
+    try:
+        copies = take(<size_t>((x_image * copy_x + g_image) * group * size) + 1)
+        job.packed = copies + x_image * copy_x * group * size
+        if channels_last:
+            job.x = images_of(x)
+        else:
+            job.x = packed_images(copies, x)
+        job.fold = (job.channels < 8 and groups == 1 and job.w.dilation == 1
+                    and job.x.column == job.channels)
+        n = 0
+        while n < images:
+            count = job.images = min(group, images - n)
+            if channels_last:
+                job.x.data = <char *>x_data + n * x.strides[0]
+                job.g = images_of(grad)
+                job.g.data += n * grad.strides[0]
+            else:
+                if copy_x:
+                    transpose(kernels, x_data + n * x_image * size, copies, count, x.shape[1],
+                              x.shape[2] * x.shape[3], threads)
+                job.g = Images(g_data + n * grad.shape[1] * pixels * size, grad.shape[1] * pixels,
+                               0, 0)
+            job.dense = not channels_last
+            if depthwise:
+                if not channels_last:
+                    transpose(kernels, job.g.data, <char *>job.packed, count, grad.shape[1],
+                              pixels, threads)
+                    job.g = packed_images(<char *>job.packed, grad)
+                flops = 4.0 * count * pixels * groups * job.w.kernel / job.slices
+                run(depthwise_weight_item, &job, job.slices * (job.h.kernel + 1), flops, threads, 0)
+            else:
+                run(pack_gradient_item, &job, count * groups * job.blocks,
+                    2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
+                flops = 2.0 * count * pixels * job.w.kernel * job.channels * job.out_channels
+                flops /= job.slices * job.ranges * job.blocks
+                run(weight_item, &job,
+                    job.slices * groups * job.blocks * (job.h.kernel + 1) * job.ranges, flops,
+                    threads, 0)
+            n += count
+        if depthwise:
+            for k in range(1, job.slices):
+                kernels.add(job.dw + k * job.dw_slice * size, job.dw, job.dw_slice)
+            if job.want_weight:
+                kernels.transpose(job.dw, groups, job.grad_weight, taps, taps, groups)
+        elif job.want_weight:
+            run(unpack_item, &job, groups * job.blocks,
+                4.0 * widest * lanes * job.channels * taps, threads,
+                <size_t>(UNPACK_CHANNELS * taps * widest * lanes * size))
+        for k in range(1, job.slices):
+            kernels.add(job.db + k * job.db_slice * size, job.db, job.db_slice)
+        if job.want_bias:
+            for g in range(1 if depthwise else groups):
+                k = groups if depthwise else job.out_channels
+                memcpy(<char *>cnp.PyArray_DATA(grad_bias) + g * k * size,
+                       job.db + g * job.vectors * lanes * size, <size_t>(k * size))
+    finally:
+        give(sums)
+        give(copies)
