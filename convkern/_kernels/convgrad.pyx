@@ -192,7 +192,7 @@ cdef int place_phases(cnp.ndarray src, cnp.ndarray out, tuple rows, tuple column
 # ---------------------------------------------------------------- gradient of the weight
 
 cdef enum:
-    CHUNK_PIXELS = 128    # pixels in one sum, whose gradients stay in the first-level cache
+    CHUNK_PIXELS = 96     # pixels in one sum, whose gradients stay in the first-level cache
     MOST_SLICES = 64
     UNPACK_CHANNELS = 16  # transposed at a time
 
