@@ -472,11 +472,13 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
     cdef Py_ssize_t sum_pixels = CHUNK_BYTES // (ceil_div(job.vectors, job.blocks) * lanes * size)
     job.column_chunks = 1 if depthwise else ceil_div(job.w.out, sum_pixels)
     job.row_chunks = ceil_div(job.h.out, max(1, sum_pixels * job.column_chunks // job.w.out))
-    # Images whose packed gradients and copies are held at a time.
-    cdef Py_ssize_t group = max(1, min(images, 2 * GROUP_BYTES // ((x_image + g_image) * size)))
+    cdef Py_ssize_t items = (1 if depthwise else groups * job.blocks) * job.h.kernel
+    # Images held at a time: many items read the same pixels, which then stay in the second-level
+    # cache; few items rather work through many images.
+    cdef Py_ssize_t held = GROUP_BYTES // 8 if items >= 16 else 2 * GROUP_BYTES
+    cdef Py_ssize_t group = max(1, min(images, held // ((x_image + g_image) * size)))
     # Enough items for many threads: ranges of channels, then slices of the pixels with sums of
     # their own.  All of it follows from the shape.
-    cdef Py_ssize_t items = (1 if depthwise else groups * job.blocks) * job.h.kernel
     job.ranges = 1 if depthwise else min(ceil_div(job.channels, 32), ceil_div(32, items))
     job.slices = min(ceil_div(32, items * job.ranges), group * job.row_chunks * job.column_chunks)
     job.slices = max(1, min(job.slices, MOST_SLICES))
