@@ -222,7 +222,9 @@ cdef struct WeightJob:
     # their own, ranges of the input channels.
     Py_ssize_t row_chunks, column_chunks, slices, ranges
     Py_ssize_t dw_slice, db_slice
-    bint fold, want_weight, want_bias, dense
+    bint fold, want_weight, want_bias
+    bint dense   # g is NCHW
+    bint direct  # g is read where it is: channels-last, one block of full vectors
 
 
 cdef struct Block:
@@ -283,6 +285,13 @@ cdef void outer_box(const WeightJob *job, const char *x, const char *g, char *dw
         begin = end
 
 
+cdef inline (Py_ssize_t, Py_ssize_t) gradient_strides(const WeightJob *job, Block block) noexcept nogil:
+    """From one row and one column of gradients to the next."""
+    if job.direct:
+        return job.g.row, job.g.column
+    return job.w.out * block.width, block.width
+
+
 cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char *dw, Block block,
                        Py_ssize_t tap_row, Py_ssize_t row, Py_ssize_t row_stop, Py_ssize_t column,
                        Py_ssize_t column_stop, Py_ssize_t c, Py_ssize_t c_stop) noexcept nogil:
@@ -291,12 +300,12 @@ cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char 
     cdef Py_ssize_t size = job.kernels.itemsize, s, a, b, inner = 0, inner_stop = job.w.out, side
     cdef ck_outer_layout layout
     layout.x_row, layout.x_pixel = job.h.stride * job.x.row, job.w.stride * job.x.column
-    layout.g_row, layout.g_pixel = job.w.out * block.width, block.width
+    layout.g_row, layout.g_pixel = gradient_strides(job, block)
     layout.dw_row = block.width
     valid(&job.h, tap_row, &row, &row_stop)
     layout.rows = row_stop - row
     x += (row * job.h.stride - job.h.pad + tap_row * job.h.dilation) * job.x.row * size
-    g += row * job.w.out * block.width * size
+    g += row * layout.g_row * size
     dw += tap_row * job.w.kernel * job.channels * block.width * size
     if job.fold:
         # Where all taps of the row lie inside, they are one contiguous run with their channels.
@@ -306,7 +315,7 @@ cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char 
         a, b = max(column, inner), min(column_stop, inner_stop)
         layout.pixels = b - a
         outer_box(job, x + (a * job.w.stride - job.w.pad) * job.x.column * size,
-                  g + a * block.width * size, dw, &layout, job.w.kernel * job.channels, block)
+                  g + a * layout.g_pixel * size, dw, &layout, job.w.kernel * job.channels, block)
     for s in range(job.w.kernel):
         # With folding the outputs left and right of the inner ones remain, otherwise all.
         for side in range(2 if job.fold else 1):
@@ -319,7 +328,7 @@ cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char 
             layout.pixels = b - a
             outer_box(job, x + ((a * job.w.stride - job.w.pad + s * job.w.dilation) * job.x.column
                                 + c) * size,
-                      g + a * block.width * size,
+                      g + a * layout.g_pixel * size,
                       dw + (s * job.channels + c) * block.width * size, &layout, c_stop - c, block)
 
 
@@ -361,13 +370,17 @@ cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         row_stop = job.h.out * (rest // job.column_chunks + 1) // job.row_chunks
         column = job.w.out * (rest % job.column_chunks) // job.column_chunks
         column_stop = job.w.out * (rest % job.column_chunks + 1) // job.column_chunks
-        g = job.packed + (image * job.groups * job.vectors * kernels.lanes + first) * pixels * size
+        if job.direct:
+            g = job.g.data + image * job.g.image * size
+        else:
+            g = job.packed + (
+                image * job.groups * job.vectors * kernels.lanes + first) * pixels * size
         if bias:
             ones.rows, ones.pixels = row_stop - row, column_stop - column
             ones.x_row = ones.x_pixel = ones.dw_row = 0
-            ones.g_row, ones.g_pixel = job.w.out * block.width, block.width
+            ones.g_row, ones.g_pixel = gradient_strides(job, block)
             kernels.outer[block.vectors][1](
-                &ones, one, g + (row * job.w.out + column) * block.width * size, db)
+                &ones, one, g + (row * ones.g_row + column * ones.g_pixel) * size, db)
         else:
             x = job.x.data + (image * job.x.image + group * job.channels) * size
             weight_chunk(job, x, g, dw, block, tap_row, row, row_stop, column, column_stop, c,
@@ -525,8 +538,11 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
                 flops = 4.0 * count * pixels * groups * job.w.kernel / job.slices
                 run(depthwise_weight_item, &job, job.slices * (job.h.kernel + 1), flops, threads, 0)
             else:
-                run(pack_gradient_item, &job, count * groups * job.blocks,
-                    2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
+                job.direct = (channels_last and groups == 1 and job.blocks == 1
+                              and job.out_channels == job.vectors * lanes)
+                if not job.direct:
+                    run(pack_gradient_item, &job, count * groups * job.blocks,
+                        2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
                 flops = 2.0 * count * pixels * job.w.kernel * job.channels * job.out_channels
                 flops /= job.slices * job.ranges * job.blocks
                 run(weight_item, &job,
