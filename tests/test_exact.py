@@ -9,7 +9,7 @@ import pytest
 from convkern import functional, num_threads, reference
 
 DTYPES = (np.float32, np.float64)
-SHAPES = 1500
+SHAPES = 10_000
 
 
 def integers(rng, shape, dtype, most=8):
@@ -151,7 +151,7 @@ def test_max_pool2d(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear(dtype):
-    for seed in range(SHAPES // 3):
+    for seed in range(SHAPES // 5):
         rng = np.random.default_rng(seed)
         batch, inputs, outputs = (random_size(rng, 100) for _ in range(3))
         if seed % 50 == 0:
