@@ -4,13 +4,20 @@ from convkern import nn
 from convkern.config import empty_cache, show_config
 from convkern.functional import (
     adaptive_avg_pool2d,
+    avg_pool2d,
+    avg_pool2d_backward,
+    avg_pool_channels,
     conv2d,
     conv2d_backward,
     conv_output_size,
     conv_transpose2d,
     linear,
     local_response_norm,
+    lp_pool2d,
     max_pool2d,
+    max_pool2d_backward,
+    max_pool_channels,
+    max_unpool2d,
 )
 from convkern.threads import get_num_threads, num_threads, set_num_threads
 
@@ -18,6 +25,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "avg_pool_channels",
     "conv2d",
     "conv2d_backward",
     "conv_output_size",
@@ -26,7 +36,11 @@ __all__ = [
     "get_num_threads",
     "linear",
     "local_response_norm",
+    "lp_pool2d",
     "max_pool2d",
+    "max_pool2d_backward",
+    "max_pool_channels",
+    "max_unpool2d",
     "nn",
     "num_threads",
     "set_num_threads",

@@ -19,7 +19,7 @@ try:
         to_contiguous,
     )
     from convkern._kernels.dense import activate, linear, local_response_norm
-    from convkern._kernels.pool import max_pool2d
+    from convkern._kernels.pool import max_pool2d, max_pool2d_backward
 except ModuleNotFoundError as error:
     raise ImportError(
         "convkern's compiled modules are missing: this looks like a source folder that was not "
@@ -40,6 +40,7 @@ __all__ = [
     "linear",
     "local_response_norm",
     "max_pool2d",
+    "max_pool2d_backward",
     "openmp",
     "spin_fma",
     "to_channels_last",

@@ -45,6 +45,8 @@ cdef extern from "csrc/ck.h" nogil:
         void (*max_pool)(const ck_window *, const void *, void *, int64_t *) noexcept nogil
         void (*max_pool_row)(const ck_window *, const void *, const ptrdiff_t *, const int32_t *,
                              void *, int64_t *) noexcept nogil
+        void (*scatter_add)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                            void *) noexcept nogil
         void (*split_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                           ptrdiff_t) noexcept nogil
         void (*depthwise)(const ck_window *, const void *, const void *, const void *,

@@ -9,3 +9,6 @@ def max_pool2d(
     channels_last: bool,
     threads: int,
 ) -> None: ...
+def max_pool2d_backward(
+    grad: np.ndarray, indices: np.ndarray, out: np.ndarray, threads: int
+) -> None: ...

@@ -167,3 +167,41 @@ def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, 
         give(job.columns)
         give(job.starts)
         give(job.first)
+
+
+cdef struct ScatterJob:
+    const ck_kernels *kernels
+    const char *grad
+    const int64_t *indices
+    char *out
+    # Outputs and inputs per plane; channels of a pixel; channels and blocks of them in an item.
+    Py_ssize_t outputs, inputs, channels, block, blocks
+
+
+cdef void scatter_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A block of channels of one image, or one plane where `channels` is 1: its only owner."""
+    cdef const ScatterJob *job = <const ScatterJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
+    cdef Py_ssize_t first = item % job.blocks * job.block
+    cdef Py_ssize_t at = image * job.outputs * job.channels + first
+    job.kernels.scatter_add(
+        job.grad + at * size, job.indices + at, job.outputs,
+        min(job.block, job.channels - first), job.channels,
+        job.out + (image * job.inputs * job.channels + first) * size)
+
+
+def max_pool2d_backward(cnp.ndarray grad, cnp.ndarray indices, cnp.ndarray out, int threads):
+    """Add gradients to zeroed `out` where the indices say.
+
+    All three are dense: (images, pixels, channels) for channels-last arrays,
+    (planes, pixels, 1) for contiguous NCHW.
+    """
+    cdef ScatterJob job
+    job.kernels = kernels_of(grad)
+    job.grad, job.out = <const char *>cnp.PyArray_DATA(grad), <char *>cnp.PyArray_DATA(out)
+    job.indices = <const int64_t *>cnp.PyArray_DATA(indices)
+    job.outputs, job.inputs, job.channels = grad.shape[1], out.shape[1], grad.shape[2]
+    job.block = 32
+    job.blocks = ceil_div(job.channels, job.block)
+    run(scatter_item, &job, grad.shape[0] * job.blocks,
+        4.0 * job.outputs * min(job.block, job.channels), threads, 0)

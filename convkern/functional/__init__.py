@@ -16,12 +16,28 @@ from convkern.functional.conv import (
 )
 from convkern.functional.linear import flatten, linear
 from convkern.functional.norm import local_response_norm
-from convkern.functional.pool import adaptive_avg_pool2d, max_pool2d
+from convkern.functional.pool import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+    avg_pool_channels,
+    lp_pool2d,
+    lp_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+    max_pool_channels,
+    max_unpool2d,
+)
 from convkern.geometry import conv_output_size
 
 __all__ = [
     "PackedConv2d",
     "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "avg_pool_channels",
     "conv2d",
     "conv2d_backward",
     "conv_output_size",
@@ -31,7 +47,12 @@ __all__ = [
     "leaky_relu",
     "linear",
     "local_response_norm",
+    "lp_pool2d",
+    "lp_pool2d_backward",
     "max_pool2d",
+    "max_pool2d_backward",
+    "max_pool_channels",
+    "max_unpool2d",
     "relu",
     "sigmoid",
     "softmax",

@@ -121,6 +121,9 @@ typedef struct {
     /* out = max over the taps, index = position of the first maximum (of the last NaN); no taps:
      * -inf.  indices may be NULL. */
     void (*max_pool)(const ck_window *window, const void *x, void *out, int64_t *indices);
+    /* out[indices[o*row + c]*row + c] += grad[o*row + c] for o < count, c < inner, in that order */
+    void (*scatter_add)(const void *grad, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
+                        ptrdiff_t row, void *out);
     /* One output row of a plane whose rows were split by split_row: `columns[s]` is where the
      * tap column s starts in a split row, `first[ow]` the offset of the first tap inside. */
     void (*max_pool_row)(const ck_window *window, const void *x, const ptrdiff_t *columns,

@@ -60,6 +60,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .scatter_transposed = CK_SYMBOL(scatter_transposed),
     .max_pool = CK_SYMBOL(max_pool),
     .max_pool_row = CK_SYMBOL(max_pool_row),
+    .scatter_add = CK_SYMBOL(scatter_add),
     .split_row = CK_SYMBOL(split_row),
     .depthwise = CK_SYMBOL(depthwise),
     .depthwise_outer = CK_SYMBOL(depthwise_outer),

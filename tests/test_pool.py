@@ -1,0 +1,150 @@
+"""Pooling other than the maximum itself: bit for bit where sums are exact, gradients, errors."""
+
+import numpy as np
+import pytest
+
+from convkern import functional, num_threads, reference
+
+from .test_exact import DTYPES, integers, random_layout, random_size
+
+SHAPES = 3000
+
+
+def random_pooling(rng):
+    """Return kernel, stride, padding for a pooling, and an image size that fits."""
+    kernel = tuple(int(k) for k in rng.integers(1, 5, 2))
+    stride = tuple(int(s) for s in rng.integers(1, 5, 2))
+    pads = tuple(int(rng.integers(0, k // 2 + 1)) for k in kernel)
+    size = tuple(max(k, random_size(rng, 20)) for k in kernel)
+    return (kernel, stride, pads), size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_max_pool2d_backward(dtype):
+    for seed in range(SHAPES):
+        rng = np.random.default_rng(seed)
+        window, size = random_pooling(rng)
+        shape = (int(rng.integers(0, 3)), random_size(rng, 70), *size)
+        x = random_layout(rng, integers(rng, shape, dtype, 3))
+        _, indices = functional.max_pool2d(x, *window, return_indices=True)
+        grad = random_layout(rng, integers(rng, indices.shape, dtype))
+        got = functional.max_pool2d_backward(grad, indices, shape)
+        np.testing.assert_array_equal(got, reference.max_pool2d_backward(grad, indices, shape))
+        unpooled = functional.max_unpool2d(grad, indices, *window, output_size=size)
+        if np.prod(window[1]) >= np.prod(window[0]) and not any(window[2]):
+            expected = reference.max_unpool2d(grad, indices, *window, output_size=size)
+            np.testing.assert_array_equal(unpooled, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_avg_pool2d(dtype):
+    for seed in range(SHAPES):
+        rng = np.random.default_rng(seed)
+        window, size = random_pooling(rng)
+        options = {
+            "ceil_mode": bool(rng.integers(2)),
+            "count_include_pad": bool(rng.integers(2)),
+            "divisor_override": [None, 4, -2][int(rng.integers(3))],
+        }
+        shape = (2, random_size(rng, 40), *size)
+        x = random_layout(rng, integers(rng, shape, dtype))
+        expected = reference.avg_pool2d(x, *window, **options).astype(dtype)
+        got = functional.avg_pool2d(x, *window, **options)
+        np.testing.assert_array_equal(got, expected, f"seed {seed}")
+        # Gradients that the divisors, up to 16, divide exactly.
+        grad = random_layout(rng, 720720 * integers(rng, got.shape, np.float64)).astype(dtype)
+        expected = reference.avg_pool2d_backward(grad, shape, *window, **options)
+        got = functional.avg_pool2d_backward(grad, shape, *window, **options)
+        exact = dtype == np.float64
+        np.testing.assert_allclose(got, expected, rtol=0 if exact else 1e-5, atol=0 if exact else 9)
+
+
+def test_torch_agrees_on_gradients(torch):
+    from torch.nn import functional as F  # noqa: N812
+
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        shape = (2, 3, *(int(v) for v in rng.integers(4, 12, 2)))
+        x = torch.tensor(rng.standard_normal(shape), requires_grad=True)
+        kernel, stride, ceil_mode = int(rng.integers(1, 4)), int(rng.integers(1, 4)), bool(seed % 2)
+        size = tuple(int(v) for v in rng.integers(1, 9, 2))
+        y = F.adaptive_avg_pool2d(x, size)
+        np.testing.assert_allclose(
+            functional.adaptive_avg_pool2d(x.detach().numpy(), size), y.detach(), atol=1e-12
+        )
+        grad = rng.standard_normal(y.shape)
+        (expected,) = torch.autograd.grad(y, x, torch.tensor(grad))
+        got = functional.adaptive_avg_pool2d_backward(grad, shape)
+        np.testing.assert_allclose(got, expected, atol=1e-12)
+        for norm in (1, 2, 3, 2.5):
+            positive = x.abs() if norm % 2 else x
+            y = F.lp_pool2d(positive, norm, kernel, stride, ceil_mode)
+            base = positive.detach().numpy()
+            output = functional.lp_pool2d(base, norm, kernel, stride, ceil_mode)
+            np.testing.assert_allclose(output, y.detach(), rtol=1e-10)
+            leaf = torch.tensor(base, requires_grad=True)
+            y = F.lp_pool2d(leaf, norm, kernel, stride, ceil_mode)
+            grad = rng.standard_normal(y.shape)
+            (expected,) = torch.autograd.grad(y, leaf, torch.tensor(grad))
+            got = functional.lp_pool2d_backward(grad, base, output, norm, kernel, stride, ceil_mode)
+            np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_channels(dtype):
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        x = random_layout(rng, integers(rng, (2, random_size(rng, 20) + 2, 3, 4), dtype))
+        size, stride = int(rng.integers(1, 4)), [None, 1, 2][seed % 3]
+        got = functional.max_pool_channels(x, size, stride)
+        np.testing.assert_array_equal(got, reference.max_pool_channels(x, size, stride))
+        got = functional.avg_pool_channels(x, size, stride)
+        np.testing.assert_allclose(got, reference.avg_pool_channels(x, size, stride), rtol=1e-6)
+        assert got.dtype == dtype
+
+
+def test_same_bits_for_every_thread_count():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 70, 40, 40)).astype(np.float32)
+    _, indices = functional.max_pool2d(x, 3, 1, 1, return_indices=True)
+    results = []
+    for threads in (1, 2, 3, 4, 7):
+        with num_threads(threads):
+            results.append(
+                functional.max_pool2d_backward(x, indices, x.shape).tobytes()
+                + functional.avg_pool2d(x, 3, 2, 1).tobytes()
+                + functional.avg_pool2d_backward(x, x.shape, 3, 1, 1).tobytes()
+            )
+    assert len(set(results)) == 1
+
+
+X = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
+G, I = functional.max_pool2d(X, 2, return_indices=True)  # noqa: E741
+BAD = [
+    ("max_pool2d_backward", (G, I.astype(float), X.shape), TypeError, "indices must be an int64"),
+    ("max_pool2d_backward", (G, I.astype(np.int32), X.shape), TypeError, "int64 array, got int32"),
+    ("max_pool2d_backward", (G, I - 6, X.shape), ValueError, "from 0 to 15, got -1"),
+    ("max_pool2d_backward", (G, I + 1, X.shape), ValueError, "from 0 to 15, got 16"),
+    ("max_pool2d_backward", (G, I + 2**32, X.shape), ValueError, "got 4294967301"),
+    ("max_pool2d_backward", (G[:, :1], I, X.shape), ValueError, "input_shape must be"),
+    ("max_pool2d_backward", (G, I[..., :1], X.shape), ValueError, "indices must have shape"),
+    ("max_pool2d_backward", (G, I, X.shape[1:]), ValueError, "input_shape must be"),
+    ("max_pool2d_backward", (G, I, 4), TypeError, "input_shape must be a sequence"),
+    ("max_unpool2d", (G, I, 2, 2, 0, (9, 9)), ValueError, "output_size must be less"),
+    ("max_unpool2d", (G, I, 0), ValueError, "kernel_size must be at least 1"),
+    ("avg_pool2d", (X, 2, 2, 2), ValueError, "at most half the window"),
+    ("avg_pool2d", (X, 5), ValueError, "larger than the padded input"),
+    ("avg_pool2d", (X, 2, 2, 0, False, True, 0), ValueError, "divisor_override must not be 0"),
+    ("avg_pool2d", (X[:, :0], 2), ValueError, "no empty channel"),
+    ("avg_pool2d_backward", (G, (1, 2, 8, 8), 2), ValueError, "grad_output must have the output"),
+    ("lp_pool2d", (X, 0, 2), ValueError, "norm_type must not be 0"),
+    ("lp_pool2d", (X, "2", 2), TypeError, "norm_type must be a number"),
+    ("max_pool_channels", (X, 3), ValueError, "at most the 2 channels"),
+    ("avg_pool_channels", (X, 1.0), TypeError, "kernel_size must be an integer"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "error", "message"), BAD)
+def test_errors(name, arguments, error, message):
+    with pytest.raises(error, match=message):
+        getattr(functional, name)(*arguments)
