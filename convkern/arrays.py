@@ -6,6 +6,7 @@ contiguous NCHW and channels-last; anything else is copied into one of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,16 @@ def to_contiguous(x: np.ndarray) -> np.ndarray:
     out = empty_images(x.shape, x.dtype, False)
     _kernels.to_contiguous(x, out, get_num_threads())
     return out
+
+
+def checked_mask(output_mask: Any) -> tuple[bool, bool, bool]:
+    """Return the three bools that say which gradients are wanted."""
+    if not isinstance(output_mask, Sequence) or isinstance(output_mask, str):
+        raise TypeError(f"output_mask must be three bools, got {output_mask!r}")
+    if len(output_mask) != 3:
+        raise ValueError(f"output_mask must be three bools, got {output_mask!r}")
+    first, second, third = map(bool, output_mask)
+    return first, second, third
 
 
 def check_out(out: Any, shape: tuple[int, ...], inputs: tuple[np.ndarray | None, ...]) -> None:

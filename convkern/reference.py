@@ -650,8 +650,12 @@ def linear(input: Array, weight: Array, bias: Array | None = None) -> Float64:
 
 
 def linear_backward(
-    grad_output: Array, input: Array, weight: Array
-) -> tuple[Float64, Float64, Float64]:
+    grad_output: Array,
+    input: Array,
+    weight: Array,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+) -> tuple[Float64 | None, Float64 | None, Float64 | None]:
     """Return the gradients by input, weight and bias of :func:`linear`.
 
     Examples
@@ -662,7 +666,11 @@ def linear_backward(
     OC, C = weight.shape
     g, x = np.asarray(grad_output, np.float64), np.asarray(input, np.float64)
     rows = g.reshape(-1, OC)
-    return g @ np.asarray(weight, np.float64), rows.T @ x.reshape(-1, C), rows.sum(axis=0)
+    return (
+        g @ np.asarray(weight, np.float64) if output_mask[0] else None,
+        rows.T @ x.reshape(-1, C) if output_mask[1] else None,
+        rows.sum(axis=0) if output_mask[2] else None,
+    )
 
 
 def batch_norm(

@@ -6,7 +6,18 @@ say, and channels-last in gives channels-last out.
 """
 
 from convkern.arrays import to_channels_last
-from convkern.functional.activation import leaky_relu, relu, sigmoid, softmax
+from convkern.functional.activation import (
+    leaky_relu,
+    leaky_relu_backward,
+    prelu,
+    prelu_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    softmax,
+    softmax_backward,
+)
 from convkern.functional.conv import (
     PackedConv2d,
     conv2d,
@@ -14,8 +25,13 @@ from convkern.functional.conv import (
     conv_transpose2d,
     conv_transpose2d_backward,
 )
-from convkern.functional.linear import flatten, linear
-from convkern.functional.norm import local_response_norm
+from convkern.functional.linear import flatten, linear, linear_backward
+from convkern.functional.norm import (
+    batch_norm,
+    batch_norm_backward,
+    local_response_norm,
+    local_response_norm_backward,
+)
 from convkern.functional.pool import (
     adaptive_avg_pool2d,
     adaptive_avg_pool2d_backward,
@@ -38,6 +54,8 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_backward",
     "avg_pool_channels",
+    "batch_norm",
+    "batch_norm_backward",
     "conv2d",
     "conv2d_backward",
     "conv_output_size",
@@ -45,16 +63,24 @@ __all__ = [
     "conv_transpose2d_backward",
     "flatten",
     "leaky_relu",
+    "leaky_relu_backward",
     "linear",
+    "linear_backward",
     "local_response_norm",
+    "local_response_norm_backward",
     "lp_pool2d",
     "lp_pool2d_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool_channels",
     "max_unpool2d",
+    "prelu",
+    "prelu_backward",
     "relu",
+    "relu_backward",
     "sigmoid",
+    "sigmoid_backward",
     "softmax",
+    "softmax_backward",
     "to_channels_last",
 ]

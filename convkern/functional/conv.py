@@ -13,6 +13,7 @@ from convkern.arrays import (
     as_contiguous,
     as_images,
     check_out,
+    checked_mask,
     empty_images,
     in_layout,
     is_images,
@@ -341,7 +342,7 @@ def conv2d_backward(
     _one_of(algorithm, "algorithm", ALGORITHMS)
     shape = (*input.shape[:-3], weight.shape[0], *window.outputs(input))
     grad_output = _checked_gradient(grad_output, input, shape)
-    want_input, want_weight, want_bias = _checked_mask(output_mask)
+    want_input, want_weight, want_bias = checked_mask(output_mask)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
     rows, columns = window.axes()
@@ -363,7 +364,7 @@ def conv2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        grad_weight = np.empty(weight.shape, weight.dtype)
+        grad_weight = _kernels.empty(weight.shape, weight.dtype)
     if want_bias:
         grad_bias = np.empty(weight.shape[0], weight.dtype)
     _weight_gradient(x, grad, grad_weight, grad_bias, window, channels_last)
@@ -402,16 +403,6 @@ def _checked_gradient(grad: Any, like: np.ndarray, shape: tuple[int, ...]) -> np
     if checked.shape != shape:
         raise ValueError(f"grad_output must have the output's shape {shape}, got {checked.shape}")
     return checked
-
-
-def _checked_mask(output_mask: Any) -> tuple[bool, bool, bool]:
-    """Return three bools."""
-    if not isinstance(output_mask, Sequence) or isinstance(output_mask, str):
-        raise TypeError(f"output_mask must be three bools, got {output_mask!r}")
-    if len(output_mask) != 3:
-        raise ValueError(f"output_mask must be three bools, got {output_mask!r}")
-    first, second, third = map(bool, output_mask)
-    return first, second, third
 
 
 class _Transposed(NamedTuple):
@@ -584,7 +575,7 @@ def conv_transpose2d_backward(
     weight = as_array(weight, "weight", (4,), like=input)
     window, shape = _Transposed.of(input, weight, stride, padding, output_padding, groups, dilation)
     grad_output = _checked_gradient(grad_output, input, shape)
-    want_input, want_weight, want_bias = _checked_mask(output_mask)
+    want_input, want_weight, want_bias = checked_mask(output_mask)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
     grad_input = grad_weight = grad_bias = None
@@ -595,7 +586,7 @@ def conv_transpose2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        grad_weight = np.empty(weight.shape, weight.dtype)
+        grad_weight = _kernels.empty(weight.shape, weight.dtype)
         _weight_gradient(grad, x, grad_weight, None, window, channels_last)
     if want_bias:
         grad_bias = grad.sum(axis=(0, 2, 3), dtype=np.float64).astype(grad.dtype)
