@@ -96,9 +96,9 @@ class PReLU(Layer):
     def __init__(
         self, num_parameters: int = 1, init: float = 0.25, *, dtype: npt.DTypeLike = np.float32
     ) -> None:
-        self.num_parameters = integer(num_parameters, "num_parameters", 1)
+        count = integer(num_parameters, "num_parameters", 1)
         self.init = float(init)
-        self.weight = Parameter(np.full(self.num_parameters, self.init, as_dtype(dtype)))
+        self.weight = Parameter(np.full(count, self.init, as_dtype(dtype)))
 
     def forward(self, input: Array) -> Array:
         """Return the activations, as `convkern.functional.prelu`."""
@@ -112,7 +112,8 @@ class PReLU(Layer):
 
     def _arguments(self) -> list[str]:
         """Return whatever differs from its default."""
-        return options(self, num_parameters=1, init=0.25)
+        count = self.weight.data.size
+        return [str(count)] * (count > 1) + options(self, init=0.25)
 
 
 class Sigmoid(Layer):

@@ -351,20 +351,13 @@ class ConvTranspose2d(_Convolution):
         return math.prod(input_shape + self.weight.data.shape[1:])
 
     def _window(self, input_shape: Shape) -> Window:
-        """Return the window of the input that one element of the output sees."""
+        """Return the window of the input that one element of the output sees, at most."""
         rows, columns = (
-            # Taps `dilation` apart meet inputs `stride` apart where both step together.
-            (taps - 1) // (together // gap) * (together // step) + 1
-            for taps, step, gap, together in zip(
-                self.kernel_size,
-                self.stride,
-                self.dilation,
-                map(math.lcm, self.stride, self.dilation),
-                strict=True,
-            )
+            1 + Fraction(gap * (taps - 1), step)
+            for taps, step, gap in zip(self.kernel_size, self.stride, self.dilation, strict=True)
         )
         step_down, step_right = self.stride
-        return Window((rows, columns), (Fraction(1, step_down), Fraction(1, step_right)), None)
+        return Window((rows, columns), (Fraction(1, step_down), Fraction(1, step_right)))
 
     def _arguments(self) -> list[str]:
         """Return the sizes and whatever differs from its default."""

@@ -20,7 +20,7 @@ class Window(NamedTuple):
     Without `padding`, the windows are known to reach everything.
     """
 
-    extent: tuple[int, int]
+    extent: tuple[int | Fraction, int | Fraction]
     stride: tuple[int | Fraction, int | Fraction]
     padding: PaddingPairs | None = None
 
@@ -42,7 +42,7 @@ class Row(NamedTuple):
         Multiplications with an addition per image, in convolutions and linear layers.
     receptive_field : (int, int) or None
         Rows and columns of the net's input, padding included, that one element
-        of the output depends on; None where the output is no longer a map.
+        of the output depends on, at most; None where the output is no longer a map.
         Ways that meet again count with the larger one.
     unused : (int, int)
         Rows and columns of the layer's padded input, at the bottom and at the
@@ -146,12 +146,6 @@ def _follow(
 ) -> _Reach:
     """Append the rows of `layer`, whose input is `reach`; return what its output is."""
     chains = layer._chains()
-    if len(chains) != 1:
-        try:
-            shape = layer.output_shape(reach.shape)
-        except ValueError as error:
-            name = name or type(layer).__name__
-            raise ValueError(f"in layer {name}, {layer!r}: {error}") from error
     if chains:
         ends = []
         for chain in chains:
@@ -160,18 +154,23 @@ def _follow(
                 path = f"{name}.{child_name}" if name else child_name
                 end = _follow(child, path, end, batch, rows)
             ends.append(end)
+        if len(ends) > 1:
+            _output_shape(layer, name, reach.shape)
         rows_seen, columns_seen = (max(end.field[axis] for end in ends) for axis in (0, 1))
         return ends[0]._replace(field=(rows_seen, columns_seen))
+    shape = _output_shape(layer, name, reach.shape)
     field, jump, unused = list(reach.field), list(reach.jump), [0, 0]
     if window := layer._window(reach.shape):
         for axis in (0, 1):
-            field[axis] += (window.extent[axis] - 1) * jump[axis]
-            jump[axis] *= window.stride[axis]
+            extent, stride = window.extent[axis], window.stride[axis]
+            field[axis] += (extent - 1) * jump[axis]
+            jump[axis] *= stride
             if window.padding is not None:
                 padded = reach.shape[axis - 2] + sum(window.padding[axis])
-                last = (shape[axis - 2] - 1) * window.stride[axis] + window.extent[axis]
+                end = (shape[axis - 2] - 1) * stride + extent
                 # In ceil mode the last window may reach further than the padding.
-                unused[axis] = max(0, int(padded - last))
+                unused[axis] = max(0, int(padded - end))
+    seen = math.floor(field[0]), math.floor(field[1])
     rows.append(
         Row(
             name=name or type(layer).__name__,
@@ -179,11 +178,22 @@ def _follow(
             output_shape=batch + shape[1:],
             parameters=layer.num_parameters(),
             multiply_adds=layer._multiply_adds(reach.shape),
-            receptive_field=(math.ceil(field[0]), math.ceil(field[1])) if len(shape) == 4 else None,
+            receptive_field=(math.floor(field[0]), math.floor(field[1]))
+            if len(shape) == 4
+            else None,
             unused=(unused[0], unused[1]),
         )
     )
     return _Reach(shape, (field[0], field[1]), (jump[0], jump[1]))
+
+
+def _output_shape(layer: Layer, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the layer's output; an error says which layer it is."""
+    try:
+        return layer.output_shape(shape)
+    except ValueError as error:
+        name = name or type(layer).__name__
+        raise ValueError(f"in layer {name}, {layer!r}: {error}") from error
 
 
 def _times(shape: tuple[int, ...]) -> str:
