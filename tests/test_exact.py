@@ -40,54 +40,40 @@ def random_window(rng, size):
     return kernel, stride, pads, dilation
 
 
+def random_convolution(rng, dtype):
+    """Return input, weight and (stride, padding, dilation, groups) of a small convolution."""
+    groups = int(rng.choice([1, 1, 1, 2, 3, 5]))
+    channels = groups * random_size(rng, 40 // groups)
+    out_channels = groups * random_size(rng, 80 // groups)
+    if rng.random() < 0.15:
+        groups = out_channels = channels  # depthwise
+    size = random_size(rng, 20), random_size(rng, 33)
+    rows, columns = random_window(rng, size[0]), random_window(rng, size[1])
+    x = random_layout(rng, integers(rng, (int(rng.integers(1, 4)), channels, *size), dtype))
+    w = integers(rng, (out_channels, channels // groups, rows[0], columns[0]), dtype)
+    return x, w, (*zip(rows[1:], columns[1:], strict=True), groups)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conv2d(dtype):
     for seed in range(SHAPES):
         rng = np.random.default_rng(seed)
-        groups = int(rng.choice([1, 1, 1, 2, 3, 5]))
-        channels = groups * random_size(rng, 40 // groups)
-        out_channels = groups * random_size(rng, 80 // groups)
-        if rng.random() < 0.15:
-            groups = out_channels = channels  # depthwise
-        size = random_size(rng, 20), random_size(rng, 33)
-        rows, columns = random_window(rng, size[0]), random_window(rng, size[1])
-        x = random_layout(rng, integers(rng, (int(rng.integers(1, 4)), channels, *size), dtype))
-        w = integers(rng, (out_channels, channels // groups, rows[0], columns[0]), dtype)
-        bias = integers(rng, out_channels, dtype) if rng.random() < 0.5 else None
-        arguments = {
-            "stride": (rows[1], columns[1]),
-            "padding": (rows[2], columns[2]),
-            "dilation": (rows[3], columns[3]),
-            "groups": groups,
-            "activation": [None, "relu", "relu6"][int(rng.integers(3))],
-        }
-        y = functional.conv2d(x, w, bias, **arguments)
-        expected = reference.conv2d(x, w, bias, **arguments)
+        x, w, window = random_convolution(rng, dtype)
+        bias = integers(rng, len(w), dtype) if rng.random() < 0.5 else None
+        activation = [None, "relu", "relu6"][int(rng.integers(3))]
+        y = functional.conv2d(x, w, bias, *window, activation=activation)
+        expected = reference.conv2d(x, w, bias, *window, activation=activation)
         assert y.dtype == dtype
-        np.testing.assert_array_equal(y, expected, f"seed {seed}: {x.shape} {w.shape} {arguments}")
+        np.testing.assert_array_equal(y, expected, f"seed {seed}: {x.shape} {w.shape} {window}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conv2d_backward(dtype):
     for seed in range(SHAPES):
         rng = np.random.default_rng(seed)
-        groups = int(rng.choice([1, 1, 1, 2, 3, 5]))
-        channels = groups * random_size(rng, 40 // groups)
-        out_channels = groups * random_size(rng, 80 // groups)
-        if rng.random() < 0.15:
-            groups = out_channels = channels  # depthwise
-        size = random_size(rng, 20), random_size(rng, 33)
-        rows, columns = random_window(rng, size[0]), random_window(rng, size[1])
-        x = random_layout(rng, integers(rng, (int(rng.integers(1, 4)), channels, *size), dtype))
-        w = integers(rng, (out_channels, channels // groups, rows[0], columns[0]), dtype)
-        window = (
-            (rows[1], columns[1]),
-            (rows[2], columns[2]),
-            (rows[3], columns[3]),
-            groups,
-        )
+        x, w, window = random_convolution(rng, dtype)
         out_size = reference.conv2d(x[:1], w, None, *window).shape[2:]
-        grad = random_layout(rng, integers(rng, (len(x), out_channels, *out_size), dtype))
+        grad = random_layout(rng, integers(rng, (len(x), len(w), *out_size), dtype))
         message = f"seed {seed}: {x.shape} {w.shape} {window}"
         expected = reference.conv2d_backward(grad, x, w, *window)
         got = functional.conv2d_backward(grad, x, w, *window)

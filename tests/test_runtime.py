@@ -233,9 +233,15 @@ except KeyboardInterrupt:
 
 
 def test_interrupt_in_a_long_call():
-    done = run_python(INTERRUPT)
-    assert done.stdout, "the call was not interrupted: " + done.stderr
-    assert float(done.stdout) < 0.5  # 0.2 s on an idle machine
+    """Ctrl-C takes effect within 200 ms; a busy machine gets a few tries."""
+    delays = []
+    for _ in range(4):
+        done = run_python(INTERRUPT)
+        assert done.stdout, "the call was not interrupted: " + done.stderr
+        delays.append(float(done.stdout))
+        if delays[-1] < 0.2:
+            return
+    pytest.fail(f"interrupted after {delays} s")
 
 
 def test_other_libraries_loaded_before_or_after(torch):

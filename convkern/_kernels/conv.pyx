@@ -40,17 +40,18 @@ cdef struct PackJob:
     bint transposed
 
 
-cdef void copy_taps(const PackJob *job, const char *src, char *dst, Py_ssize_t count,
-                    Py_ssize_t channels, Py_ssize_t row) noexcept nogil:
-    """Copy the chosen taps of `count` channels: (c, tap) rows of `row` bytes become (tap, c)."""
-    cdef Py_ssize_t r, s, c, tap
+cdef void place_taps(const PackJob *job, ptrdiff_t *offsets, Py_ssize_t count,
+                     Py_ssize_t channels, Py_ssize_t width) noexcept nogil:
+    """Say for `count` channels' taps, (c, tap), where they go in (tap, c) rows of `width`."""
+    cdef Py_ssize_t r, s, c, tap, taps = job.kh * job.kw
+    for tap in range(count * taps):
+        offsets[tap] = -1
     for r in range(job.rows.count):
         for s in range(job.columns.count):
             tap = (job.rows.first + r * job.rows.step) * job.kw
             tap += job.columns.first + s * job.columns.step
             for c in range(count):
-                memcpy(dst + ((r * job.columns.count + s) * channels + c) * row,
-                       src + (c * job.kh * job.kw + tap) * row, <size_t>row)
+                offsets[c * taps + tap] = ((r * job.columns.count + s) * channels + c) * width
 
 
 cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -64,24 +65,24 @@ cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     cdef Py_ssize_t first = job.vectors * block // job.blocks
     cdef Py_ssize_t width = (job.vectors * (block + 1) // job.blocks - first) * lanes
     cdef Py_ssize_t k0 = first * lanes, count = min(width, job.out_channels - k0)
-    cdef Py_ssize_t taps = job.kh * job.kw, row = width * size, c, part
+    cdef Py_ssize_t taps = job.kh * job.kw, c = 0, part
     cdef const char *weight = job.weight + group * job.out_channels * job.channels * taps * size
     cdef char *dst = job.packed + (group * job.vectors * lanes + k0) * (
         job.channels * job.rows.count * job.columns.count * size)
-    # Transposing a few channels at a time into the first-level cache gives rows (c, tap), each
-    # of k; their lanes beyond `count` stay zero.
-    memset(scratch, 0, <size_t>(PACK_CHANNELS * taps * row))
-    c = 0
+    cdef ptrdiff_t *offsets = <ptrdiff_t *>scratch
+    place_taps(job, offsets, 1 if job.transposed else min(<Py_ssize_t>PACK_CHANNELS, job.channels),
+               job.channels, width)
     while c < job.channels:
         if job.transposed:
             part = 1
-            job.kernels.transpose(weight + (c * job.out_channels + k0) * taps * size, taps,
-                                  scratch, width, count, taps)
+            job.kernels.scatter_transposed(
+                weight + (c * job.out_channels + k0) * taps * size, taps, count, taps,
+                dst + c * width * size, offsets)
         else:
             part = min(<Py_ssize_t>PACK_CHANNELS, job.channels - c)
-            job.kernels.transpose(weight + (k0 * job.channels + c) * taps * size,
-                                  job.channels * taps, scratch, width, count, part * taps)
-        copy_taps(job, scratch, dst + c * row, part, job.channels, row)
+            job.kernels.scatter_transposed(
+                weight + (k0 * job.channels + c) * taps * size, job.channels * taps, count,
+                part * taps, dst + c * width * size, offsets)
         c += part
 
 
@@ -135,16 +136,18 @@ cdef class PackedConv:
         job.packed, job.transposed = self.weight, transposed
         job.groups, job.out_channels, job.channels = groups, self.out_channels, self.channels
         job.vectors, job.blocks = self.vectors, self.blocks
-        cdef char *scratch
+        cdef Py_ssize_t r, s
         if self.depthwise:
-            scratch = take(<size_t>(outputs * taps * size))
-            kernels.transpose(job.weight, taps, scratch, outputs, outputs, taps)
-            copy_taps(&job, scratch, self.weight, 1, 1, outputs * size)
-            give(scratch)
+            for r in range(self.kh):
+                for s in range(self.kw):
+                    kernels.transpose(
+                        job.weight + ((job.rows.first + r * job.rows.step) * job.kw
+                                      + job.columns.first + s * job.columns.step) * size,
+                        taps, self.weight + (r * self.kw + s) * outputs * size, outputs, outputs, 1)
             return
         cdef Py_ssize_t block = widest * lanes * self.channels * taps
         run(pack_item, &job, groups * self.blocks, 4.0 * block, threads,
-            <size_t>(PACK_CHANNELS * taps * widest * lanes * size))
+            <size_t>(PACK_CHANNELS * taps) * sizeof(ptrdiff_t))
 
 
 cdef enum:

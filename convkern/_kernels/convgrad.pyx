@@ -66,8 +66,11 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
     rows and columns are the convolution's (kernel, stride, leading padding,
     dilation); layouts are as for `convolve`.
     """
-    if groups == 1 and merging_pays(kernels_of(weight).lanes, weight.shape[1], rows, columns):
-        merged_input_gradient(grad, weight, bias, out, rows, columns, channels_last, threads)
+    cdef Py_ssize_t steps = block_steps(kernels_of(weight).lanes, weight.shape[1], rows, columns,
+                                        groups)
+    if steps:
+        blockwise_input_gradient(grad, weight, bias, out, rows, columns, steps, channels_last,
+                                 threads)
         return
     parts = [
         Part(PackedConv(weight, bias, groups, threads, True, row_taps, column_taps), h, w,
@@ -78,47 +81,66 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
     convolve(grad, out, parts, 0, 0.0, channels_last, threads)
 
 
-def merging_pays(lanes, channels, rows, columns):
-    """Tell whether the phases together fill vectors better than one by one.
+def block_steps(lanes, channels, rows, columns, groups):
+    """Choose the pixel blocks of `blockwise_input_gradient`, in strides; 0: not worth while.
 
-    Counted are vector multiplications per output pixel and input channel.
+    Counted are multiplications of vectors per pixel and input channel.
     """
-    if rows[3] != 1 or columns[3] != 1 or rows[1] * columns[1] == 1:
-        return False
-    taps = -(-rows[0] // rows[1]) * -(-columns[0] // columns[1])
-    together = taps * -(-channels * rows[1] * columns[1] // lanes)
-    return together < rows[0] * columns[0] * -(-channels // lanes)
+    if groups > 1 or channels >= lanes or rows[3] * columns[3] > 1:
+        return 0
+    phases = rows[1] * columns[1]
+    best, least = 0, 0.7 * rows[0] * columns[0] / phases
+    for steps in (1, 2, 4):
+        taps = (steps + (rows[0] - 1) // rows[1]) * (steps + (columns[0] - 1) // columns[1])
+        pixels = phases * steps * steps
+        cost = taps * -(-channels * pixels // lanes) / pixels
+        if cost < least:
+            best, least = steps, cost
+    return best
 
 
-def merged_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
-                          tuple rows, tuple columns, bint channels_last, int threads):
-    """Compute all phases of the stride as channels of one convolution, then place them.
+def block_axis(Py_ssize_t size, Py_ssize_t out, Py_ssize_t kernel, Py_ssize_t stride,
+               Py_ssize_t pad, Py_ssize_t steps):
+    """Return one axis of `blockwise_input_gradient`: tap table, axis, first pixel's place.
 
-    For a stride of 4 and 3 channels that is one convolution to 48 channels
-    instead of 16 to 3.  Taps are filled up with zeros to a multiple of the stride.
+    Position h of block q and place f is h + pad = q*block + f, and tap r meets it
+    at output o where o*stride + r = h + pad, that is o = q*steps + (f - r)/stride.  The
+    table holds r for each place and each offset o - q*steps; `kernel` stands for none.
+    """
+    block, reach = steps * stride, (kernel - 1) // stride
+    r = np.arange(block)[:, None] - stride * (np.arange(steps + reach) - reach)
+    table = np.where((r >= 0) & (r < kernel), r, kernel)
+    first = pad // block
+    count = (size - 1 + pad) // block - first + 1
+    return table, (out, count, steps + reach, steps, reach - first * steps, 1), pad % block
+
+
+def blockwise_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias,
+                             cnp.ndarray out, tuple rows, tuple columns, Py_ssize_t steps,
+                             bint channels_last, int threads):
+    """Compute blocks of `steps` x `steps` strides of pixels as channels of one convolution.
+
+    A few input channels alone would leave most lanes of a vector empty.  With a
+    stride of 4 and 3 channels, one convolution to 48 channels stands for 16 to 3.
     """
     cdef Py_ssize_t filters = weight.shape[0], channels = weight.shape[1], n, count
-    cdef Py_ssize_t kh = rows[0], sh = rows[1], kw = columns[0], sw = columns[1]
-    cdef Py_ssize_t th = ceil_div(kh, sh), tw = ceil_div(kw, sw)
-    filled = np.zeros((filters, channels, th * sh, tw * sw), weight.dtype)
-    filled[:, :, :kh, :kw] = weight
-    filled = filled.reshape(filters, channels, th, sh, tw, sw)[:, :, ::-1, :, ::-1]
-    # The pixels of a phase land next to each other: (row, column, channel) for channels-last
+    row_taps, h, top = block_axis(out.shape[2], grad.shape[2], rows[0], rows[1], rows[2], steps)
+    column_taps, w, left = block_axis(out.shape[3], grad.shape[3], columns[0], columns[1],
+                                      columns[2], steps)
+    # (filter, channel, place row, tap row, place column, tap column); the last tap is zero.
+    filled = np.pad(weight, ((0, 0), (0, 0), (0, 1), (0, 1)))[:, :, row_taps][..., column_taps]
+    # The pixels of a block land next to each other: (row, column, channel) for channels-last
     # rows, (channel, row, column) for planes.
-    order = (3, 5, 1, 0, 2, 4) if channels_last else (1, 3, 5, 0, 2, 4)
-    phases = np.ascontiguousarray(filled.transpose(order)).reshape(-1, filters, th, tw)
+    order = (2, 4, 1, 0, 3, 5) if channels_last else (1, 2, 4, 0, 3, 5)
+    weights = np.ascontiguousarray(filled.transpose(order)).reshape(-1, filters, h[2], w[2])
+    places = len(row_taps) * len(column_taps)
     if bias is not None:
-        bias = np.tile(bias, sh * sw) if channels_last else np.repeat(bias, sh * sw)
-    packed = PackedConv(phases, bias, 1, threads)
-    cdef Py_ssize_t top = rows[2] // sh, left = columns[2] // sw
-    cdef Py_ssize_t height = (out.shape[2] - 1 + rows[2]) // sh - top + 1
-    cdef Py_ssize_t width = (out.shape[3] - 1 + columns[2]) // sw - left + 1
-    part = Part(packed, (grad.shape[2], height, th, 1, th - 1 - top, 1),
-                (grad.shape[3], width, tw, 1, tw - 1 - left, 1))
-    shape = (sh * sw * channels, height, width)
-    cdef Py_ssize_t images = grad.shape[0], image = shape[0] * height * width * weight.itemsize
-    cdef Py_ssize_t group = max(1, min(images, GROUP_BYTES // image))
-    phase_maps = empty((group, *shape), weight.dtype, True)
+        bias = np.tile(bias, places) if channels_last else np.repeat(bias, places)
+    part = Part(PackedConv(weights, bias, 1, threads), h, w)
+    shape = (places * channels, h[1], w[1])
+    cdef Py_ssize_t images = grad.shape[0], image = places * channels * h[1] * w[1]
+    cdef Py_ssize_t group = max(1, min(images, GROUP_BYTES // (image * weight.itemsize)))
+    blocks = empty((group, *shape), weight.dtype, True)
     copy = None if channels_last else empty((group, *(<object>grad).shape[1:]), weight.dtype, True)
     n = 0
     while n < images:
@@ -127,74 +149,65 @@ def merged_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias
         if not channels_last:
             to_channels_last(g, copy[:count], threads)
             g = copy[:count]
-        convolve(g, phase_maps[:count], [part], 0, 0.0, True, threads)
-        place_phases(phase_maps[:count], out[n : n + count], (sh, rows[2] - top * sh),
-                     (sw, columns[2] - left * sw), channels_last, threads)
+        convolve(g, blocks[:count], [part], 0, 0.0, True, threads)
+        place_pixels(blocks[:count], out[n : n + count], (len(row_taps), top),
+                     (len(column_taps), left), channels_last, threads)
         n += count
 
 
 cdef struct PlaceJob:
     Images src, out
-    Py_ssize_t size, height, width, sh, sw, top, left, channels
-    Py_ssize_t lines, unit  # per output row: how many runs, and elements of a run per column
+    # Of the output in elements: item size, rows, row length; block and first place of both axes.
+    Py_ssize_t size, height, width, block_rows, top, left
+    Py_ssize_t lines, unit  # lines of one output row, and how long a block's part of one is
 
 
 cdef void place_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One output row: runs of `unit` elements from each pixel of a row of phase maps."""
+    """One output row: `unit` elements from each block that it crosses."""
     cdef const PlaceJob *job = <const PlaceJob *>job_
     cdef Py_ssize_t image = item // job.height, row = item % job.height, line, at, begin, end
-    cdef Py_ssize_t phase = (row + job.top) % job.sh, skipped, whole = job.width * job.unit // job.sw
+    cdef Py_ssize_t place = (row + job.top) % job.block_rows
     cdef const char *src
     cdef char *out
     for line in range(job.lines):
-        src = job.src.data + (image * job.src.image + (row + job.top) // job.sh * job.src.row
-                              + (line * job.sh + phase) * job.unit) * job.size
-        out = job.out.data + (image * job.out.image + row * job.out.row) * job.size
-        if job.lines > 1:
-            out += line * job.out.column * job.size
-        # The first run may begin before the row, the last end after it.
-        at = -job.left * job.unit // job.sw
-        while at < whole:
-            begin, end = max(at, 0), min(at + job.unit, whole)
+        src = job.src.data + (image * job.src.image + (row + job.top) // job.block_rows
+                              * job.src.row + (line * job.block_rows + place) * job.unit) * job.size
+        out = job.out.data + (image * job.out.image + line * job.out.column
+                              + row * job.out.row) * job.size
+        # The first block may begin before the row, the last end after it.
+        at = -job.left
+        while at < job.width:
+            begin, end = max(at, 0), min(at + job.unit, job.width)
             memcpy(out + begin * job.size, src + (begin - at) * job.size,
                    <size_t>((end - begin) * job.size))
             at += job.unit
             src += job.src.column * job.size
 
 
-cdef int place_phases(cnp.ndarray src, cnp.ndarray out, tuple rows, tuple columns,
+cdef int place_pixels(cnp.ndarray src, cnp.ndarray out, tuple rows, tuple columns,
                       bint channels_last, int threads) except -1:
-    """Copy phase maps (channels-last) to the pixels they stand for; rows: (stride, skipped)."""
+    """Copy blocks (channels-last) to the pixels they stand for; rows: (block, first place)."""
     cdef PlaceJob job
-    job.size = out.itemsize
-    job.channels, job.height, job.width = out.shape[1], out.shape[2], out.shape[3]
-    job.sh, job.top = rows
-    job.sw, job.left = columns
-    job.src = images_of(src)
-    if channels_last:
-        job.out = images_of(out)
-        if job.out.column != job.channels:  # gaps between pixels
-            dense = empty((<object>out).shape, (<object>out).dtype, True)
-            place_phases(src, dense, rows, columns, True, threads)
-            out[...] = dense
-            return 0
-        job.lines, job.unit = 1, job.sw * job.channels
-        job.width *= job.channels
-        job.left *= job.channels
-        job.sw *= job.channels
+    cdef Py_ssize_t channels = out.shape[1], elements
+    job.size, job.height, job.src = out.itemsize, out.shape[2], images_of(src)
+    job.block_rows, job.top = rows
+    if channels_last:  # the output was made for this: its rows are dense
+        job.out, job.lines, elements = images_of(out), 1, channels
     else:
-        job.out = Images(<char *>cnp.PyArray_DATA(out), job.channels * job.height * job.width,
-                         job.width, job.height * job.width)
-        job.lines, job.unit = job.channels, job.sw
+        job.out = Images(<char *>cnp.PyArray_DATA(out), channels * out.shape[2] * out.shape[3],
+                         out.shape[3], out.shape[2] * out.shape[3])
+        job.lines, elements = channels, 1
+    job.unit, job.left, job.width = columns[0] * elements, columns[1] * elements, (
+        out.shape[3] * elements)
     return run(place_item, &job, src.shape[0] * job.height, 2.0 * job.width * job.lines, threads, 0)
 
 
 # ---------------------------------------------------------------- gradient of the weight
 
 cdef enum:
-    CHUNK_PIXELS = 128    # pixels in one sum, whose gradients stay in the first-level cache
+    CHUNK_BYTES = 24 << 10  # gradients of one sum's pixels, in the first-level cache
     MOST_SLICES = 64
-    UNPACK_CHANNELS = 16  # transposed at a time
+    UNPACK_CHANNELS = 16    # transposed at a time
 
 cdef struct WeightJob:
     const ck_kernels *kernels
@@ -209,7 +222,9 @@ cdef struct WeightJob:
     # their own, ranges of the input channels.
     Py_ssize_t row_chunks, column_chunks, slices, ranges
     Py_ssize_t dw_slice, db_slice
-    bint fold, want_weight, want_bias, dense
+    bint fold, want_weight, want_bias
+    bint dense   # g is NCHW
+    bint direct  # g is read where it is: channels-last, one block of full vectors
 
 
 cdef struct Block:
@@ -270,6 +285,13 @@ cdef void outer_box(const WeightJob *job, const char *x, const char *g, char *dw
         begin = end
 
 
+cdef inline (Py_ssize_t, Py_ssize_t) gradient_strides(const WeightJob *job, Block block) noexcept nogil:
+    """From one row and one column of gradients to the next."""
+    if job.direct:
+        return job.g.row, job.g.column
+    return job.w.out * block.width, block.width
+
+
 cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char *dw, Block block,
                        Py_ssize_t tap_row, Py_ssize_t row, Py_ssize_t row_stop, Py_ssize_t column,
                        Py_ssize_t column_stop, Py_ssize_t c, Py_ssize_t c_stop) noexcept nogil:
@@ -278,12 +300,12 @@ cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char 
     cdef Py_ssize_t size = job.kernels.itemsize, s, a, b, inner = 0, inner_stop = job.w.out, side
     cdef ck_outer_layout layout
     layout.x_row, layout.x_pixel = job.h.stride * job.x.row, job.w.stride * job.x.column
-    layout.g_row, layout.g_pixel = job.w.out * block.width, block.width
+    layout.g_row, layout.g_pixel = gradient_strides(job, block)
     layout.dw_row = block.width
     valid(&job.h, tap_row, &row, &row_stop)
     layout.rows = row_stop - row
     x += (row * job.h.stride - job.h.pad + tap_row * job.h.dilation) * job.x.row * size
-    g += row * job.w.out * block.width * size
+    g += row * layout.g_row * size
     dw += tap_row * job.w.kernel * job.channels * block.width * size
     if job.fold:
         # Where all taps of the row lie inside, they are one contiguous run with their channels.
@@ -293,7 +315,7 @@ cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char 
         a, b = max(column, inner), min(column_stop, inner_stop)
         layout.pixels = b - a
         outer_box(job, x + (a * job.w.stride - job.w.pad) * job.x.column * size,
-                  g + a * block.width * size, dw, &layout, job.w.kernel * job.channels, block)
+                  g + a * layout.g_pixel * size, dw, &layout, job.w.kernel * job.channels, block)
     for s in range(job.w.kernel):
         # With folding the outputs left and right of the inner ones remain, otherwise all.
         for side in range(2 if job.fold else 1):
@@ -306,7 +328,7 @@ cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char 
             layout.pixels = b - a
             outer_box(job, x + ((a * job.w.stride - job.w.pad + s * job.w.dilation) * job.x.column
                                 + c) * size,
-                      g + a * block.width * size,
+                      g + a * layout.g_pixel * size,
                       dw + (s * job.channels + c) * block.width * size, &layout, c_stop - c, block)
 
 
@@ -348,13 +370,17 @@ cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         row_stop = job.h.out * (rest // job.column_chunks + 1) // job.row_chunks
         column = job.w.out * (rest % job.column_chunks) // job.column_chunks
         column_stop = job.w.out * (rest % job.column_chunks + 1) // job.column_chunks
-        g = job.packed + (image * job.groups * job.vectors * kernels.lanes + first) * pixels * size
+        if job.direct:
+            g = job.g.data + image * job.g.image * size
+        else:
+            g = job.packed + (
+                image * job.groups * job.vectors * kernels.lanes + first) * pixels * size
         if bias:
             ones.rows, ones.pixels = row_stop - row, column_stop - column
             ones.x_row = ones.x_pixel = ones.dw_row = 0
-            ones.g_row, ones.g_pixel = job.w.out * block.width, block.width
+            ones.g_row, ones.g_pixel = gradient_strides(job, block)
             kernels.outer[block.vectors][1](
-                &ones, one, g + (row * job.w.out + column) * block.width * size, db)
+                &ones, one, g + (row * ones.g_row + column * ones.g_pixel) * size, db)
         else:
             x = job.x.data + (image * job.x.image + group * job.channels) * size
             weight_chunk(job, x, g, dw, block, tap_row, row, row_stop, column, column_stop, c,
@@ -456,13 +482,16 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
     cdef Py_ssize_t outputs = groups * (1 if depthwise else job.vectors * lanes)
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, pixels = job.h.out * job.w.out
     cdef Py_ssize_t x_image = x.shape[1] * x.shape[2] * x.shape[3], g_image = outputs * pixels
-    job.column_chunks = 1 if depthwise else ceil_div(job.w.out, CHUNK_PIXELS)
-    job.row_chunks = ceil_div(job.h.out, max(1, CHUNK_PIXELS * job.column_chunks // job.w.out))
-    # Images whose packed gradients and copies are held at a time.
-    cdef Py_ssize_t group = max(1, min(images, 2 * GROUP_BYTES // ((x_image + g_image) * size)))
+    cdef Py_ssize_t sum_pixels = CHUNK_BYTES // (ceil_div(job.vectors, job.blocks) * lanes * size)
+    job.column_chunks = 1 if depthwise else ceil_div(job.w.out, sum_pixels)
+    job.row_chunks = ceil_div(job.h.out, max(1, sum_pixels * job.column_chunks // job.w.out))
+    cdef Py_ssize_t items = (1 if depthwise else groups * job.blocks) * job.h.kernel
+    # Images held at a time: many items read the same pixels, which then stay in the second-level
+    # cache; few items rather work through many images.
+    cdef Py_ssize_t held = GROUP_BYTES // 8 if items >= 16 else 2 * GROUP_BYTES
+    cdef Py_ssize_t group = max(1, min(images, held // ((x_image + g_image) * size)))
     # Enough items for many threads: ranges of channels, then slices of the pixels with sums of
     # their own.  All of it follows from the shape.
-    cdef Py_ssize_t items = (1 if depthwise else groups * job.blocks) * job.h.kernel
     job.ranges = 1 if depthwise else min(ceil_div(job.channels, 32), ceil_div(32, items))
     job.slices = min(ceil_div(32, items * job.ranges), group * job.row_chunks * job.column_chunks)
     job.slices = max(1, min(job.slices, MOST_SLICES))
@@ -509,8 +538,11 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
                 flops = 4.0 * count * pixels * groups * job.w.kernel / job.slices
                 run(depthwise_weight_item, &job, job.slices * (job.h.kernel + 1), flops, threads, 0)
             else:
-                run(pack_gradient_item, &job, count * groups * job.blocks,
-                    2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
+                job.direct = (channels_last and groups == 1 and job.blocks == 1
+                              and job.out_channels == job.vectors * lanes)
+                if not job.direct:
+                    run(pack_gradient_item, &job, count * groups * job.blocks,
+                        2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
                 flops = 2.0 * count * pixels * job.w.kernel * job.channels * job.out_channels
                 flops /= job.slices * job.ranges * job.blocks
                 run(weight_item, &job,

@@ -40,6 +40,8 @@ cdef extern from "csrc/ck.h" nogil:
         ck_dot_fn dot[7][5]
         void (*transpose)(const void *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t,
                           ptrdiff_t) noexcept nogil
+        void (*scatter_transposed)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                                   const ptrdiff_t *) noexcept nogil
         void (*max_pool)(const ck_window *, const void *, void *, int64_t *) noexcept nogil
         void (*max_pool_row)(const ck_window *, const void *, const ptrdiff_t *, const int32_t *,
                              void *, int64_t *) noexcept nogil

@@ -114,6 +114,10 @@ typedef struct {
     /* dst[j*dst_row + i] = src[i*src_row + j] for i < rows, j < columns */
     void (*transpose)(const void *src, ptrdiff_t src_row, void *dst, ptrdiff_t dst_row,
                       ptrdiff_t rows, ptrdiff_t columns);
+    /* dst[offsets[j] + i] = src[i*src_row + j] for i < rows, j < columns, where the offset is not
+     * negative; i goes on to a multiple of the lanes, with zeros */
+    void (*scatter_transposed)(const void *src, ptrdiff_t src_row, ptrdiff_t rows,
+                               ptrdiff_t columns, void *dst, const ptrdiff_t *offsets);
     /* out = max over the taps, index = position of the first maximum (of the last NaN); no taps:
      * -inf.  indices may be NULL. */
     void (*max_pool)(const ck_window *window, const void *x, void *out, int64_t *indices);

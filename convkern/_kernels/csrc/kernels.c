@@ -57,6 +57,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .outer = {CK_TILES(CK_OUTER_ENTRY)},
     .dot = {CK_DOTS(CK_DOT_ENTRY)},
     .transpose = CK_SYMBOL(transpose),
+    .scatter_transposed = CK_SYMBOL(scatter_transposed),
     .max_pool = CK_SYMBOL(max_pool),
     .max_pool_row = CK_SYMBOL(max_pool_row),
     .split_row = CK_SYMBOL(split_row),

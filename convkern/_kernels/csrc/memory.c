@@ -1,4 +1,4 @@
-/* The kept blocks of memory.h: a short list of idle blocks, best fit, oldest released first. */
+/* The kept blocks of memory.h: a short list of idle blocks, latest taken, oldest released first. */
 #include "memory.h"
 
 #include <stdint.h>
@@ -33,11 +33,10 @@ void *ck_take(size_t size)
 {
     if (size > SIZE_MAX / 2)
         return NULL;
-    int best = -1;
-    for (int i = 0; i < idle_count; i++)
-        if (idle[i]->capacity >= size && idle[i]->capacity / 2 <= size
-            && (best < 0 || idle[i]->capacity < idle[best]->capacity))
-            best = i;
+    /* The block given back last is the one most likely to be in the caches. */
+    int best = idle_count - 1;
+    while (best >= 0 && (idle[best]->capacity < size || idle[best]->capacity / 4 > size))
+        best--;
     header *block;
     if (best >= 0) {
         block = remove_idle(best);
