@@ -157,7 +157,11 @@ class Layer(ABC):
                 setattr(cls, name, getattr(Layer, name))
 
     def __call__(self, input: Array) -> Array:
-        """Return the output for `input`; in training mode, keep what `backward` needs."""
+        """Return the output for `input`.
+
+        In training mode the layer keeps what `backward` needs, until that, the
+        next call or `eval`.
+        """
         if not self.training:
             return self.forward(input)
         self._last = None  # the memory of the call before may serve this one

@@ -120,8 +120,8 @@ class Flatten(Layer):
 
     def record(self, input: Array) -> tuple[Array, tuple[Shape, bool]]:
         """Return `input` with fewer axes, its shape, and whether it is channels-last."""
-        output = self.forward(input)
-        return output, (input.shape, input.ndim == 4 and is_channels_last(input))
+        output, array = self.forward(input), np.asarray(input)
+        return output, (array.shape, array.ndim == 4 and is_channels_last(array))
 
     def gradient(
         self, grad_output: Array, kept: tuple[Shape, bool], input_gradient: bool = True

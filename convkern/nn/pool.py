@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from convkern import functional
 from convkern.geometry import IntPair, conv_output_size, integer, pair
 from convkern.nn.base import Array, Layer, Shape
@@ -116,7 +118,7 @@ class MaxPool2d(_Pool2d):
             ceil_mode=self.ceil_mode,
             return_indices=True,
         )
-        return output, (indices, input.shape)
+        return output, (indices, np.shape(input))
 
     def gradient(
         self, grad_output: Array, kept: tuple[Array, Shape], input_gradient: bool = True
@@ -181,7 +183,7 @@ class AvgPool2d(_Pool2d):
 
     def record(self, input: Array) -> tuple[Array, Shape]:
         """Return the means and the input's shape."""
-        return self.forward(input), input.shape
+        return self.forward(input), np.shape(input)
 
     def gradient(self, grad_output: Array, kept: Shape, input_gradient: bool = True) -> Array:
         """Return the gradient of the input, as `convkern.avg_pool2d_backward`."""
@@ -290,7 +292,7 @@ class AdaptiveAvgPool2d(Layer):
 
     def record(self, input: Array) -> tuple[Array, Shape]:
         """Return the means and the input's shape."""
-        return self.forward(input), input.shape
+        return self.forward(input), np.shape(input)
 
     def gradient(self, grad_output: Array, kept: Shape, input_gradient: bool = True) -> Array:
         """Return the gradient of the input."""

@@ -167,9 +167,9 @@ def _follow(
             jump[axis] *= stride
             if window.padding is not None:
                 padded = reach.shape[axis - 2] + sum(window.padding[axis])
-                end = (shape[axis - 2] - 1) * stride + extent
+                last = (shape[axis - 2] - 1) * stride + extent
                 # In ceil mode the last window may reach further than the padding.
-                unused[axis] = max(0, int(padded - end))
+                unused[axis] = max(0, int(padded - last))
     seen = math.floor(field[0]), math.floor(field[1])
     rows.append(
         Row(
@@ -178,9 +178,7 @@ def _follow(
             output_shape=batch + shape[1:],
             parameters=layer.num_parameters(),
             multiply_adds=layer._multiply_adds(reach.shape),
-            receptive_field=(math.floor(field[0]), math.floor(field[1]))
-            if len(shape) == 4
-            else None,
+            receptive_field=seen if len(shape) == 4 else None,
             unused=(unused[0], unused[1]),
         )
     )
