@@ -469,13 +469,16 @@ def test_refused_gradients_change_nothing(error, match, spoil):
 
 
 class Keeper(nn.Layer):
-    """Keeps an array of its own."""
+    """Keeps an array of its own, and notes whether the one before is still there."""
+
+    kept = staticmethod(lambda: None)
 
     def forward(self, input):
         return input * 1
 
     def record(self, input):
         array = np.ones(1000)
+        self.two = self.kept() is not None
         self.kept = weakref.ref(array)
         return self.forward(input), array
 
@@ -498,7 +501,7 @@ def test_what_is_kept_is_given_up(wrap):
         kept = keeper.kept
         assert kept() is not None
         give_up()
-        assert kept() is None
+        assert kept() is None and not keeper.two
     net.eval()(x)
     assert net._last is None
 
