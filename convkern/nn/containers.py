@@ -354,7 +354,8 @@ def _sum(first: Array, second: Array) -> Array:
         out = empty_images(first.shape, first.dtype, is_channels_last(first))
     else:
         out = np.empty_like(first)
-    return np.add(first, second, out=out)
+    np.add(first, second, out=out)
+    return out
 
 
 def _check_same(shape: Shape, around: Shape) -> None:

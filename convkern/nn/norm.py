@@ -141,9 +141,7 @@ class BatchNorm2d(Layer):
             output_mask=(input_gradient, learns, learns),
         )
         add_grads((self.weight, self.bias), (grad_weight, grad_bias))
-        if grad_input is None or grad_output.ndim == 4:
-            return grad_input
-        return grad_input[0]
+        return grad_input if grad_input is None else grad_input.reshape(grad_output.shape)
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return `input_shape`."""
