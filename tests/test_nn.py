@@ -8,40 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from layers import LAYERS, is_channels_last, layer_pair
 
 from convkern import nn
 from convkern.functional import to_channels_last
-
-# The same arguments make the layer here and in torch.nn.
-LAYERS = [
-    ("Conv2d", (3, 8, 3), {}, (2, 3, 9, 8)),
-    ("Conv2d", (3, 5, 2, 2, 1, 2, 1, False), {}, (2, 3, 9, 8)),
-    ("Conv2d", (4, 6, 3, 2, 1, 1, 2, True, "reflect"), {}, (1, 4, 7, 7)),
-    ("Conv2d", (4, 6, (3, 2)), {"stride": (2, 1), "padding": (1, 0), "groups": 2}, (2, 4, 8, 5)),
-    ("Conv2d", (4, 4, 3), {"dilation": (1, 2), "groups": 4, "bias": False}, (1, 4, 6, 7)),
-    *(
-        ("Conv2d", (2, 3, kernel), {"padding": padding, "padding_mode": mode}, (2, 2, 5, 6))
-        for mode in ("zeros", "reflect", "replicate", "circular")
-        for kernel, padding in ((3, 2), ((4, 3), "same"), (2, "valid"), ((3, 5), (0, 3)))
-    ),
-    ("Linear", (7, 4), {}, (3, 7)),
-    ("Linear", (7, 4, False), {}, (2, 5, 7)),
-    ("MaxPool2d", (3, 2), {}, (2, 5, 8, 9)),
-    ("MaxPool2d", ((2, 3),), {"padding": (1, 0), "dilation": (2, 1)}, (2, 3, 8, 9)),
-    ("MaxPool2d", (3,), {"stride": 2, "padding": 1, "ceil_mode": True}, (1, 3, 8, 7)),
-    ("AdaptiveAvgPool2d", (6,), {}, (2, 3, 6, 6)),
-    ("AdaptiveAvgPool2d", ((3, 5),), {}, (2, 3, 10, 7)),
-    ("AdaptiveAvgPool2d", ((None, 4),), {}, (2, 3, 5, 9)),
-    ("LocalResponseNorm", (5,), {"alpha": 0.3, "beta": 0.75, "k": 2.0}, (2, 9, 4, 3)),
-    ("LocalResponseNorm", (2, 1.0, 0.5), {}, (1, 3, 4, 3)),
-    ("ReLU", (), {}, (2, 3, 4, 5)),
-    ("Sigmoid", (), {}, (2, 3, 4, 5)),
-    ("Softmax", (), {"dim": 1}, (4, 10)),
-    ("Softmax", (), {"dim": -1}, (2, 3, 4)),
-    ("Dropout", (0.3,), {}, (2, 3, 4, 5)),
-    ("Flatten", (), {}, (2, 3, 4, 5)),
-    ("Flatten", (2,), {}, (2, 3, 4, 5)),
-]
 
 
 def small_net(rng=None):
@@ -70,18 +40,11 @@ def images(count=2, seed=1):
     return np.random.default_rng(seed).standard_normal((count, 3, 8, 8), np.float32)
 
 
-def is_channels_last(array):
-    return np.moveaxis(array, -3, -1).flags.c_contiguous
-
-
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("name", "args", "options", "shape"), LAYERS)
 def test_layer_equals_torch(torch, name, args, options, shape, dtype):
-    theirs = getattr(torch.nn, name)(*args, **options).to(getattr(torch, dtype.__name__)).eval()
-    learns = {"dtype": dtype} if name in ("Conv2d", "Linear") else {}
-    ours = getattr(nn, name)(*args, **options, **learns).eval()
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = (layer.eval() for layer in layer_pair(torch, name, args, options, dtype))
     x = np.random.default_rng(2).standard_normal(shape).astype(dtype)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x)).numpy()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from convkern.geometry import PaddingPairs, integer
@@ -13,11 +15,14 @@ if TYPE_CHECKING:
 
 
 class Window(NamedTuple):
-    """What a sliding window spans and how it moves, in rows and columns of its input."""
+    """What a sliding window spans and how it moves, in rows and columns of its input.
 
-    extent: tuple[int, int]
-    stride: tuple[int, int]
-    padding: PaddingPairs = ((0, 0), (0, 0))
+    Without `padding`, the windows are known to reach everything.
+    """
+
+    extent: tuple[int | Fraction, int | Fraction]
+    stride: tuple[int | Fraction, int | Fraction]
+    padding: PaddingPairs | None = None
 
 
 class Row(NamedTuple):
@@ -37,7 +42,8 @@ class Row(NamedTuple):
         Multiplications with an addition per image, in convolutions and linear layers.
     receptive_field : (int, int) or None
         Rows and columns of the net's input, padding included, that one element
-        of the output depends on; None where the output is no longer a map.
+        of the output depends on, at most; None where the output is no longer a map.
+        Ways that meet again count with the larger one.
     unused : (int, int)
         Rows and columns of the layer's padded input, at the bottom and at the
         right, that no window reaches.
@@ -119,39 +125,73 @@ def summarize(net: Layer, input_shape: Sequence[int]) -> Summary:
             f"input_shape must be (C, H, W) or (N, C, H, W), or (F,) or (N, F), got {given}"
         )
     batch = given[:1] if len(given) in (2, 4) else ()
-    shape = (1, *given[len(batch) :])
-    field, jump = [1, 1], [1, 1]
-    rows = []
-    for name, layer in net._leaves():
-        try:
-            output_shape = layer.output_shape(shape)
-        except ValueError as error:
-            raise ValueError(f"in layer {name}, {layer!r}: {error}") from error
-        unused = [0, 0]
-        if window := layer._window(shape):
-            for axis in (0, 1):
-                # Neighbours in the layer's input lie `jump` elements of the net's input apart.
-                field[axis] += (window.extent[axis] - 1) * jump[axis]
-                jump[axis] *= window.stride[axis]
-                padded = shape[axis - 2] + sum(window.padding[axis])
-                steps = output_shape[axis - 2] - 1
-                reached = steps * window.stride[axis] + window.extent[axis]
-                # In ceil mode the last window may reach further than the padding.
-                unused[axis] = max(0, padded - reached)
-        rows.append(
-            Row(
-                name=name,
-                layer=repr(layer),
-                output_shape=batch + output_shape[1:],
-                parameters=layer.num_parameters(),
-                multiply_adds=layer._multiply_adds(shape),
-                receptive_field=(field[0], field[1]) if len(output_shape) == 4 else None,
-                unused=(unused[0], unused[1]),
-            )
-        )
-        shape = output_shape
+    start = _Reach((1, *given[len(batch) :]))
+    rows: list[Row] = []
+    _follow(net, "", start, batch, rows)
     multiply_adds = sum(row.multiply_adds for row in rows)
     return Summary(given, tuple(rows), net.num_parameters(), multiply_adds)
+
+
+class _Reach(NamedTuple):
+    """A shape on the way through the net, and what one element there sees of the input."""
+
+    shape: tuple[int, ...]
+    field: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+    # How far apart in the net's input neighbours lie.
+    jump: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+
+
+def _follow(
+    layer: Layer, name: str, reach: _Reach, batch: tuple[int, ...], rows: list[Row]
+) -> _Reach:
+    """Append the rows of `layer`, whose input is `reach`; return what its output is."""
+    chains = layer._chains()
+    if chains:
+        ends = []
+        for chain in chains:
+            end = reach
+            for child_name, child in chain:
+                path = f"{name}.{child_name}" if name else child_name
+                end = _follow(child, path, end, batch, rows)
+            ends.append(end)
+        if len(ends) > 1:
+            _output_shape(layer, name, reach.shape)
+        rows_seen, columns_seen = (max(end.field[axis] for end in ends) for axis in (0, 1))
+        return ends[0]._replace(field=(rows_seen, columns_seen))
+    shape = _output_shape(layer, name, reach.shape)
+    field, jump, unused = list(reach.field), list(reach.jump), [0, 0]
+    if window := layer._window(reach.shape):
+        for axis in (0, 1):
+            extent, stride = window.extent[axis], window.stride[axis]
+            field[axis] += (extent - 1) * jump[axis]
+            jump[axis] *= stride
+            if window.padding is not None:
+                padded = reach.shape[axis - 2] + sum(window.padding[axis])
+                last = (shape[axis - 2] - 1) * stride + extent
+                # In ceil mode the last window may reach further than the padding.
+                unused[axis] = max(0, int(padded - last))
+    seen = math.floor(field[0]), math.floor(field[1])
+    rows.append(
+        Row(
+            name=name or type(layer).__name__,
+            layer=repr(layer),
+            output_shape=batch + shape[1:],
+            parameters=layer.num_parameters(),
+            multiply_adds=layer._multiply_adds(reach.shape),
+            receptive_field=seen if len(shape) == 4 else None,
+            unused=(unused[0], unused[1]),
+        )
+    )
+    return _Reach(shape, (field[0], field[1]), (jump[0], jump[1]))
+
+
+def _output_shape(layer: Layer, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the layer's output; an error says which layer it is."""
+    try:
+        return layer.output_shape(shape)
+    except ValueError as error:
+        name = name or type(layer).__name__
+        raise ValueError(f"in layer {name}, {layer!r}: {error}") from error
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -1,0 +1,194 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from convkern import functional
+from convkern.arrays import as_array
+from convkern.geometry import integer
+from convkern.nn.base import Array, Layer, Parameter, Shape
+from convkern.nn.common import add_grads, as_dtype, check_channels, options
+
+
+class _Statistics(NamedTuple):
+    """What one call of `BatchNorm2d` normalised, and by what."""
+
+    input: Array
+    running_mean: Array | None
+    running_var: Array | None
+    training: bool
+
+
+class BatchNorm2d(Layer):
+    """Each channel shifted and scaled to mean zero and variance one, then by learned numbers.
+
+    In training the statistics are those of the batch, and the running ones move
+    towards them; in evaluation the running ones are used (Ioffe and Szegedy, *Batch
+    normalization: accelerating deep network training by reducing internal covariate
+    shift*, 2015).
+
+    Parameters
+    ----------
+    num_features : int
+        ``C`` of the input.
+    eps : float
+        Added to the variance.
+    momentum : float or None
+        How far the running statistics move at a batch; None for the plain mean of all batches.
+    affine : bool
+        Learn a weight and a bias per channel.
+    track_running_stats : bool
+        Have running statistics; without them evaluation, too, uses the batch's.
+    dtype : dtype
+        float32 or float64.
+
+    Attributes
+    ----------
+    weight, bias : Parameter or None
+        ``(C,)``, ones and zeros at first.
+    running_mean, running_var : ndarray or None
+        ``(C,)``, zeros and ones at first; the variance is the unbiased one.
+    num_batches_tracked : ndarray of int64 or None
+        How many batches have moved them, an array without axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.nn import BatchNorm2d
+    >>> layer = BatchNorm2d(1, eps=0.0, dtype=np.float64)
+    >>> x = np.array([1.0, 3.0]).reshape(2, 1, 1, 1)
+    >>> layer(x).ravel()
+    array([-1.,  1.])
+    >>> list(layer.state_dict())
+    ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.num_features = C = integer(num_features, "num_features", 1)
+        self.eps = float(eps)
+        self.momentum = None if momentum is None else float(momentum)
+        kind = as_dtype(dtype)
+        self.weight = Parameter(np.ones(C, kind)) if affine else None
+        self.bias = Parameter(np.zeros(C, kind)) if affine else None
+        self.running_mean: Array | None = np.zeros(C, kind) if track_running_stats else None
+        self.running_var: Array | None = np.ones(C, kind) if track_running_stats else None
+        self.num_batches_tracked: Array | None = (
+            np.zeros((), np.int64) if track_running_stats else None
+        )
+
+    def forward(self, input: Array) -> Array:
+        """Return the normalised input, as `convkern.batch_norm`."""
+        return self.record(input)[0]
+
+    def record(self, input: Array) -> tuple[Array, _Statistics]:
+        """Return the normalised input, and it with the statistics."""
+        input = as_array(input, "input", (3, 4))
+        check_channels(input.shape, self.num_features)
+        statistics = _Statistics(
+            input if input.ndim == 4 else input[None],
+            self.running_mean,
+            self.running_var,
+            self.training or self.running_mean is None,
+        )
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1.0
+            if self.num_batches_tracked is not None:
+                momentum /= float(self.num_batches_tracked) + 1
+        output = functional.batch_norm(
+            statistics.input,
+            self.running_mean,
+            self.running_var,
+            None if self.weight is None else self.weight.data,
+            None if self.bias is None else self.bias.data,
+            statistics.training,
+            momentum,
+            self.eps,
+        )
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+        return output if input.ndim == 4 else output[0], statistics
+
+    def gradient(
+        self, grad_output: Array, kept: _Statistics, input_gradient: bool = True
+    ) -> Array | None:
+        """Return the gradient of the input."""
+        learns = self.weight is not None
+        grad_input, grad_weight, grad_bias = functional.batch_norm_backward(
+            grad_output if grad_output.ndim == 4 else grad_output[None],
+            kept.input,
+            kept.running_mean,
+            kept.running_var,
+            None if self.weight is None else self.weight.data,
+            kept.training,
+            self.eps,
+            output_mask=(input_gradient, learns, learns),
+        )
+        add_grads((self.weight, self.bias), (grad_weight, grad_bias))
+        return grad_input if grad_input is None else grad_input.reshape(grad_output.shape)
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return `input_shape`."""
+        return check_channels(input_shape, self.num_features)
+
+    def _arguments(self) -> list[str]:
+        """Return the channels and whatever differs from its default."""
+        return [
+            str(self.num_features),
+            *options(self, eps=1e-5, momentum=0.1),
+            *(["affine=False"] if self.weight is None else []),
+            *(["track_running_stats=False"] if self.running_mean is None else []),
+        ]
+
+
+class LocalResponseNorm(Layer):
+    """Each element divided by a power of the mean square of `size` neighbouring channels.
+
+    Parameters
+    ----------
+    size : int
+        How many channels count.
+    alpha, beta, k : float
+        As in `convkern.local_response_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.nn import LocalResponseNorm
+    >>> LocalResponseNorm(1, alpha=1.0, beta=1.0)(np.full((1, 1, 1, 1), 3.0))
+    array([[[[0.3]]]])
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        self.size = integer(size, "size", 1)
+        self.alpha, self.beta, self.k = float(alpha), float(beta), float(k)
+
+    def forward(self, input: Array) -> Array:
+        """Return the normalised input, as `convkern.local_response_norm`."""
+        return functional.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
+
+    def gradient(self, grad_output: Array, kept: Array, input_gradient: bool = True) -> Array:
+        """Return the gradient of the input."""
+        return functional.local_response_norm_backward(
+            grad_output, kept, self.size, self.alpha, self.beta, self.k
+        )
+
+    def _arguments(self) -> list[str]:
+        """Return the size and whatever differs from its default."""
+        return [str(self.size), *options(self, alpha=1e-4, beta=0.75, k=1.0)]
