@@ -141,7 +141,7 @@ def local_response_norm_backward(
 def _sum_neighbours(x: np.ndarray, before: int, after: int) -> np.ndarray:
     """Sum each channel with so many channels before and after it."""
     channels = x.shape[-3]
-    total = x.copy()
+    total = x.copy(order="K")
     for shift in range(1, min(max(before, after), channels - 1) + 1):
         if shift <= before:
             total[..., shift:, :, :] += x[..., : channels - shift, :, :]
