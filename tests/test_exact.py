@@ -127,10 +127,7 @@ def test_max_pool2d(dtype):
         kernel, stride, dilation = (
             tuple(int(v) for v in rng.integers(1, most, 2)) for most in (5, 5, 3)
         )
-        pads = tuple(
-            int(rng.integers(0, (d * (k - 1) + 1) // 2 + 1))
-            for k, d in zip(kernel, dilation, strict=True)
-        )
+        pads = tuple(int(rng.integers(0, k // 2 + 1)) for k in kernel)
         if any(
             d * (k - 1) + 1 > n + 2 * p
             for n, k, d, p in zip(size, kernel, dilation, pads, strict=True)
@@ -160,6 +157,38 @@ def test_linear(dtype):
         bias = integers(rng, outputs, dtype) if rng.random() < 0.5 else None
         np.testing.assert_array_equal(
             functional.linear(x, w, bias), reference.linear(x, w, bias), f"seed {seed}"
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_backward(dtype):
+    for seed in range(SHAPES // 10):
+        rng = np.random.default_rng(seed)
+        batch, inputs, outputs = (random_size(rng, 100) for _ in range(3))
+        x, w = integers(rng, (batch, inputs), dtype), integers(rng, (outputs, inputs), dtype)
+        grad = integers(rng, (batch, outputs), dtype)
+        expected = reference.linear_backward(grad, x, w)
+        for mine, true in zip(functional.linear_backward(grad, x, w), expected, strict=True):
+            np.testing.assert_array_equal(mine, true, f"seed {seed}")
+            assert mine.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_columns(dtype):
+    for seed in range(SHAPES):
+        rng = np.random.default_rng(seed)
+        size = random_size(rng, 20), random_size(rng, 33)
+        (kh, sh, ph, dh), (kw, sw, pw, dw) = (random_window(rng, n) for n in size)
+        pads = max(ph), max(pw)
+        window = ((kh, kw), (dh, dw), pads, (sh, sw))
+        x = random_layout(rng, integers(rng, (2, int(rng.integers(1, 5)), *size), dtype))
+        columns = functional.im2col(x, *window)
+        np.testing.assert_array_equal(columns, reference.im2col(x, *window), f"seed {seed}")
+        columns = integers(rng, columns.shape, dtype)
+        np.testing.assert_array_equal(
+            functional.col2im(columns, size, *window),
+            reference.col2im(columns, size, *window),
+            f"seed {seed}",
         )
 
 

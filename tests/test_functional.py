@@ -350,7 +350,7 @@ BAD_POOL = [
     ({"kernel_size": None}, TypeError, "kernel_size must be an integer"),
     ({"kernel_size": 12}, ValueError, "larger than the padded input"),
     ({"stride": 0}, ValueError, "stride must be at least 1"),
-    ({"padding": 2}, ValueError, "at most half the window's extent"),
+    ({"padding": 2}, ValueError, "at most half the window"),
     ({"padding": "same"}, TypeError, "padding must be an integer"),
     ({"dilation": 0}, ValueError, "dilation must be at least 1"),
 ]

@@ -4,6 +4,7 @@ Everything here trusts its arguments; `convkern.functional` is what checks them.
 """
 
 try:
+    from convkern._kernels.columns import col2im, im2col
     from convkern._kernels.conv import PackedConv, conv2d
     from convkern._kernels.convgrad import input_gradient, weight_gradient
     from convkern._kernels.core import (
@@ -29,11 +30,13 @@ except ModuleNotFoundError as error:
 __all__ = [
     "PackedConv",
     "activate",
+    "col2im",
     "conv2d",
     "empty",
     "empty_cache",
     "fma_peak",
     "idle_bytes",
+    "im2col",
     "input_gradient",
     "isa",
     "isa_names",

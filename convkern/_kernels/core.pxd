@@ -54,6 +54,9 @@ cdef extern from "csrc/ck.h" nogil:
         void (*depthwise_outer)(const ck_outer_layout *, ptrdiff_t, const void *, const void *,
                                 void *) noexcept nogil
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
+        void (*gather_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                           ptrdiff_t) noexcept nogil
+        void (*scatter_row)(const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*activate)(const void *, void *, ptrdiff_t, int, double) noexcept nogil
         void (*local_response_norm)(const void *, void *, ptrdiff_t, ptrdiff_t, double, double,
                                     double, void *) noexcept nogil

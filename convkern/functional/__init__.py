@@ -18,6 +18,7 @@ from convkern.functional.activation import (
     softmax,
     softmax_backward,
 )
+from convkern.functional.columns import col2im, im2col
 from convkern.functional.conv import (
     PackedConv2d,
     conv2d,
@@ -26,6 +27,7 @@ from convkern.functional.conv import (
     conv_transpose2d_backward,
 )
 from convkern.functional.linear import flatten, linear, linear_backward
+from convkern.functional.loss import cross_entropy, cross_entropy_backward
 from convkern.functional.norm import (
     batch_norm,
     batch_norm_backward,
@@ -56,12 +58,16 @@ __all__ = [
     "avg_pool_channels",
     "batch_norm",
     "batch_norm_backward",
+    "col2im",
     "conv2d",
     "conv2d_backward",
     "conv_output_size",
     "conv_transpose2d",
     "conv_transpose2d_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
     "flatten",
+    "im2col",
     "leaky_relu",
     "leaky_relu_backward",
     "linear",

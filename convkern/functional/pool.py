@@ -37,7 +37,7 @@ def max_pool2d(
     stride : int or pair of int, optional
         Step of the window; by default the window itself.
     padding : int or pair of int
-        Rows and columns of -inf around the image, at most half the window's extent.
+        Rows and columns of -inf around the image, at most half the window.
     dilation : int or pair of int
         Step between the taps of the window.
     ceil_mode : bool
@@ -76,12 +76,9 @@ def max_pool2d(
     steps = kernel if stride is None else pair(stride, "stride")
     pads = pair(padding, "padding", 0)
     gaps = pair(dilation, "dilation")
-    for pad, k, d in zip(pads, kernel, gaps, strict=True):
-        if pad > window_extent(k, d) // 2:
-            raise ValueError(
-                f"padding must be at most half the window's extent ({window_extent(k, d)} for "
-                f"kernel_size {k} and dilation {d}), got {pad}"
-            )
+    for pad, size in zip(pads, kernel, strict=True):
+        if pad > size // 2:
+            raise ValueError(f"padding must be at most half the window ({size}), got {pad}")
     if 0 in input.shape[-3:]:
         raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     out_size = tuple(

@@ -140,6 +140,11 @@ typedef struct {
                             const void *g, void *dw);
     /* y[i] += x[i] for i < n */
     void (*add)(const void *x, void *y, ptrdiff_t n);
+    /* dst[i] = src[i*stride] for begin <= i < end, 0 for the others of i < n */
+    void (*gather_row)(const void *src, ptrdiff_t stride, ptrdiff_t begin, ptrdiff_t end, void *dst,
+                       ptrdiff_t n);
+    /* dst[i*stride] += src[i] for i < n */
+    void (*scatter_row)(const void *src, void *dst, ptrdiff_t stride, ptrdiff_t n);
     /* y[i] = activation(x[i]) for i < n; x and y may be the same */
     void (*activate)(const void *x, void *y, ptrdiff_t n, int activation, double slope);
     /* y[c] = x[c] / (k + alpha/size * sum of x^2 over the window of `size` channels around c)^beta;

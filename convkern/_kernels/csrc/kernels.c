@@ -39,6 +39,7 @@ CK_INLINE vec activate(vec v, int activation, vec slope)
     }
 }
 
+#include "columns.inc"
 #include "conv.inc"
 #include "dense.inc"
 #include "pool.inc"
@@ -65,6 +66,8 @@ const ck_kernels CK_SYMBOL(table) = {
     .depthwise = CK_SYMBOL(depthwise),
     .depthwise_outer = CK_SYMBOL(depthwise_outer),
     .add = CK_SYMBOL(add),
+    .gather_row = CK_SYMBOL(gather_row),
+    .scatter_row = CK_SYMBOL(scatter_row),
     .activate = CK_SYMBOL(activate),
     .local_response_norm = CK_SYMBOL(local_response_norm),
     .spin_fma = CK_SYMBOL(spin_fma),
