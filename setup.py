@@ -104,7 +104,16 @@ extensions = [
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         depends=[str(path) for path in CSRC.glob("*.*")],
     )
-    for name in ("core", "columns", "conv", "convgrad", "pool", "dense")
+    for name in (
+        "core",
+        "activation",
+        "channels",
+        "columns",
+        "conv",
+        "convgrad",
+        "dense",
+        "pool",
+    )
 ]
 
 setup(ext_modules=cythonize(extensions), cmdclass={"build_ext": BuildKernels})

@@ -4,6 +4,15 @@ Everything here trusts its arguments; `convkern.functional` is what checks them.
 """
 
 try:
+    from convkern._kernels.activation import activate, prelu, softmax
+    from convkern._kernels.channels import (
+        affine,
+        gradient_sums,
+        local_response_norm,
+        moments,
+        negative_products,
+        totals,
+    )
     from convkern._kernels.columns import col2im, im2col
     from convkern._kernels.conv import PackedConv, conv2d
     from convkern._kernels.convgrad import input_gradient, weight_gradient
@@ -19,7 +28,7 @@ try:
         to_channels_last,
         to_contiguous,
     )
-    from convkern._kernels.dense import activate, linear, local_response_norm
+    from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
     from convkern._kernels.pool import max_pool2d, max_pool2d_backward
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -30,23 +39,32 @@ except ModuleNotFoundError as error:
 __all__ = [
     "PackedConv",
     "activate",
+    "affine",
     "col2im",
     "conv2d",
     "empty",
     "empty_cache",
     "fma_peak",
+    "gradient_sums",
     "idle_bytes",
     "im2col",
     "input_gradient",
     "isa",
     "isa_names",
     "linear",
+    "linear_input_gradient",
+    "linear_weight_gradient",
     "local_response_norm",
     "max_pool2d",
     "max_pool2d_backward",
+    "moments",
+    "negative_products",
     "openmp",
+    "prelu",
+    "softmax",
     "spin_fma",
     "to_channels_last",
     "to_contiguous",
+    "totals",
     "weight_gradient",
 ]

@@ -6,7 +6,9 @@ cimport numpy as cnp
 
 cdef extern from "csrc/ck.h" nogil:
     enum: CK_F32, CK_F64, CK_OPENMP
-    enum: CK_FIRST, CK_LAST, CK_DOT_COLUMNS
+    enum: CK_FIRST, CK_LAST, CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_SOFTMAX_COLUMNS
+    enum: CK_LEAKY_RELU
+    enum: CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS
     ctypedef struct ck_tile_layout:
         ptrdiff_t x_pixel, x_row, x_column, w_row, out_pixel
         int tail, activation
@@ -58,8 +60,26 @@ cdef extern from "csrc/ck.h" nogil:
                            ptrdiff_t) noexcept nogil
         void (*scatter_row)(const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*activate)(const void *, void *, ptrdiff_t, int, double) noexcept nogil
+        void (*activate_backward)(const void *, const void *, void *, ptrdiff_t, int,
+                                  double) noexcept nogil
+        void (*prelu_pixels)(const void *, const void *, const void *, void *, ptrdiff_t,
+                             ptrdiff_t) noexcept nogil
+        void (*softmax)(const void *, void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, const void *,
+                        int) noexcept nogil
+        void (*softmax_backward)(const void *, const void *, void *, ptrdiff_t, ptrdiff_t,
+                                 ptrdiff_t) noexcept nogil
+        double (*plane_sum)(int, const void *, const void *, double, ptrdiff_t) noexcept nogil
+        void (*pixel_sums)(int, const void *, const void *, const double *, ptrdiff_t, ptrdiff_t,
+                           ptrdiff_t, double *) noexcept nogil
+        void (*affine_plane)(const void *, const void *, void *, ptrdiff_t, const void *,
+                             ptrdiff_t) noexcept nogil
+        void (*affine_pixels)(const void *, const void *, void *, ptrdiff_t, const void *,
+                              ptrdiff_t) noexcept nogil
         void (*local_response_norm)(const void *, void *, ptrdiff_t, ptrdiff_t, double, double,
                                     double, void *) noexcept nogil
+        void (*local_response_norm_backward)(const void *, const void *, void *, ptrdiff_t,
+                                             ptrdiff_t, double, double, double,
+                                             void *) noexcept nogil
         double (*spin_fma)(ptrdiff_t, void *) noexcept nogil
     const char *const *ck_isa_names()
     int ck_isa_supported(const char *)
@@ -98,3 +118,17 @@ cdef int transpose(const ck_kernels *kernels, const char *src, char *dst, Py_ssi
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
+
+
+cdef inline const char *data_of(cnp.ndarray array) noexcept:
+    """Return where an array's elements begin, NULL for None."""
+    if array is None:
+        return NULL
+    return <const char *>cnp.PyArray_DATA(array)
+
+
+cdef inline const char *moved(const char *data, Py_ssize_t bytes) noexcept nogil:
+    """Return a pointer further on; NULL stays NULL."""
+    if data == NULL:
+        return NULL
+    return data + bytes

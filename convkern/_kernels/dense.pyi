@@ -3,14 +3,9 @@ import numpy as np
 def linear(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray, threads: int
 ) -> None: ...
-def activate(x: np.ndarray, y: np.ndarray, activation: int, slope: float, threads: int) -> None: ...
-def local_response_norm(
-    x: np.ndarray,
-    y: np.ndarray,
-    channels: int,
-    window: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    threads: int,
+def linear_input_gradient(
+    grad: np.ndarray, weight: np.ndarray, out: np.ndarray, threads: int
+) -> None: ...
+def linear_weight_gradient(
+    grad: np.ndarray, x: np.ndarray, out: np.ndarray, threads: int
 ) -> None: ...

@@ -1,6 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=False
-"""Linear layers and what works on rows of elements."""
+"""Linear layers and their gradients."""
+
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
@@ -8,11 +10,17 @@ from convkern._kernels.core cimport (
     CK_DOT_COLUMNS,
     CK_FIRST,
     CK_LAST,
+    CK_MAX_VECTORS,
     ceil_div,
+    ck_chunk,
     ck_dot_layout,
     ck_kernels,
+    ck_tile_layout,
+    give,
     kernels_of,
     run,
+    take,
+    transpose,
 )
 
 cnp.import_array()
@@ -91,52 +99,135 @@ def linear(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
         <size_t>(LINEAR_BATCH * LINEAR_ROWS * job.kernels.lanes * job.kernels.itemsize))
 
 
-cdef struct MapJob:
+# ---------------------------------------------------------------- matrix product
+
+cdef enum:
+    CHUNK = 256                # products of one chain, as in the convolution
+    PACKED_BYTES = 256 << 10   # of b that an item packs at a time
+    PRODUCT_ROWS = 240         # of an item: multiples of most tiles
+
+cdef struct ProductJob:
     const ck_kernels *kernels
-    const char *x
-    char *y
-    Py_ssize_t length, block
-    int activation                        # of activate
-    double slope
-    Py_ssize_t channels, window           # of local_response_norm
-    double alpha, beta, k
+    const char *a
+    const char *b
+    char *out
+    Py_ssize_t rows, length, columns
+    # Columns are cut into panels as wide as the widest tile; an item has some panels.
+    Py_ssize_t vectors, panels, width, group, row_blocks
+    bint direct
 
 
-cdef void activate_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    cdef const MapJob *job = <const MapJob *>job_
-    cdef Py_ssize_t start = item * job.block, size = job.kernels.itemsize
-    job.kernels.activate(job.x + start * size, job.y + start * size,
-                         min(job.block, job.length - start), job.activation, job.slope)
+cdef void pack_panel(const ProductJob *job, Py_ssize_t column, Py_ssize_t width, Py_ssize_t k,
+                     Py_ssize_t length, char *packed) noexcept nogil:
+    """Copy `length` rows of b, `width` columns of each, next to each other; zeros past the end."""
+    cdef Py_ssize_t size = job.kernels.itemsize, count = min(width, job.columns - column), row
+    cdef const char *src = job.b + (k * job.columns + column) * size
+    for row in range(length):
+        memcpy(packed, src, <size_t>(count * size))
+        if count < width:
+            memset(packed + count * size, 0, <size_t>((width - count) * size))
+        packed += width * size
+        src += job.columns * size
 
 
-def activate(cnp.ndarray x, cnp.ndarray y, int activation, double slope, int threads):
-    """Apply an activation to x, element by element in memory order; y is laid out like x."""
-    cdef MapJob job
-    job.kernels = kernels_of(x)
-    job.x, job.y = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(y)
-    job.length, job.block = x.size, 16384
-    job.activation, job.slope = activation, slope
-    run(activate_item, &job, ceil_div(job.length, job.block), 8.0 * job.block, threads, 0)
+cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A block of rows times a group of panels."""
+    cdef const ProductJob *job = <const ProductJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, k = 0, length, row, stop, tile
+    cdef Py_ssize_t block = item % job.row_blocks, first = item // job.row_blocks * job.group
+    cdef Py_ssize_t last = min(first + job.group, job.panels), panel, column, vectors, tiles
+    cdef Py_ssize_t begin = job.rows * block // job.row_blocks
+    cdef Py_ssize_t rows = job.rows * (block + 1) // job.row_blocks - begin
+    cdef char *zeros = scratch + job.group * CHUNK * job.width * size
+    cdef char *packed
+    cdef const char *b
+    cdef ck_tile_layout layout
+    cdef ck_chunk chunk
+    memset(&layout, 0, sizeof(layout))
+    memset(zeros, 0, <size_t>(job.width * size))
+    layout.out_pixel, layout.x_pixel, layout.x_row = job.columns, job.length, 1
+    chunk.flags = CK_FIRST
+    while True:
+        length = min(<Py_ssize_t>CHUNK, job.length - k)
+        if k + length == job.length:
+            chunk.flags |= CK_LAST
+        chunk.x = chunk.w = 0
+        chunk.columns = 1
+        # Packed panels stay in the second-level cache while the tiles pass over them row by
+        # row, so that each writes long pieces of a few rows.
+        for panel in range(first, last):
+            column = job.vectors * panel // job.panels * lanes
+            vectors = job.vectors * (panel + 1) // job.panels - column // lanes
+            if not job.direct or column + vectors * lanes > job.columns:
+                pack_panel(job, column, vectors * lanes, k, length,
+                           scratch + (panel - first) * CHUNK * job.width * size)
+        tiles = ceil_div(rows, kernels.max_pixels[ceil_div(job.vectors, job.panels)])
+        for tile in range(tiles):
+            row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
+            for panel in range(first, last):
+                column = job.vectors * panel // job.panels * lanes
+                vectors = job.vectors * (panel + 1) // job.panels - column // lanes
+                layout.tail = <int>min(lanes, job.columns - column - (vectors - 1) * lanes)
+                if job.direct and column + vectors * lanes <= job.columns:
+                    # One step of the sum is one row of b where it lies.
+                    b = job.b + (k * job.columns + column) * size
+                    chunk.rows, chunk.run, layout.w_row = length, 1, job.columns
+                else:
+                    b = scratch + (panel - first) * CHUNK * job.width * size
+                    chunk.rows, chunk.run = 1, length
+                kernels.tile[vectors][stop - row](
+                    &layout, &chunk, job.a + ((begin + row) * job.length + k) * size, b, zeros,
+                    job.out + ((begin + row) * job.columns + column) * size)
+        k += length
+        if chunk.flags & CK_LAST:
+            return
+        chunk.flags = 0
 
 
-cdef void local_response_norm_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of channels-last pixels."""
-    cdef const MapJob *job = <const MapJob *>job_
-    cdef Py_ssize_t pixel, size = job.kernels.itemsize
-    for pixel in range(item * job.block, min((item + 1) * job.block, job.length)):
-        job.kernels.local_response_norm(
-            job.x + pixel * job.channels * size, job.y + pixel * job.channels * size,
-            job.channels, job.window, job.alpha, job.beta, job.k, scratch)
+cdef int product(const ck_kernels *kernels, const char *a, const char *b, char *out,
+                 Py_ssize_t rows, Py_ssize_t length, Py_ssize_t columns, int threads) except -1:
+    """Compute out = a @ b for contiguous (rows, length) and (length, columns)."""
+    cdef ProductJob job
+    cdef Py_ssize_t widest = CK_MAX_VECTORS, groups
+    if rows == 0 or columns == 0:
+        return 0
+    while kernels.max_pixels[widest] == 0:
+        widest -= 1
+    job.kernels, job.a, job.b, job.out = kernels, a, b, out
+    job.rows, job.length, job.columns = rows, length, columns
+    job.vectors = ceil_div(columns, kernels.lanes)
+    job.panels = ceil_div(job.vectors, widest)
+    job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
+    # The tiles of a few rows read b once: a packed copy would not be read again.
+    job.direct = rows <= kernels.max_pixels[ceil_div(job.vectors, job.panels)]
+    job.row_blocks = ceil_div(rows, PRODUCT_ROWS)
+    job.group = PACKED_BYTES // (max(1, min(length, <Py_ssize_t>CHUNK)) * job.width
+                                 * kernels.itemsize)
+    job.group = max(1, min(job.group, 16))
+    while job.group > 1 and job.row_blocks * ceil_div(job.panels, job.group) < 4 * threads:
+        job.group //= 2
+    groups = ceil_div(job.panels, job.group)
+    return run(product_item, &job, groups * job.row_blocks,
+               (2.0 * min(rows, <Py_ssize_t>PRODUCT_ROWS) + 8) * length * job.group * job.width,
+               threads, <size_t>((job.group * CHUNK + 1) * job.width * kernels.itemsize))
 
 
-def local_response_norm(cnp.ndarray x, cnp.ndarray y, Py_ssize_t channels, Py_ssize_t window,
-                        double alpha, double beta, double k, int threads):
-    """Normalise pixels of `channels` contiguous elements over `window` neighbouring channels."""
-    cdef MapJob job
-    job.kernels = kernels_of(x)
-    job.x, job.y = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(y)
-    job.length, job.block = x.size // channels, 16
-    job.channels, job.window, job.alpha, job.beta, job.k = channels, window, alpha, beta, k
-    run(local_response_norm_item, &job, ceil_div(job.length, job.block),
-        30.0 * channels * job.block, threads,
-        <size_t>((channels + window) * job.kernels.itemsize))
+def linear_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray out, int threads):
+    """Compute out = grad @ weight for contiguous (batch, O), (O, I), (batch, I)."""
+    product(kernels_of(grad), <const char *>cnp.PyArray_DATA(grad),
+            <const char *>cnp.PyArray_DATA(weight), <char *>cnp.PyArray_DATA(out),
+            grad.shape[0], grad.shape[1], weight.shape[1], threads)
+
+
+def linear_weight_gradient(cnp.ndarray grad, cnp.ndarray x, cnp.ndarray out, int threads):
+    """Compute out = grad.T @ x for contiguous (batch, O), (batch, I), (O, I)."""
+    cdef const ck_kernels *kernels = kernels_of(grad)
+    cdef Py_ssize_t batch = grad.shape[0], outputs = grad.shape[1]
+    cdef char *turned = take(<size_t>(batch * outputs * kernels.itemsize) + 1)
+    try:
+        transpose(kernels, <const char *>cnp.PyArray_DATA(grad), turned, 1, batch, outputs, threads)
+        product(kernels, turned, <const char *>cnp.PyArray_DATA(x),
+                <char *>cnp.PyArray_DATA(out), outputs, batch, x.shape[1], threads)
+    finally:
+        give(turned)

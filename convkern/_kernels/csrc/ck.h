@@ -17,8 +17,13 @@
 enum { CK_F32, CK_F64, CK_DTYPES };
 enum { CK_MAX_VECTORS = 4, CK_MAX_PIXELS = 14, CK_DOT_COLUMNS = 4, CK_MAX_DOT_ROWS = 6 };
 
-/* Activations fused into an epilogue; NaN passes through all of them. */
-enum { CK_IDENTITY, CK_RELU, CK_RELU6, CK_LEAKY_RELU };
+/* Activations, but for the sigmoid fused into an epilogue; NaN passes through all of them. */
+enum { CK_IDENTITY, CK_RELU, CK_RELU6, CK_LEAKY_RELU, CK_SIGMOID };
+
+/* Terms of a channel's sum: x, (x - center)^2, (x - center)*g, and x*g unless x is positive. */
+enum { CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS };
+
+enum { CK_SOFTMAX_COLUMNS = 128 }; /* most columns of one call of softmax */
 
 /* Where a call stands in a sum that is cut into chunks. */
 enum { CK_FIRST = 1, CK_LAST = 2 };
@@ -147,10 +152,40 @@ typedef struct {
     void (*scatter_row)(const void *src, void *dst, ptrdiff_t stride, ptrdiff_t n);
     /* y[i] = activation(x[i]) for i < n; x and y may be the same */
     void (*activate)(const void *x, void *y, ptrdiff_t n, int activation, double slope);
+    /* dx[i] = g[i] * the activation's derivative, from its output y (ReLU, sigmoid) or its input
+     * (leaky ReLU) */
+    void (*activate_backward)(const void *g, const void *y, void *dx, ptrdiff_t n, int activation,
+                              double slope);
+    /* y[p][c] = g[p][c], times weight[c] unless x[p][c] > 0 */
+    void (*prelu_pixels)(const void *x, const void *g, const void *weight, void *y,
+                         ptrdiff_t pixels, ptrdiff_t channels);
+    /* y = exp(x) / sum of exp(x) * scale, or its logarithm without the scale, over `length`
+     * elements that lie `inner` apart, for `columns` neighbours (at most CK_SOFTMAX_COLUMNS); with
+     * an `inner` of 1 for any number of rows.  scale has one element per column, NULL: ones. */
+    void (*softmax)(const void *x, void *y, ptrdiff_t length, ptrdiff_t inner, ptrdiff_t columns,
+                    const void *scale, int logs);
+    /* dx = y * (g - sum of g*y), over the same elements */
+    void (*softmax_backward)(const void *g, const void *y, void *dx, ptrdiff_t length,
+                             ptrdiff_t inner, ptrdiff_t columns);
+    /* The sum of n terms of one channel. */
+    double (*plane_sum)(int term, const void *x, const void *g, double center, ptrdiff_t n);
+    /* sums[c] = the sum of the terms of channel c over pixels that lie `row` apart */
+    void (*pixel_sums)(int term, const void *x, const void *g, const double *center,
+                       ptrdiff_t pixels, ptrdiff_t row, ptrdiff_t channels, double *sums);
+    /* y = (x - center)*scale + shift + g*gain, the last not where g is NULL; coefficients holds
+     * four rows of `channels`: center, scale, shift, gain.  A plane is n elements of the channel
+     * that coefficients points to. */
+    void (*affine_plane)(const void *x, const void *g, void *y, ptrdiff_t n,
+                         const void *coefficients, ptrdiff_t channels);
+    void (*affine_pixels)(const void *x, const void *g, void *y, ptrdiff_t pixels,
+                          const void *coefficients, ptrdiff_t channels);
     /* y[c] = x[c] / (k + alpha/size * sum of x^2 over the window of `size` channels around c)^beta;
-     * `squares` holds channels + size elements */
+     * `scratch` holds channels + size elements, for the gradient twice as many */
     void (*local_response_norm)(const void *x, void *y, ptrdiff_t channels, ptrdiff_t size,
-                                double alpha, double beta, double k, void *squares);
+                                double alpha, double beta, double k, void *scratch);
+    void (*local_response_norm_backward)(const void *g, const void *x, void *dx,
+                                         ptrdiff_t channels, ptrdiff_t size, double alpha,
+                                         double beta, double k, void *scratch);
     /* Spin on independent FMA chains; returns the number of floating-point operations done. */
     double (*spin_fma)(ptrdiff_t iterations, void *sink);
 } ck_kernels;

@@ -39,6 +39,8 @@ CK_INLINE vec activate(vec v, int activation, vec slope)
     }
 }
 
+#include "activation.inc"
+#include "channels.inc"
 #include "columns.inc"
 #include "conv.inc"
 #include "dense.inc"
@@ -69,6 +71,15 @@ const ck_kernels CK_SYMBOL(table) = {
     .gather_row = CK_SYMBOL(gather_row),
     .scatter_row = CK_SYMBOL(scatter_row),
     .activate = CK_SYMBOL(activate),
+    .activate_backward = CK_SYMBOL(activate_backward),
+    .prelu_pixels = CK_SYMBOL(prelu_pixels),
+    .softmax = CK_SYMBOL(softmax),
+    .softmax_backward = CK_SYMBOL(softmax_backward),
+    .plane_sum = CK_SYMBOL(plane_sum),
+    .pixel_sums = CK_SYMBOL(pixel_sums),
+    .affine_plane = CK_SYMBOL(affine_plane),
+    .affine_pixels = CK_SYMBOL(affine_pixels),
     .local_response_norm = CK_SYMBOL(local_response_norm),
+    .local_response_norm_backward = CK_SYMBOL(local_response_norm_backward),
     .spin_fma = CK_SYMBOL(spin_fma),
 };

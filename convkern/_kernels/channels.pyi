@@ -1,0 +1,31 @@
+import numpy as np
+
+def moments(
+    x: np.ndarray, cut: tuple[int, int, int], threads: int
+) -> tuple[np.ndarray, np.ndarray]: ...
+def gradient_sums(
+    grad: np.ndarray, x: np.ndarray, center: np.ndarray, cut: tuple[int, int, int], threads: int
+) -> np.ndarray: ...
+def totals(x: np.ndarray, cut: tuple[int, int, int], threads: int) -> np.ndarray: ...
+def negative_products(
+    x: np.ndarray, grad: np.ndarray, cut: tuple[int, int, int], threads: int
+) -> np.ndarray: ...
+def affine(
+    x: np.ndarray,
+    grad: np.ndarray | None,
+    y: np.ndarray,
+    coefficients: np.ndarray,
+    cut: tuple[int, int, int],
+    threads: int,
+) -> None: ...
+def local_response_norm(
+    x: np.ndarray,
+    y: np.ndarray,
+    channels: int,
+    window: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    threads: int,
+    grad: np.ndarray | None = None,
+) -> None: ...
