@@ -6,6 +6,7 @@ contiguous NCHW and channels-last; anything else is copied into one of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -143,6 +144,37 @@ def to_contiguous(x: np.ndarray) -> np.ndarray:
     out = empty_images(x.shape, x.dtype, False)
     _kernels.to_contiguous(x, out, get_num_threads())
     return out
+
+
+def memory_order(x: np.ndarray) -> tuple[int, ...]:
+    """Return the axes from the slowest to the fastest in memory; C order where that is unclear."""
+    if x.flags.c_contiguous or any(stride <= 0 for stride in x.strides):
+        return tuple(range(x.ndim))
+    return tuple(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
+
+
+def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """Return `x` with its axes in `order`, C-contiguous: a view where its memory is so already."""
+    view = x.transpose(order)
+    if x.ndim != 4 or view.flags.c_contiguous:
+        return as_contiguous(view)
+    if order == (0, 1, 2, 3):
+        return to_contiguous(x)
+    if order == (0, 2, 3, 1):
+        return as_contiguous(to_channels_last(x).transpose(order))
+    return as_contiguous(view)
+
+
+def from_memory(memory: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """Undo the permutation of `to_memory`."""
+    return memory.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+
+def cut_at(x: np.ndarray, axis: int, order: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return how an axis cuts the memory of `x`: (slower elements, its length, faster ones)."""
+    place = order.index(axis)
+    sizes = [x.shape[i] for i in order]
+    return math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :])
 
 
 def checked_mask(output_mask: Any) -> tuple[bool, bool, bool]:

@@ -102,9 +102,11 @@ def linear(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
 # ---------------------------------------------------------------- matrix product
 
 cdef enum:
-    CHUNK = 256                # products of one chain, as in the convolution
-    PACKED_BYTES = 256 << 10   # of b that an item packs at a time
-    PRODUCT_ROWS = 240         # of an item: multiples of most tiles
+    # Products of one chain; longer ones lose digits, shorter ones reread the output more often.
+    CHUNK = 128
+    DIRECT_CHUNK = 32          # where b is read in place: rows long enough for the prefetcher
+    PACKED_BYTES = 512 << 10   # of b that an item packs at a time
+    PRODUCT_ROWS = 240         # of an item: a multiple of most tiles
 
 cdef struct ProductJob:
     const ck_kernels *kernels
@@ -113,7 +115,7 @@ cdef struct ProductJob:
     char *out
     Py_ssize_t rows, length, columns
     # Columns are cut into panels as wide as the widest tile; an item has some panels.
-    Py_ssize_t vectors, panels, width, group, row_blocks
+    Py_ssize_t vectors, panels, width, group, row_blocks, chunk
     bint direct
 
 
@@ -139,7 +141,7 @@ cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
     cdef Py_ssize_t last = min(first + job.group, job.panels), panel, column, vectors, tiles
     cdef Py_ssize_t begin = job.rows * block // job.row_blocks
     cdef Py_ssize_t rows = job.rows * (block + 1) // job.row_blocks - begin
-    cdef char *zeros = scratch + job.group * CHUNK * job.width * size
+    cdef char *zeros = scratch + job.group * job.chunk * job.width * size
     cdef char *packed
     cdef const char *b
     cdef ck_tile_layout layout
@@ -149,7 +151,7 @@ cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
     layout.out_pixel, layout.x_pixel, layout.x_row = job.columns, job.length, 1
     chunk.flags = CK_FIRST
     while True:
-        length = min(<Py_ssize_t>CHUNK, job.length - k)
+        length = min(job.chunk, job.length - k)
         if k + length == job.length:
             chunk.flags |= CK_LAST
         chunk.x = chunk.w = 0
@@ -161,7 +163,7 @@ cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
             vectors = job.vectors * (panel + 1) // job.panels - column // lanes
             if not job.direct or column + vectors * lanes > job.columns:
                 pack_panel(job, column, vectors * lanes, k, length,
-                           scratch + (panel - first) * CHUNK * job.width * size)
+                           scratch + (panel - first) * job.chunk * job.width * size)
         tiles = ceil_div(rows, kernels.max_pixels[ceil_div(job.vectors, job.panels)])
         for tile in range(tiles):
             row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
@@ -174,7 +176,7 @@ cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
                     b = job.b + (k * job.columns + column) * size
                     chunk.rows, chunk.run, layout.w_row = length, 1, job.columns
                 else:
-                    b = scratch + (panel - first) * CHUNK * job.width * size
+                    b = scratch + (panel - first) * job.chunk * job.width * size
                     chunk.rows, chunk.run = 1, length
                 kernels.tile[vectors][stop - row](
                     &layout, &chunk, job.a + ((begin + row) * job.length + k) * size, b, zeros,
@@ -202,15 +204,15 @@ cdef int product(const ck_kernels *kernels, const char *a, const char *b, char *
     # The tiles of a few rows read b once: a packed copy would not be read again.
     job.direct = rows <= kernels.max_pixels[ceil_div(job.vectors, job.panels)]
     job.row_blocks = ceil_div(rows, PRODUCT_ROWS)
-    job.group = PACKED_BYTES // (max(1, min(length, <Py_ssize_t>CHUNK)) * job.width
-                                 * kernels.itemsize)
+    job.chunk = max(1, min(length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))
+    job.group = PACKED_BYTES // (job.chunk * job.width * kernels.itemsize)
     job.group = max(1, min(job.group, 16))
     while job.group > 1 and job.row_blocks * ceil_div(job.panels, job.group) < 4 * threads:
         job.group //= 2
     groups = ceil_div(job.panels, job.group)
     return run(product_item, &job, groups * job.row_blocks,
                (2.0 * min(rows, <Py_ssize_t>PRODUCT_ROWS) + 8) * length * job.group * job.width,
-               threads, <size_t>((job.group * CHUNK + 1) * job.width * kernels.itemsize))
+               threads, <size_t>((job.group * job.chunk + 1) * job.width * kernels.itemsize))
 
 
 def linear_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray out, int threads):

@@ -7,12 +7,20 @@ from typing import Any
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, empty_images
+from convkern.arrays import (
+    as_array,
+    as_contiguous,
+    cut_at,
+    from_memory,
+    memory_order,
+    to_memory,
+)
 from convkern.geometry import integer
 from convkern.threads import get_num_threads
 
 #: Activations that a convolution applies before it stores: kernel code and negative slope.
 ACTIVATIONS = {None: (0, 0.0), "relu": (1, 0.0), "relu6": (2, 0.0), "leaky_relu": (3, 0.01)}
+_SIGMOID = 4
 
 
 def relu(input: np.ndarray) -> np.ndarray:
@@ -71,19 +79,18 @@ def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
     return _activate(input, ACTIVATIONS["leaky_relu"][0], float(negative_slope))
 
 
-def _activate(input: np.ndarray, code: int, slope: float) -> np.ndarray:
-    """Run an activation kernel over the elements in memory order."""
+def _activate(
+    input: np.ndarray, code: int, slope: float, grad: np.ndarray | None = None
+) -> np.ndarray:
+    """Run an activation, or its derivative on a gradient, over the elements in memory order."""
     x = as_array(input, "input", tuple(range(33)))
-    dense = np.empty_like(x, order="K")
-    if x.strides != dense.strides or not x.flags.aligned:
-        x = x.copy(order="K")
-    if x.size * x.itemsize >= 1 << 18 and x.ndim == 4:
-        dense = empty_images(x.shape, x.dtype, not x.flags.c_contiguous)
-        if dense.strides != x.strides:
-            dense = np.empty_like(x, order="K")
+    order = memory_order(x)
+    memory = to_memory(x, order)
+    out: np.ndarray = _kernels.empty(memory.shape, x.dtype)
     if x.size:
-        _kernels.activate(x, dense, code, slope, get_num_threads())
-    return dense
+        gradient = None if grad is None else to_memory(grad, order)
+        _kernels.activate(memory, out, code, slope, get_num_threads(), gradient)
+    return from_memory(out, order)
 
 
 def sigmoid(input: np.ndarray) -> np.ndarray:
@@ -96,7 +103,7 @@ def sigmoid(input: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    ndarray, shape and dtype of `input`
+    ndarray, shape, dtype and layout of `input`
 
     Raises
     ------
@@ -110,10 +117,7 @@ def sigmoid(input: np.ndarray) -> np.ndarray:
     >>> sigmoid(np.array([0.0, -1000.0]))
     array([0.5, 0. ])
     """
-    x = as_array(input, "input", tuple(range(33)))
-    decay = np.exp(-np.abs(x))
-    result: np.ndarray = np.where(x < 0, decay, 1) / (1 + decay)
-    return result.astype(x.dtype, copy=False)
+    return _activate(input, _SIGMOID, 0.0)
 
 
 def softmax(input: np.ndarray, axis: int = 1) -> np.ndarray:
@@ -128,7 +132,7 @@ def softmax(input: np.ndarray, axis: int = 1) -> np.ndarray:
 
     Returns
     -------
-    ndarray, shape and dtype of `input`
+    ndarray, shape, dtype and layout of `input`
 
     Raises
     ------
@@ -145,14 +149,22 @@ def softmax(input: np.ndarray, axis: int = 1) -> np.ndarray:
     array([[0., 0., 1.]])
     """
     x = as_array(input, "input", tuple(range(1, 33)))
+    return _softmax(x, axis)
+
+
+def _softmax(x: np.ndarray, axis: int, grad: np.ndarray | None = None) -> np.ndarray:
+    """Return the softmax of `x`, or from the softmax `x` and its gradient that of the input."""
     axis = integer(axis, "axis", -x.ndim)
     if axis >= x.ndim:
         raise ValueError(f"axis must be from {-x.ndim} to {x.ndim - 1}, got {axis}")
-    if x.size == 0:
-        return x.copy()
-    powers = np.exp(x - x.max(axis=axis, keepdims=True))
-    result: np.ndarray = powers / powers.sum(axis=axis, keepdims=True)
-    return result
+    order = memory_order(x)
+    memory = to_memory(x, order)
+    out: np.ndarray = _kernels.empty(memory.shape, x.dtype)
+    if x.size:
+        gradient = None if grad is None else to_memory(grad, order)
+        cut = cut_at(x, axis % x.ndim, order)
+        _kernels.softmax(memory, out, cut, get_num_threads(), gradient)
+    return from_memory(out, order)
 
 
 def _same_shape(grad_output: Any, other: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +186,7 @@ def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    ndarray, shape and dtype of `output`
+    ndarray, shape, dtype and layout of `output`
 
     Raises
     ------
@@ -189,8 +201,7 @@ def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     array([0., 4.])
     """
     grad, y = _same_shape(grad_output, output, "output")
-    result: np.ndarray = np.where(y > 0, grad, 0).astype(y.dtype, copy=False)
-    return result
+    return _activate(y, *ACTIVATIONS["relu"], grad)
 
 
 def leaky_relu_backward(
@@ -207,7 +218,7 @@ def leaky_relu_backward(
 
     Returns
     -------
-    ndarray, shape and dtype of `input`
+    ndarray, shape, dtype and layout of `input`
 
     Raises
     ------
@@ -222,17 +233,31 @@ def leaky_relu_backward(
     array([1.5, 4. ])
     """
     grad, x = _same_shape(grad_output, input, "input")
-    result: np.ndarray = np.where(x > 0, grad, grad * x.dtype.type(negative_slope))
-    return result
+    return _activate(x, ACTIVATIONS["leaky_relu"][0], float(negative_slope), grad)
 
 
-def _slopes(weight: Any, input: np.ndarray) -> np.ndarray:
-    """Return the slopes of `prelu`, one for all or one per channel (axis 1)."""
-    slopes = as_array(weight, "weight", (1,), like=input)
-    channels = input.shape[1] if input.ndim > 1 else 1
+def _prelu(
+    weight: Any, x: np.ndarray, grad: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the output of `prelu`, or with a gradient those of its input and weight."""
+    slopes = as_contiguous(as_array(weight, "weight", (0, 1), like=x))
+    channels = x.shape[1] if x.ndim > 1 else 1
     if slopes.size not in (1, channels):
         raise ValueError(f"weight must have 1 or {channels} elements, got {slopes.size}")
-    return slopes if input.ndim < 2 else slopes.reshape(-1, *(1,) * (input.ndim - 2))
+    order = memory_order(x)
+    memory = to_memory(x, order)
+    cut = (1, 1, x.size) if slopes.size == 1 else cut_at(x, 1, order)
+    out: np.ndarray = _kernels.empty(memory.shape, x.dtype)
+    gradient = None if grad is None else to_memory(grad, order)
+    if x.size:
+        _kernels.prelu(memory, slopes, out, cut, get_num_threads(), gradient)
+    grad_weight = None
+    if gradient is not None:
+        grad_weight = np.zeros_like(slopes)
+        if x.size:
+            sums = _kernels.negative_products(memory, gradient, cut, get_num_threads())
+            grad_weight[...] = sums.reshape(slopes.shape)
+    return from_memory(out, order), grad_weight
 
 
 def prelu(input: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -242,12 +267,12 @@ def prelu(input: np.ndarray, weight: np.ndarray) -> np.ndarray:
     ----------
     input : ndarray, any shape, float32 or float64
         Any strides.
-    weight : ndarray, (1,) or (C,), dtype of `input`
+    weight : ndarray, (), (1,) or (C,), dtype of `input`
         Slopes, one for all or one per channel (axis 1).
 
     Returns
     -------
-    ndarray, shape and dtype of `input`
+    ndarray, shape, dtype and layout of `input`
 
     Raises
     ------
@@ -261,9 +286,7 @@ def prelu(input: np.ndarray, weight: np.ndarray) -> np.ndarray:
     >>> prelu(np.array([[-1.0, -1.0]]), np.array([0.5, 2.0]))
     array([[-0.5, -2. ]])
     """
-    x = as_array(input, "input", tuple(range(33)))
-    result: np.ndarray = np.where(x > 0, x, _slopes(weight, x) * x)
-    return result
+    return _prelu(weight, as_array(input, "input", tuple(range(33))))[0]
 
 
 def prelu_backward(
@@ -275,7 +298,7 @@ def prelu_backward(
     ----------
     grad_output, input : ndarray, one shape and dtype
         Gradient of the output, and the input.
-    weight : ndarray, (1,) or (C,)
+    weight : ndarray, (), (1,) or (C,)
         As given to `prelu`.
 
     Returns
@@ -296,11 +319,8 @@ def prelu_backward(
     (array([[1.5, 4. ]]), array([-3.]))
     """
     grad, x = _same_shape(grad_output, input, "input")
-    slopes = _slopes(weight, x)
-    grad_input = np.where(x > 0, grad, slopes * grad)
-    products = np.where(x > 0, 0, grad * x)
-    axes = (0, *range(2, x.ndim)) if slopes.size > 1 else None
-    grad_weight = products.sum(axis=axes, dtype=np.float64).reshape(-1).astype(x.dtype)
+    grad_input, grad_weight = _prelu(weight, x, grad)
+    assert grad_weight is not None
     return grad_input, grad_weight
 
 
@@ -314,7 +334,7 @@ def sigmoid_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    ndarray, shape and dtype of `output`
+    ndarray, shape, dtype and layout of `output`
 
     Raises
     ------
@@ -329,8 +349,7 @@ def sigmoid_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     array([1.])
     """
     grad, y = _same_shape(grad_output, output, "output")
-    result: np.ndarray = grad * y * (1 - y)
-    return result
+    return _activate(y, _SIGMOID, 0.0, grad)
 
 
 def softmax_backward(grad_output: np.ndarray, output: np.ndarray, axis: int = 1) -> np.ndarray:
@@ -345,7 +364,7 @@ def softmax_backward(grad_output: np.ndarray, output: np.ndarray, axis: int = 1)
 
     Returns
     -------
-    ndarray, shape and dtype of `output`
+    ndarray, shape, dtype and layout of `output`
         ``output * (grad_output - sum(grad_output * output))``.
 
     Raises
@@ -361,8 +380,4 @@ def softmax_backward(grad_output: np.ndarray, output: np.ndarray, axis: int = 1)
     array([[ 0.25, -0.25]])
     """
     grad, y = _same_shape(grad_output, output, "output")
-    axis = integer(axis, "axis", -y.ndim)
-    if axis >= y.ndim:
-        raise ValueError(f"axis must be from {-y.ndim} to {y.ndim - 1}, got {axis}")
-    result: np.ndarray = y * (grad - (grad * y).sum(axis=axis, keepdims=True))
-    return result
+    return _softmax(y, axis, grad)

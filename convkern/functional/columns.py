@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, as_contiguous
+from convkern.arrays import as_array, as_contiguous, to_contiguous
 from convkern.geometry import IntPair, output_size, pair
 from convkern.threads import get_num_threads
 
@@ -71,7 +71,7 @@ def im2col(
     if 0 in input.shape[-3:]:
         raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     outputs, axes = _windows(input.shape[-2:], kernel_size, dilation, padding, stride)
-    x = as_contiguous(input if input.ndim == 4 else input[None])
+    x = to_contiguous(input if input.ndim == 4 else input[None])
     taps = axes[0][0] * axes[1][0]
     shape = (x.shape[0], x.shape[1] * taps, outputs[0] * outputs[1])
     out: np.ndarray = _kernels.empty(shape, x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,15 +78,15 @@ def linear_backward(
     """Return the gradients of `linear` by its input, weight and bias.
 
     These are ``grad_output @ weight``, ``grad_output.T @ input`` and the sum of
-    `grad_output` over the rows: a 1x1 convolution's, over the rows as pixels.
+    `grad_output` over the rows.
 
     Parameters
     ----------
-    grad_output : ndarray, (..., O), dtype of `input`
+    grad_output : ndarray, (..., O) or (...), dtype of `input`
         Gradient of the output.
     input : ndarray, (..., I), float32 or float64
         As given to `linear`.
-    weight : ndarray, (O, I), dtype of `input`
+    weight : ndarray, (O, I) or (I,), dtype of `input`
         As given to `linear`.
     output_mask : three bools
         Which of the three gradients are wanted; nothing is computed for the others.
@@ -93,7 +94,7 @@ def linear_backward(
     Returns
     -------
     grad_input, grad_weight, grad_bias : ndarray or None
-        Of the shapes of input, weight and bias, (O,); None where masked.
+        Of the shapes of input, weight and bias, (O,) or (); None where masked.
 
     Raises
     ------
@@ -111,45 +112,35 @@ def linear_backward(
     (array([[2., 2.]]), array([[6., 8.]]), array([2.]))
     """
     input = as_array(input, "input", tuple(range(1, 33)))
-    weight = as_array(weight, "weight", (2,), like=input)
-    outputs, inputs = weight.shape
+    weight = as_array(weight, "weight", (1, 2), like=input)
+    outputs, inputs = weight.shape if weight.ndim == 2 else (1, weight.shape[0])
     if input.shape[-1] != inputs:
         raise ValueError(
             f"input must have {inputs} features on its last axis for weight of shape "
             f"{weight.shape}, got shape {input.shape}"
         )
-    grad_output = as_array(grad_output, "grad_output", (input.ndim,), like=input)
-    shape = (*input.shape[:-1], outputs)
+    shape = input.shape[:-1] + weight.shape[:-1]
+    grad_output = as_array(grad_output, "grad_output", (len(shape),), like=input)
     if grad_output.shape != shape:
         raise ValueError(f"grad_output must have shape {shape}, got {grad_output.shape}")
     want_input, want_weight, want_bias = checked_mask(output_mask)
-    grad_input = _kernels.empty(input.shape, input.dtype) if want_input else None
-    grad_weight = _kernels.empty(weight.shape, input.dtype) if want_weight else None
-    grad_bias = np.empty(outputs, input.dtype) if want_bias else None
-    x, g = _row_of_pixels(input), _row_of_pixels(grad_output)
-    threads, axis = get_num_threads(), (1, 1, 0, 1)
-    if 0 in (x.size, g.size):
-        for gradient in (grad_input, grad_weight, grad_bias):
-            if gradient is not None:
-                gradient[...] = 0
-        if grad_bias is not None and g.size:
-            grad_bias[...] = grad_output.reshape(-1, outputs).sum(axis=0)
-        return grad_input, grad_weight, grad_bias
-    if grad_input is not None:
-        filters = as_contiguous(weight)[:, :, None, None]
-        out = _row_of_pixels(grad_input)
-        _kernels.input_gradient(g, filters, None, out, axis, axis, 1, True, threads)
-    if want_weight or want_bias:
-        out_weight = None if grad_weight is None else grad_weight[:, :, None, None]
-        _kernels.weight_gradient(x, g, out_weight, grad_bias, axis, axis, 1, True, threads)
+    batch, threads = math.prod(input.shape[:-1]), get_num_threads()
+    grad = as_contiguous(grad_output.reshape(batch, outputs))
+    grad_input = grad_weight = grad_bias = None
+    if want_input:
+        grad_input = _kernels.empty(input.shape, input.dtype)
+        rows = as_contiguous(weight.reshape(outputs, inputs))
+        _kernels.linear_input_gradient(grad, rows, grad_input.reshape(batch, inputs), threads)
+    if want_weight:
+        grad_weight = _kernels.empty(weight.shape, input.dtype)
+        x = as_contiguous(input.reshape(batch, inputs))
+        _kernels.linear_weight_gradient(grad, x, grad_weight.reshape(outputs, inputs), threads)
+    if want_bias:
+        grad_bias = np.zeros(weight.shape[:-1], input.dtype)
+        if grad.size:
+            sums = _kernels.totals(grad, (batch, outputs, 1), threads)
+            grad_bias[...] = sums.reshape(grad_bias.shape)
     return grad_input, grad_weight, grad_bias
-
-
-def _row_of_pixels(rows: np.ndarray) -> np.ndarray:
-    """Return (..., C) as one channels-last image of a single row, (1, C, 1, ...)."""
-    rows = as_contiguous(rows)
-    count = int(np.prod(rows.shape[:-1], dtype=np.int64))
-    return rows.reshape(1, 1, count, rows.shape[-1]).transpose(0, 3, 1, 2)
 
 
 def flatten(input: np.ndarray, start_dim: int = 1) -> np.ndarray:

@@ -6,19 +6,51 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convkern.arrays import as_array
-from convkern.geometry import integer
+from convkern import _kernels
+from convkern.arrays import as_array, as_contiguous, cut_at, from_memory, memory_order, to_memory
+from convkern.geometry import LIMIT, integer
+from convkern.threads import get_num_threads
 
 REDUCTIONS = ("none", "mean", "sum")
 
 
-class _Shares(NamedTuple):
-    """What a cross entropy weighs: ``share[c]`` of every class, and what a mean divides by."""
+class _Sum(NamedTuple):
+    """The checked arguments of a cross entropy, cut as memory is: (outer, C, inner).
 
-    share: np.ndarray
-    total: float
-    log_probabilities: np.ndarray
-    axis: int
+    Class `c` has the share ``weights[c] * ((1 - smoothing) * target[c] + smoothing / C)`` of a
+    sample's sum, where a target that names a class stands for a one there.
+    """
+
+    scores: np.ndarray
+    #: Axes of the input from the slowest to the fastest in memory.
+    order: tuple[int, ...]
+    #: Shape of the losses.
+    samples: tuple[int, ...]
+    #: Classes, (outer, 1, inner), any class where a sample does not count; or probabilities.
+    target: np.ndarray
+    #: Whether a sample counts, (outer, inner).
+    counted: np.ndarray
+    #: Weight of every class, (C, 1), float64.
+    weights: np.ndarray
+    smoothing: float
+
+    @property
+    def total(self) -> float:
+        """What the mean divides by: the samples, if they name classes by their weights."""
+        if self.target.dtype.kind == "f":
+            return self.counted.size
+        return float(self.named(self.weights).sum(where=self.counted))
+
+    def named(self, of_class: np.ndarray) -> np.ndarray:
+        """Return a number of every class, (C, 1), for the class of each sample."""
+        result: np.ndarray = of_class[self.target[:, 0], 0]
+        return result
+
+    def shares(self) -> np.ndarray:
+        """Return the share of every class where targets are probabilities."""
+        target = (1 - self.smoothing) * self.target + self.smoothing / len(self.weights)
+        shares: np.ndarray = (target * self.weights).astype(self.scores.dtype, copy=False)
+        return shares
 
     @classmethod
     def of(
@@ -29,64 +61,66 @@ class _Shares(NamedTuple):
         ignore_index: int,
         reduction: str,
         label_smoothing: float,
-    ) -> _Shares:
-        """Check the arguments of `cross_entropy` and compute both factors of its sum."""
+    ) -> _Sum:
+        """Check the arguments of `cross_entropy`."""
         x = as_array(input, "input", tuple(range(1, 33)))
         axis = min(1, x.ndim - 1)
-        classes = x.shape[axis]
+        classes, samples = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
         if classes == 0:
             raise ValueError(f"input must have at least one class, got shape {x.shape}")
-        per_class = (classes, *(1,) * (x.ndim - axis - 1))
-        scale = np.ones(per_class, x.dtype)
+        weights = np.ones(classes)
         if weight is not None:
-            weights = as_array(weight, "weight", (1,), like=x)
+            weights = as_array(weight, "weight", (1,), like=x).astype(np.float64)
             if weights.shape != (classes,):
                 raise ValueError(f"weight must have shape ({classes},), got {weights.shape}")
-            scale = weights.reshape(per_class)
         if not isinstance(target, np.ndarray):
             raise TypeError(f"target must be a NumPy array, got {type(target).__name__}")
-        total = x.size / classes
+        # Samples stay in their order: classes are where they are, or last in channels-last scores.
+        order = memory_order(x)
+        if order != (0, *range(2, x.ndim), 1):
+            order = tuple(range(x.ndim))
+        scores = to_memory(x, order)
+        outer, _, inner = cut = cut_at(x, axis, order)
+        counted = np.ones((outer, inner), bool)
         if target.dtype.kind == "f":
-            share = as_array(target, "target", (x.ndim,), like=x)
-            if share.shape != x.shape:
-                raise ValueError(f"target must have shape {x.shape}, got {share.shape}")
-            counted = np.ones((), bool)
+            target = as_array(target, "target", (x.ndim,), like=x)
+            if target.shape != x.shape:
+                raise ValueError(f"target must have shape {x.shape}, got {target.shape}")
+            if integer(ignore_index, "ignore_index", -LIMIT) >= 0:
+                raise ValueError(f"probabilities have no ignore_index, got {ignore_index}")
+            target = to_memory(target, order).reshape(cut)
         else:
-            counted, share = _named_classes(target, x, axis, ignore_index)
-            total = float((share * scale).sum(dtype=np.float64))
-        smooth = (1 - label_smoothing) * share + label_smoothing / classes
-        share = (smooth * scale * counted).astype(x.dtype, copy=False)
-        shifted = x - x.max(axis=axis, keepdims=True) if x.size else x
-        sums = np.exp(shifted).sum(axis=axis, keepdims=True, dtype=np.float64)
-        return cls(share, total, shifted - np.log(sums).astype(x.dtype), axis)
+            if target.shape != samples and target.dtype.kind in "iu":
+                raise ValueError(f"target must have shape {samples}, got {target.shape}")
+            target = target.reshape(outer, 1, inner)
+            target, counted = _classes(target, classes, ignore_index)
+        return cls(
+            scores.reshape(cut),
+            order,
+            samples,
+            target,
+            counted.reshape(outer, inner),
+            weights[:, None],
+            float(label_smoothing),
+        )
 
 
-def _named_classes(
-    target: np.ndarray, x: np.ndarray, axis: int, ignore_index: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return which targets count, and 1 where a target names the class."""
+def _classes(target: np.ndarray, classes: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return existing classes, and where targets count."""
     if target.dtype.kind not in "iu":
         raise TypeError(
             f"target must be integer classes or probabilities of the input's dtype, got "
             f"{target.dtype}"
         )
-    ignore_index = integer(ignore_index, "ignore_index", -(2**63))
-    shape = x.shape[:axis] + x.shape[axis + 1 :]
-    if target.shape != shape:
-        raise ValueError(f"target must have shape {shape}, got {target.shape}")
-    counted = target != ignore_index
-    classes = x.shape[axis]
-    named = target[counted]
-    wrong = named[(named < 0) | (named >= classes)]
+    counted = target != integer(ignore_index, "ignore_index", -LIMIT)
+    wrong = target[counted & ((target < 0) | (target >= classes))]
     if wrong.size:
         raise ValueError(f"target must name classes from 0 to {classes - 1}, got {int(wrong[0])}")
-    known = np.arange(classes).reshape(classes, *(1,) * (x.ndim - axis - 1))
-    counted = np.expand_dims(counted, axis)
-    return counted, (np.expand_dims(target, axis) == known) & counted
+    return np.where(counted, target, 0).astype(np.intp), counted
 
 
 def cross_entropy(
@@ -113,7 +147,7 @@ def cross_entropy(
     weight : ndarray, (C,), dtype of `input`, optional
         Weight of each class.
     ignore_index : int
-        A class that contributes nothing.
+        A class that contributes nothing; negative where targets are probabilities.
     reduction : {"mean", "sum", "none"}
         The mean of class targets is weighted by ``weight[target]``.
     label_smoothing : float
@@ -137,17 +171,34 @@ def cross_entropy(
     >>> cross_entropy(np.zeros((2, 4)), np.array([0, 3])) / np.log(4.0)
     np.float64(1.0)
     """
-    shares = _Shares.of(input, target, weight, ignore_index, reduction, label_smoothing)
-    share, costs = shares.share, -shares.log_probabilities
-    # A class of no share costs nothing, however improbable: 0 * inf would be NaN.
-    terms = np.multiply(share, costs, out=np.zeros_like(costs), where=share != 0)
-    losses: np.ndarray = terms.sum(axis=shares.axis)
+    terms = _Sum.of(input, target, weight, ignore_index, reduction, label_smoothing)
+    x = terms.scores
+    logs: np.ndarray = _kernels.empty(x.shape, x.dtype)
+    if x.size:
+        _kernels.softmax(x, logs, x.shape, get_num_threads(), None, None, True)
+    if terms.target.dtype.kind == "f":
+        losses = -_weighted(logs, terms.shares())
+    else:
+        costs = -np.take_along_axis(logs, terms.target, axis=1)[:, 0]
+        losses = costs * terms.named((1 - terms.smoothing) * terms.weights)
+        if terms.smoothing:
+            losses -= _weighted(logs, terms.smoothing / len(terms.weights) * terms.weights)
+        losses[~terms.counted] = 0
     if reduction == "none":
-        return losses
-    total = losses.sum(dtype=np.float64)
-    with np.errstate(invalid="ignore"):  # the mean over no target at all is NaN
-        value = total / np.float64(shares.total) if reduction == "mean" else total
-    result: np.floating[Any] = costs.dtype.type(value)
+        each: np.ndarray = losses.astype(x.dtype).reshape(terms.samples)
+        return each
+    value = losses.sum(dtype=np.float64)
+    if reduction == "mean":
+        with np.errstate(invalid="ignore"):  # the mean over no target at all is NaN
+            value = value / np.float64(terms.total)
+    result: np.floating[Any] = x.dtype.type(value)
+    return result
+
+
+def _weighted(logs: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Sum over the classes; one of no share adds nothing, however improbable (0 * inf is NaN)."""
+    terms = np.multiply(logs, shares, out=np.zeros(logs.shape), where=shares != 0)
+    result: np.ndarray = terms.sum(axis=1)
     return result
 
 
@@ -188,17 +239,48 @@ def cross_entropy_backward(
     >>> cross_entropy_backward(1.0, np.zeros((1, 2)), np.array([1]))
     array([[ 0.5, -0.5]])
     """
-    shares = _Shares.of(input, target, weight, ignore_index, reduction, label_smoothing)
-    share, dtype = shares.share, shares.log_probabilities.dtype
-    grad = np.asarray(grad_output, dtype)
-    losses = share.shape[: shares.axis] + share.shape[shares.axis + 1 :]
-    if grad.shape != (losses if reduction == "none" else ()):
-        raise ValueError(f"grad_output must have the loss's shape, got {grad.shape}")
+    terms = _Sum.of(input, target, weight, ignore_index, reduction, label_smoothing)
+    x = terms.scores
     if reduction == "none":
-        grad = np.expand_dims(grad, shares.axis)
-    weights = share.sum(axis=shares.axis, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):  # the mean over no target at all is NaN
-        if reduction == "mean":
-            grad = grad / dtype.type(shares.total)
-        result: np.ndarray = (np.exp(shares.log_probabilities) * weights - share) * grad
-    return result.astype(dtype, copy=False)
+        grad = as_array(grad_output, "grad_output", (len(terms.samples),), like=x)
+    else:
+        grad = np.asarray(grad_output)
+        if grad.dtype.kind not in "fiu":
+            raise TypeError(f"grad_output must be a number, got {grad_output!r}")
+    shape = terms.samples if reduction == "none" else ()
+    if grad.shape != shape:
+        raise ValueError(f"grad_output must have the loss's shape {shape}, got {grad.shape}")
+    out: np.ndarray = _kernels.empty(x.shape, x.dtype)
+    if not x.size:
+        return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
+    # Gradient of each sample's loss: softmax times the sum of its shares, less each share.
+    factor = np.array(np.broadcast_to(grad, terms.samples), np.float64).reshape(terms.counted.shape)
+    if reduction == "mean":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor /= np.float64(terms.total)
+    factor[~terms.counted] = 0
+    if terms.target.dtype.kind == "f":
+        shares = terms.shares()
+        _softmax_into(out, x, factor * shares.sum(axis=1, dtype=np.float64))
+        out -= shares * factor[:, None].astype(x.dtype)
+    else:
+        spread = terms.smoothing / len(terms.weights) * terms.weights
+        named = terms.named((1 - terms.smoothing) * terms.weights)
+        _softmax_into(out, x, factor * (named + spread.sum()))
+        if terms.smoothing:
+            out -= (spread * factor[:, None]).astype(x.dtype)
+        there = np.take_along_axis(out, terms.target, axis=1)
+        there -= (factor * named)[:, None].astype(x.dtype)
+        np.put_along_axis(out, terms.target, there, axis=1)
+    return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
+
+
+def _softmax_into(out: np.ndarray, scores: np.ndarray, scale: np.ndarray) -> None:
+    """Write every sample's softmax times its scale."""
+    factors = as_contiguous(scale.astype(scores.dtype))
+    _kernels.softmax(scores, out, scores.shape, get_num_threads(), None, factors)
+
+
+def _sizes(x: np.ndarray, order: tuple[int, ...]) -> list[int]:
+    """Return the shape of an array whose axes are in memory order."""
+    return [x.shape[axis] for axis in order]

@@ -10,11 +10,13 @@ import numpy as np
 from convkern import _kernels
 from convkern.arrays import (
     as_array,
-    as_contiguous,
     as_images,
     checked_mask,
-    to_channels_last,
+    cut_at,
+    from_memory,
+    memory_order,
     to_contiguous,
+    to_memory,
 )
 from convkern.geometry import integer
 from convkern.threads import get_num_threads
@@ -59,22 +61,41 @@ def local_response_norm(
     array([0.5  , 0.333])
     """
     input = as_array(input, "input", (3, 4))
+    return _local_response_norm(input, size, alpha, beta, k)
+
+
+def _local_response_norm(
+    input: np.ndarray,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    grad: np.ndarray | None = None,
+) -> np.ndarray:
+    """Normalise channels-last pixels, or compute the gradient of their input."""
     size = integer(size, "size", 1)
     x, channels_last = as_images(input)
-    pixels = as_contiguous(to_channels_last(x).transpose(0, 2, 3, 1))
+    order = (0, 2, 3, 1)
+    pixels = to_memory(x, order)
     out: np.ndarray = _kernels.empty(pixels.shape, x.dtype)
     if out.size:
+        # Wider windows than this hold no further channel.
+        window = min(size, 2 * x.shape[1])
+        gradient = None
+        if grad is not None:
+            gradient = to_memory(grad if grad.ndim == 4 else grad[None], order)
         _kernels.local_response_norm(
             pixels,
             out,
             x.shape[1],
-            min(size, 2 * x.shape[1]),
-            float(alpha) * min(size, 2 * x.shape[1]) / size,
+            window,
+            float(alpha) * window / size,
             float(beta),
             float(k),
             get_num_threads(),
+            gradient,
         )
-    result = out.transpose(0, 3, 1, 2)
+    result = from_memory(out, order)
     if not channels_last:
         result = to_contiguous(result)
     return result[0] if input.ndim == 3 else result
@@ -106,7 +127,7 @@ def local_response_norm_backward(
 
     Returns
     -------
-    ndarray, shape and dtype of `input`
+    ndarray, shape, dtype and layout of `input`
 
     Raises
     ------
@@ -129,55 +150,57 @@ def local_response_norm_backward(
         raise ValueError(
             f"grad_output must have the input's shape {input.shape}, got {grad_output.shape}"
         )
-    size = integer(size, "size", 1)
-    base = k + alpha / size * _sum_neighbours(input * input, size // 2, (size - 1) // 2)
-    power = grad_output * base ** np.asarray(-beta, input.dtype)
-    # Channel c lies in the windows of those from c - (size - 1) // 2 to c + size // 2.
-    crossed = _sum_neighbours(power * input / base, (size - 1) // 2, size // 2)
-    result: np.ndarray = power - np.asarray(2 * alpha * beta / size, input.dtype) * input * crossed
-    return result.astype(input.dtype, copy=False)
-
-
-def _sum_neighbours(x: np.ndarray, before: int, after: int) -> np.ndarray:
-    """Sum each channel with so many channels before and after it."""
-    channels = x.shape[-3]
-    total = x.copy(order="K")
-    for shift in range(1, min(max(before, after), channels - 1) + 1):
-        if shift <= before:
-            total[..., shift:, :, :] += x[..., : channels - shift, :, :]
-        if shift <= after:
-            total[..., : channels - shift, :, :] += x[..., shift:, :, :]
-    return total
+    return _local_response_norm(input, size, alpha, beta, k, grad_output)
 
 
 def _per_channel(value: Any, name: str, like: np.ndarray) -> np.ndarray | None:
-    """Return one number per channel as (C, 1, ...), or None."""
+    """Return one number per channel in float64, or None."""
     if value is None:
         return None
     array = as_array(value, name, (1,), like=like)
     if array.shape != like.shape[1:2]:
         raise ValueError(f"{name} must have shape {like.shape[1:2]}, got {array.shape}")
-    return array.reshape(-1, *(1,) * (like.ndim - 2))
+    return array.astype(np.float64)
 
 
 def _statistics(
-    input: np.ndarray, running_mean: Any, running_var: Any, training: bool
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return mean and biased variance per channel in float64, (C, 1, ...), and their count."""
-    axes = (0, *range(2, input.ndim))
-    count = input.size // max(1, input.shape[1])
+    memory: np.ndarray,
+    cut: tuple[int, int, int],
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    training: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and biased variance per channel in float64."""
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("running_mean and running_var are needed outside training")
-        return running_mean.astype(np.float64), running_var.astype(np.float64), count
-    if count < 2:
-        raise ValueError(
-            f"training needs more than one value per channel, got input of shape {input.shape}"
-        )
-    mean = input.mean(axis=axes, dtype=np.float64, keepdims=True)[0]
-    centred = input - mean
-    var = np.multiply(centred, centred, out=centred).mean(axis=axes, keepdims=True)[0]
-    return mean, var, count
+        return running_mean, running_var
+    if cut[0] * cut[2] == 1:
+        raise ValueError("training needs more than one value per channel, got one")
+    if not memory.size:
+        return np.zeros(cut[1]), np.zeros(cut[1])
+    mean, var = _kernels.moments(memory, cut, get_num_threads())
+    return mean, var
+
+
+def _check_eps(eps: float, training: bool) -> None:
+    """Raise where a constant channel would be divided by zero."""
+    if training and not eps > 0:
+        raise ValueError(f"eps must be positive in training, got {eps}")
+
+
+def _affine(
+    memory: np.ndarray,
+    grad: np.ndarray | None,
+    cut: tuple[int, int, int],
+    coefficients: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Return (x - center) * scale + shift + grad * gain per channel."""
+    out: np.ndarray = _kernels.empty(memory.shape, memory.dtype)
+    if out.size:
+        rows = np.array(coefficients).astype(memory.dtype)
+        _kernels.affine(memory, grad, out, rows, cut, get_num_threads())
+    return out
 
 
 def batch_norm(
@@ -200,7 +223,7 @@ def batch_norm(
     ----------
     input : ndarray, (N, C, ...), at least 2-D, float32 or float64
         Any strides.
-    running_mean, running_var : ndarray, (C,), dtype of `input`, or None
+    running_mean, running_var : ndarray, (C,), dtype of `input`, or both None
         Statistics to use; in training they are moved towards the batch's
         instead, in place, the variance without bias.
     weight, bias : ndarray, (C,), dtype of `input`, optional
@@ -210,11 +233,11 @@ def batch_norm(
     momentum : float
         How far the running statistics move.
     eps : float
-        Added to the variance.
+        Added to the variance; positive in training.
 
     Returns
     -------
-    ndarray, shape and dtype of `input`
+    ndarray, shape, dtype and layout of `input`
 
     Raises
     ------
@@ -230,30 +253,43 @@ def batch_norm(
     >>> from convkern import batch_norm
     >>> mean, var = np.zeros(1), np.ones(1)
     >>> x = np.array([1.0, 3.0]).reshape(2, 1)
-    >>> batch_norm(x, mean, var, training=True, eps=0.0).ravel(), mean, var
+    >>> batch_norm(x, mean, var, training=True).ravel().round(4), mean, var
     (array([-1.,  1.]), array([0.2]), array([1.1]))
     """
     input = as_array(input, "input", tuple(range(2, 33)))
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
     old_var = _per_channel(running_var, "running_var", input)
-    for array, name in ((running_mean, "running_mean"), (running_var, "running_var")):
-        if training and array is not None and not array.flags.writeable:
-            raise ValueError(f"{name} must be writeable in training, got a read-only array")
-    mean, var, count = _statistics(input, old_mean, old_var, training)
+    _check_eps(eps, training)
+    momentum = float(momentum)
+    if training:
+        _check_running(running_mean, running_var)
+    order = memory_order(input)
+    memory, cut = to_memory(input, order), cut_at(input, 1, order)
+    mean, var = _statistics(memory, cut, old_mean, old_var, training)
+    zeros = np.zeros_like(mean)
     factor = 1 / np.sqrt(var + eps)
     if scale is not None:
-        factor = factor * scale
-    out: np.ndarray = input - mean.astype(input.dtype)
-    out *= factor.astype(input.dtype)
-    if shift is not None:
-        out += shift
-    if training and running_mean is not None:
-        running_mean += (momentum * (mean.ravel() - running_mean)).astype(input.dtype)
-    if training and running_var is not None:
-        unbiased = var.ravel() * count / (count - 1)
-        running_var += (momentum * (unbiased - running_var)).astype(input.dtype)
-    return out
+        factor *= scale
+    out = _affine(memory, None, cut, (mean, factor, zeros if shift is None else shift, zeros))
+    count = cut[0] * cut[2]
+    if training and count and running_mean is not None and running_var is not None:
+        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+        running_var[...] = (1 - momentum) * running_var + momentum * var * (count / (count - 1))
+    return from_memory(out, order)
+
+
+def _check_running(running_mean: Any, running_var: Any) -> None:
+    """Raise unless both running statistics can be moved in place, or there are none."""
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must be both arrays or both None")
+    for array, name in ((running_mean, "running_mean"), (running_var, "running_var")):
+        if array is None:
+            continue
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
+        if not array.flags.writeable:
+            raise ValueError(f"{name} must be writeable in training, got a read-only array")
 
 
 def batch_norm_backward(
@@ -306,24 +342,26 @@ def batch_norm_backward(
     old_mean = _per_channel(running_mean, "running_mean", input)
     old_var = _per_channel(running_var, "running_var", input)
     want_input, want_weight, want_bias = checked_mask(output_mask)
-    mean, var, count = _statistics(input, old_mean, old_var, training)
+    _check_eps(eps, training)
+    order = memory_order(input)
+    memory, cut, g = to_memory(input, order), cut_at(input, 1, order), to_memory(grad, order)
+    mean, var = _statistics(memory, cut, old_mean, old_var, training)
     factor = 1 / np.sqrt(var + eps)
-    axes = (0, *range(2, input.ndim))
-    normal = ((input - mean) * factor).astype(input.dtype, copy=False)
-    sum_grad = grad.sum(axis=axes, dtype=np.float64, keepdims=True)[0]
-    sum_product = (grad * normal).sum(axis=axes, dtype=np.float64, keepdims=True)[0]
+    sums = products = zeros = np.zeros(cut[1])
+    if g.size and (want_weight or want_bias or (want_input and training)):
+        sums, products = _kernels.gradient_sums(g, memory, mean, cut, get_num_threads())
     grad_input = None
     if want_input:
-        if scale is not None:
-            factor = factor * scale
-        if training:
-            grad_input = grad - (sum_grad / count).astype(input.dtype)
-            grad_input -= normal * (sum_product / count).astype(input.dtype)
-            grad_input *= factor.astype(input.dtype)
+        gain = factor if scale is None else factor * scale
+        if training and g.size:
+            # The mean and the variance move with every element.
+            step = -gain / (cut[0] * cut[2])
+            coefficients = (mean, step * factor**2 * products, step * sums, gain)
+            grad_input = from_memory(_affine(memory, g, cut, coefficients), order)
         else:
-            grad_input = grad * factor.astype(input.dtype)
+            grad_input = from_memory(_affine(g, None, cut, (zeros, gain, zeros, zeros)), order)
     return (
         grad_input,
-        sum_product.ravel().astype(input.dtype) if want_weight else None,
-        sum_grad.ravel().astype(input.dtype) if want_bias else None,
+        (products * factor).astype(input.dtype) if want_weight else None,
+        sums.astype(input.dtype) if want_bias else None,
     )
