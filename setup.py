@@ -112,7 +112,9 @@ extensions = [
         "conv",
         "convgrad",
         "dense",
+        "packing",
         "pool",
+        "winograd",
     )
 ]
 

@@ -14,7 +14,7 @@ try:
         totals,
     )
     from convkern._kernels.columns import col2im, im2col
-    from convkern._kernels.conv import PackedConv, conv2d
+    from convkern._kernels.conv import conv2d
     from convkern._kernels.convgrad import input_gradient, weight_gradient
     from convkern._kernels.core import (
         empty,
@@ -29,6 +29,7 @@ try:
         to_contiguous,
     )
     from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
+    from convkern._kernels.packing import PackedConv
     from convkern._kernels.pool import max_pool2d, max_pool2d_backward
 except ModuleNotFoundError as error:
     raise ImportError(

@@ -1,9 +1,6 @@
 import numpy as np
 
-class PackedConv:
-    def __init__(
-        self, weight: np.ndarray, bias: np.ndarray | None, groups: int, threads: int
-    ) -> None: ...
+from convkern._kernels.packing import PackedConv
 
 def conv2d(
     x: np.ndarray,

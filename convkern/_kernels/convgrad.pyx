@@ -13,18 +13,22 @@ from math import gcd
 cimport numpy as cnp
 import numpy as np
 
-from convkern._kernels.conv import PackedConv, Part, convolve
+from convkern._kernels.conv import Part, convolve
 from convkern._kernels.core import empty, to_channels_last
+from convkern._kernels.packing import PackedConv
 
-from convkern._kernels.conv cimport GROUP_BYTES, Images, images_of, packed_images
+from convkern._kernels.conv cimport GROUP_BYTES
 from convkern._kernels.core cimport (
     Axis,
+    Images,
     axis,
     ceil_div,
     ck_kernels,
     ck_outer_layout,
     give,
+    images_of,
     kernels_of,
+    packed_images,
     run,
     take,
     transpose,

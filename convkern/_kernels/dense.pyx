@@ -150,6 +150,7 @@ cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
     memset(zeros, 0, <size_t>(job.width * size))
     layout.out_pixel, layout.x_pixel, layout.x_row = job.columns, job.length, 1
     chunk.flags = CK_FIRST
+    chunk.ahead, chunk.ahead_step = job.b, 0
     while True:
         length = min(job.chunk, job.length - k)
         if k + length == job.length:

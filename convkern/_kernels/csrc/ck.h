@@ -23,6 +23,8 @@ enum { CK_IDENTITY, CK_RELU, CK_RELU6, CK_LEAKY_RELU, CK_SIGMOID };
 /* Terms of a channel's sum: x, (x - center)^2, (x - center)*g, and x*g unless x is positive. */
 enum { CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS };
 
+enum { CK_AHEAD = 128 };
+
 enum { CK_SOFTMAX_COLUMNS = 128 }; /* most columns of one call of softmax */
 
 /* Where a call stands in a sum that is cut into chunks. */
@@ -54,6 +56,10 @@ typedef struct {
     ptrdiff_t x, w;             /* offsets of the first element; w in units of K */
     ptrdiff_t rows, columns, run;
     int flags;
+    /* Memory that is wanted soon: every four elements of a run, CK_AHEAD bytes are fetched towards
+     * the caches and the address moves on by `ahead_step` bytes. */
+    const char *ahead;
+    ptrdiff_t ahead_step;
 } ck_chunk;
 
 typedef void (*ck_tile_fn)(const ck_tile_layout *layout, const ck_chunk *chunk, const void *x,
@@ -108,6 +114,44 @@ typedef struct {
     double slope;
 } ck_window;
 
+/* ---- Winograd: tiles of pixels to elements and back, lanes along the channels ---- */
+enum { CK_WINOGRAD_TILES_COUNT = 6, CK_PATCH = 8 };
+
+/* Pixels of a tile: pixel j of row i has its channels at row[i] + j*step[i].  Columns outside
+ * first .. last-1 are zeros and not read; a row of zeros has a step of 0. */
+typedef struct {
+    const void *row[CK_PATCH];
+    ptrdiff_t step[CK_PATCH];
+    int first, last;
+} ck_patch;
+
+/* Where the first rows x columns outputs of a tile go; bias may be NULL. */
+typedef struct {
+    void *out;
+    ptrdiff_t row, column;
+    int rows, columns, activation;
+    double slope;
+    const void *bias;
+} ck_target;
+
+/* Channel c of element e is stored at e*element + c/lanes*vector + c%lanes; the lanes beyond the
+ * last channel are written too, with zeros. */
+typedef void (*ck_patch_fn)(const ck_patch *patch, ptrdiff_t channels, void *elements,
+                            ptrdiff_t element, ptrdiff_t vector);
+/* Channel c of element e is read at e*element + c, in whole vectors. */
+typedef void (*ck_output_fn)(const void *elements, ptrdiff_t element, ptrdiff_t channels,
+                             const ck_target *target);
+
+/* One tile: outputs x outputs of a window of taps x taps, with size = outputs + taps - 1. */
+typedef struct {
+    int outputs, taps, size;
+    ck_patch_fn input;           /* size x size pixels */
+    ck_patch_fn weight;          /* taps x taps weights */
+    ck_output_fn output;         /* to outputs x outputs pixels */
+    ck_patch_fn gradient;        /* outputs x outputs gradients, as filters of the input */
+    ck_output_fn weight_gradient; /* to taps x taps weights */
+} ck_winograd;
+
 typedef struct {
     int dtype, itemsize, lanes;
     int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
@@ -115,6 +159,8 @@ typedef struct {
     ck_tile_fn tile[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
     ck_outer_fn outer[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
     ck_dot_fn dot[CK_MAX_DOT_ROWS + 1][CK_DOT_COLUMNS + 1]; /* 1 or CK_DOT_COLUMNS columns */
+
+    ck_winograd winograd[CK_WINOGRAD_TILES_COUNT];
 
     /* dst[j*dst_row + i] = src[i*src_row + j] for i < rows, j < columns */
     void (*transpose)(const void *src, ptrdiff_t src_row, void *dst, ptrdiff_t dst_row,
