@@ -115,6 +115,7 @@ extensions = [
         "packing",
         "pool",
         "winograd",
+        "winograd_gradient",
     )
 ]
 

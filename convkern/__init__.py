@@ -24,6 +24,7 @@ from convkern.functional import (
     max_pool_channels,
     max_unpool2d,
 )
+from convkern.precision import get_float32_precision, set_float32_precision
 from convkern.threads import get_num_threads, num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "conv_transpose2d",
     "cross_entropy",
     "empty_cache",
+    "get_float32_precision",
     "get_num_threads",
     "im2col",
     "linear",
@@ -53,6 +55,7 @@ __all__ = [
     "max_unpool2d",
     "nn",
     "num_threads",
+    "set_float32_precision",
     "set_num_threads",
     "show_config",
 ]

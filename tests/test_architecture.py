@@ -18,6 +18,7 @@ RANKS = {
     "_kernels": 0,
     "geometry": 0,
     "errors": 0,
+    "precision": 0,
     "threads": 1,
     "shapes": 1,
     "reference": 1,

@@ -150,6 +150,19 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
+cdef struct Block:
+    # A block of output channels: its first channel, width with padding, and number of vectors.
+    Py_ssize_t first, width, vectors
+
+
+cdef inline Block block_of(const ck_kernels *kernels, Py_ssize_t vectors, Py_ssize_t blocks,
+                           Py_ssize_t index) noexcept nogil:
+    """Share out the vectors of a group's output channels among blocks."""
+    cdef Py_ssize_t lanes = kernels.lanes, first = vectors * index // blocks
+    cdef Py_ssize_t count = vectors * (index + 1) // blocks - first
+    return Block(first * lanes, count * lanes, count)
+
+
 cdef inline const char *data_of(cnp.ndarray array) noexcept:
     """Return where an array's elements begin, NULL for None."""
     if array is None:

@@ -68,6 +68,11 @@ cdef const ck_kernels *kernels_of(cnp.ndarray array) noexcept:
     return active[CK_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else CK_F32]
 
 
+def lanes(dtype):
+    """Return the elements of a dtype in one vector."""
+    return active[CK_F64 if np.dtype(dtype) == np.float64 else CK_F32].lanes
+
+
 # ---------------------------------------------------------------- memory
 
 cdef extern from *:

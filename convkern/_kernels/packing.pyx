@@ -10,6 +10,8 @@ cimport numpy as cnp
 from convkern._kernels.core cimport (
     CK_MAX_VECTORS,
     CK_WINOGRAD_TILES_COUNT,
+    Block,
+    block_of,
     ceil_div,
     ck_kernels,
     ck_patch,
@@ -85,11 +87,11 @@ cdef void transform_weights(const PackJob *job, const char *taps, Py_ssize_t tap
 cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """Pack one block of output channels, padded with zeros."""
     cdef const PackJob *job = <const PackJob *>job_
-    cdef Py_ssize_t block = item % job.blocks, group = item // job.blocks
+    cdef Py_ssize_t group = item // job.blocks
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes
-    cdef Py_ssize_t first = job.vectors * block // job.blocks
-    cdef Py_ssize_t width = (job.vectors * (block + 1) // job.blocks - first) * lanes
-    cdef Py_ssize_t k0 = first * lanes, filters = min(width, job.out_channels - k0)
+    cdef Block span = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
+    cdef Py_ssize_t width = span.width, k0 = span.first
+    cdef Py_ssize_t filters = min(width, job.out_channels - k0)
     cdef Py_ssize_t taps = job.kh * job.kw, c = 0, count, row = width * size
     cdef Py_ssize_t elements = job.rows.count * job.columns.count
     cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, job.channels), rows = job.channels

@@ -21,7 +21,9 @@ from convkern._kernels.core cimport (
     CK_FIRST,
     CK_LAST,
     Axis,
+    Block,
     Images,
+    block_of,
     ceil_div,
     ck_chunk,
     ck_kernels,
@@ -63,20 +65,12 @@ cdef struct WinogradJob:
 cdef void transform_input(const WinogradJob *job, Py_ssize_t tile, Py_ssize_t group,
                           char *v) noexcept nogil:
     """Transform the input of one tile and group of channels."""
-    cdef Py_ssize_t size = job.kernels.itemsize, image = tile // job.per_image, i, y
+    cdef Py_ssize_t size = job.kernels.itemsize, image = tile // job.per_image
     cdef Py_ssize_t top = tile % job.per_image // job.across * job.tile.outputs - job.h.pad
     cdef Py_ssize_t left = tile % job.per_image % job.across * job.tile.outputs - job.w.pad
-    cdef const char *x = job.x.data + (
-        image * job.x.image + left * job.x.column + group * job.channels) * size
     cdef ck_patch patch
-    patch.first = <int>min(max(0, -left), <Py_ssize_t>job.tile.size)
-    patch.last = <int>max(0, min(<Py_ssize_t>job.tile.size, job.w.size - left))
-    for i in range(job.tile.size):
-        y = top + i
-        if 0 <= y < job.h.size:
-            patch.row[i], patch.step[i] = x + y * job.x.row * size, job.x.column
-        else:
-            patch.row[i], patch.step[i] = job.zeros, 0
+    patch_of(&job.x, job.x.data + (image * job.x.image + group * job.channels) * size, size,
+             job.h.size, job.w.size, top, left, job.tile.size, job.zeros, &patch)
     job.tile.input(&patch, job.channels, v, job.v_element, job.kernels.lanes)
 
 
@@ -136,18 +130,18 @@ cdef void transform_output(const WinogradJob *job, Py_ssize_t tile, const char *
 cdef void convolve_block(const WinogradJob *job, const char *v, Py_ssize_t begin, Py_ssize_t end,
                          Py_ssize_t group, Py_ssize_t block, char *m) noexcept nogil:
     """From V to the outputs of one block of filters, for tiles begin .. end-1."""
-    cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, tile
-    cdef Py_ssize_t first = job.vectors * block // job.blocks
-    cdef Py_ssize_t vectors = job.vectors * (block + 1) // job.blocks - first, k0 = first * lanes
-    cdef Py_ssize_t filters = min(vectors * lanes, job.out_channels - k0)
-    cdef Py_ssize_t padded = group * job.vectors * lanes + k0
+    cdef Py_ssize_t size = job.kernels.itemsize, tile
+    cdef Block part = block_of(job.kernels, job.vectors, job.blocks, block)
+    cdef Py_ssize_t padded = group * job.vectors * job.kernels.lanes + part.first
     cdef Py_ssize_t elements = job.tile.size * job.tile.size
     cdef WinogradJob here = job[0]
     here.bias += padded * size
-    multiply(job, v, end - begin, job.weight + padded * job.channels * elements * size, vectors, m)
+    multiply(job, v, end - begin, job.weight + padded * job.channels * elements * size,
+             part.vectors, m)
     for tile in range(begin, end):
-        transform_output(&here, tile, m + (tile - begin) * vectors * lanes * size,
-                         group * job.out_channels + k0, filters)
+        transform_output(&here, tile, m + (tile - begin) * part.width * size,
+                         group * job.out_channels + part.first,
+                         min(part.width, job.out_channels - part.first))
 
 
 cdef void winograd_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
