@@ -113,6 +113,7 @@ extensions = [
         "convgrad",
         "dense",
         "packing",
+        "planes",
         "pool",
         "winograd",
         "winograd_gradient",

@@ -47,6 +47,7 @@ typedef struct {
     ptrdiff_t w_row;
     ptrdiff_t out_pixel;
     int tail;
+    int bias_by_pixel; /* bias holds MR elements, and bias[i] stands for bias[k] */
     int activation;
     double slope;
 } ck_tile_layout;
@@ -191,7 +192,8 @@ typedef struct {
                             const void *g, void *dw);
     /* y[i] += x[i] for i < n */
     void (*add)(const void *x, void *y, ptrdiff_t n);
-    /* dst[i] = src[i*stride] for begin <= i < end, 0 for the others of i < n */
+    /* dst[i] = src[i*stride] for begin <= i < end, 0 for the others of i < n; what lies between
+     * the first and the last of those elements may be read */
     void (*gather_row)(const void *src, ptrdiff_t stride, ptrdiff_t begin, ptrdiff_t end, void *dst,
                        ptrdiff_t n);
     /* dst[i*stride] += src[i] for i < n */
