@@ -22,6 +22,7 @@ from convkern._kernels.core cimport (
     ck_chunk,
     ck_kernels,
     ck_tile_layout,
+    moved,
     run,
 )
 
@@ -49,52 +50,62 @@ cdef struct PlanesJob:
     double slope
 
 
-cdef inline void valid_columns(const Axis *a, Py_ssize_t tap, Py_ssize_t *begin,
-                               Py_ssize_t *end) noexcept nogil:
-    """Shrink begin .. end-1 to the outputs whose tap lies inside the input."""
-    cdef Py_ssize_t first = a.pad - tap * a.dilation, past = a.size + first
-    begin[0] = min(end[0], max(begin[0], 0 if first <= 0 else ceil_div(first, a.stride)))
-    end[0] = max(begin[0], min(end[0], 0 if past <= 0 else ceil_div(past, a.stride)))
+cdef void pack_taps(const PlanesJob *job, const char *x, Py_ssize_t column, Py_ssize_t length,
+                    Py_ssize_t s, Py_ssize_t taps, char *packed, Py_ssize_t width,
+                    char *line) noexcept nogil:
+    """Copy taps s, s+1, ... of windows in one row of the output, from the row x of the input."""
+    cdef Py_ssize_t size = job.kernels.itemsize
+    cdef Py_ssize_t start = column * job.w.stride - job.w.pad + s * job.w.dilation
+    cdef Py_ssize_t span = (length - 1) * job.w.stride + (taps - 1) * job.w.dilation + 1
+    cdef Py_ssize_t begin = min(span, max(0, -start))
+    cdef Py_ssize_t end = max(begin, min(span, job.w.size - start))
+    x += start * size
+    if end - begin < span:
+        # A window hangs over the edge: take them from a copy with zeros around it.
+        job.kernels.gather_row(x, 1, begin, end, line, span)
+        x = line
+    job.kernels.gather_taps(x, job.w.stride, job.w.dilation, taps, packed, width, length)
 
 
 cdef void pack_windows(const PlanesJob *job, const char *x, Py_ssize_t pixel, Py_ssize_t count,
-                       Py_ssize_t width, Py_ssize_t k, char *packed) noexcept nogil:
-    """Copy tap k of the windows of some pixels, row by row of the output."""
-    cdef Py_ssize_t size = job.kernels.itemsize, tap = k % job.taps
+                       Py_ssize_t width, Py_ssize_t k, Py_ssize_t taps, char *packed,
+                       char *line) noexcept nogil:
+    """Copy taps k, k+1, ... of one channel and row of the windows of some pixels."""
+    cdef Py_ssize_t size = job.kernels.itemsize, tap = k % job.taps, done = 0, i
     cdef Py_ssize_t r = tap // job.w.kernel, s = tap % job.w.kernel
-    cdef Py_ssize_t row = pixel // job.w.out, column = pixel % job.w.out, length, y, begin, end
-    cdef Py_ssize_t left = s * job.w.dilation - job.w.pad
+    cdef Py_ssize_t row = pixel // job.w.out, column = pixel % job.w.out, length, y
     x += k // job.taps * job.h.size * job.w.size * size
-    if count < width:
-        memset(packed + count * size, 0, <size_t>((width - count) * size))
-    while count > 0:
-        length = min(count, job.w.out - column)
+    while done < count:
+        length = min(count - done, job.w.out - column)
         y = row * job.h.stride + r * job.h.dilation - job.h.pad
-        begin, end = column, column + length
         if 0 <= y < job.h.size:
-            valid_columns(&job.w, s, &begin, &end)
+            pack_taps(job, x + y * job.w.size * size, column, length, s, taps, packed + done * size,
+                      width, line)
         else:
-            end = begin
-        job.kernels.gather_row(
-            x + (y * job.w.size + column * job.w.stride + left) * size, job.w.stride,
-            begin - column, end - column, packed, length)
-        packed += length * size
-        count -= length
+            for i in range(taps):
+                memset(packed + (i * width + done) * size, 0, <size_t>(length * size))
+        done += length
         row, column = row + 1, 0
+    if count < width:
+        for i in range(taps):
+            memset(packed + (i * width + count) * size, 0, <size_t>((width - count) * size))
 
 
 cdef void pack_panel(const PlanesJob *job, const char *x, Py_ssize_t pixel, Py_ssize_t width,
-                     Py_ssize_t k, Py_ssize_t length, char *packed) noexcept nogil:
+                     Py_ssize_t k, Py_ssize_t length, char *packed, char *line) noexcept nogil:
     """Pack rows k .. k+length-1 of a panel, zeros beyond the last pixel."""
-    cdef Py_ssize_t size = job.kernels.itemsize, count = min(width, job.pixels - pixel), row
-    for row in range(k, k + length):
+    cdef Py_ssize_t size = job.kernels.itemsize, count = min(width, job.pixels - pixel)
+    cdef Py_ssize_t stop = k + length, taps = 1
+    while k < stop:
         if job.plain:
-            memcpy(packed, x + (row * job.pixels + pixel) * size, <size_t>(count * size))
+            memcpy(packed, x + (k * job.pixels + pixel) * size, <size_t>(count * size))
             if count < width:
                 memset(packed + count * size, 0, <size_t>((width - count) * size))
         else:
-            pack_windows(job, x, pixel, count, width, row, packed)
-        packed += width * size
+            taps = min(job.w.kernel - k % job.w.kernel, stop - k)
+            pack_windows(job, x, pixel, count, width, k, taps, packed, line)
+        packed += taps * width * size
+        k += taps
 
 
 cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -109,7 +120,6 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     cdef Py_ssize_t rows = job.out_channels * (block + 1) // job.row_blocks - begin
     cdef const char *x = job.x + part * job.channels * job.h.size * job.w.size * size
     cdef const char *weight = job.weight + (group * job.out_channels + begin) * job.length * size
-    cdef const char *bias = NULL
     cdef char *out = job.out + (part * job.out_channels + begin) * job.pixels * size
     cdef char *zeros = scratch + job.group * job.chunk * job.width * size
     cdef const char *b
@@ -120,9 +130,8 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     memset(zeros, 0, <size_t>(job.width * size))
     layout.out_pixel, layout.x_pixel, layout.x_row = job.pixels, job.length, 1
     layout.activation, layout.slope = job.activation, job.slope
-    if job.bias != NULL:
-        bias = job.bias + (group * job.out_channels + begin) * size
-        layout.bias_by_pixel = 1
+    cdef const char *bias = moved(job.bias, (group * job.out_channels + begin) * size)
+    layout.bias_by_pixel = bias != NULL
     chunk.flags = CK_FIRST
     chunk.ahead, chunk.ahead_step = x, 0
     chunk.columns = 1
@@ -138,7 +147,8 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
             vectors = job.vectors * (panel + 1) // job.panels - column // lanes
             if not job.direct or column + vectors * lanes > job.pixels:
                 pack_panel(job, x, column, vectors * lanes, k, length,
-                           scratch + (panel - first) * job.chunk * job.width * size)
+                           scratch + (panel - first) * job.chunk * job.width * size,
+                           zeros + job.width * size)
         for tile in range(tiles):
             row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
             for panel in range(first, last):
@@ -154,7 +164,7 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
                     chunk.rows, chunk.run = 1, length
                 kernels.tile[vectors][stop - row](
                     &layout, &chunk, weight + (row * job.length + k) * size, b,
-                    zeros if bias == NULL else bias + row * size,
+                    moved(bias, row * size) if layout.bias_by_pixel else zeros,
                     out + (row * job.pixels + column) * size)
         k += length
         if chunk.flags & CK_LAST:
@@ -195,7 +205,9 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
     while job.group > 1 and others * ceil_div(job.panels, job.group) < 4 * threads:
         job.group //= 2
     job.panel_groups = ceil_div(job.panels, job.group)
+    # The longest line of input that the windows of a panel meet.
+    cdef Py_ssize_t line = (min(w.out, job.width) - 1) * w.stride + (w.kernel - 1) * w.dilation + 1
     cdef double rows = min(out_channels, <Py_ssize_t>ROWS)
     return run(planes_item, &job, others * job.panel_groups,
                (2.0 * rows + 8) * job.length * job.group * job.width, threads,
-               <size_t>((job.group * job.chunk + 1) * job.width * kernels.itemsize))
+               <size_t>(((job.group * job.chunk + 1) * job.width + line) * kernels.itemsize))

@@ -196,6 +196,9 @@ typedef struct {
      * the first and the last of those elements may be read */
     void (*gather_row)(const void *src, ptrdiff_t stride, ptrdiff_t begin, ptrdiff_t end, void *dst,
                        ptrdiff_t n);
+    /* dst[s*dst_row + i] = src[s*tap + i*stride] for s < taps, i < n, in the same way */
+    void (*gather_taps)(const void *src, ptrdiff_t stride, ptrdiff_t tap, ptrdiff_t taps, void *dst,
+                        ptrdiff_t dst_row, ptrdiff_t n);
     /* dst[i*stride] += src[i] for i < n */
     void (*scatter_row)(const void *src, void *dst, ptrdiff_t stride, ptrdiff_t n);
     /* y[i] = activation(x[i]) for i < n; x and y may be the same */
