@@ -178,7 +178,10 @@ class RandomHorizontalFlip(Transform):
 
     def __call__(self, images: Array, drawn: Array) -> Array:
         """Return the images, some mirrored."""
-        return np.where(drawn[:, :, None, None], images[:, :, :, ::-1], images)
+        pixels: Array = images.transpose(0, 2, 3, 1).copy()
+        mirrored = drawn[:, 0]
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
+        return pixels.transpose(0, 3, 1, 2)
 
 
 class Normalize:
