@@ -198,11 +198,9 @@ def _load(
             raise FormatError(f"{len(classes)} names of classes instead of {num_classes}")
         train, test = _join([part(name) for name in form.train]), _join([part(form.test)])
         # The published training set is five times the test set, in batches of one size.
-        if (
-            len(train[0]) != 5 * len(test[0])
-            or len({len(part(name)[0]) for name in form.train}) > 1
-        ):
-            raise FormatError(f"{len(train[0])} training and {len(test[0])} test images")
+        sizes = [len(part(name)[0]) for name in form.train]
+        if len(set(sizes)) > 1 or sum(sizes) != 5 * len(test[0]):
+            raise FormatError(f"{sizes} training and {len(test[0])} test images")
         for _, labels in (train, test):
             check_labels(labels, num_classes)
     except FormatError as error:
