@@ -535,6 +535,7 @@ def test_archives_that_are_too_much(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(whole + bytes(1 << 23)))
     with little_memory(1 << 25):
         refused(data.load_cifar10, path, "more than")
+    (tmp_path / "batches.meta.txt").touch()
     (tmp_path / "test_batch.bin").write_bytes(gzip.compress(bytes(1 << 23)))
     with little_memory(1 << 24):
         refused(data.load_cifar10, tmp_path, "more than")
@@ -670,6 +671,7 @@ def test_other_kinds_of_file(tmp_path):
             refused(data.read_idx, path, "not a regular file")
             refused(data.load_cifar10, path, "not a regular file")
     (tmp_path / "test_batch").mkdir()
+    (tmp_path / "batches.meta").mkdir()
     refused(data.load_cifar10, tmp_path, "not a regular file")
 
 

@@ -214,7 +214,7 @@ def _find(root: Path, forms: Sequence[_Form]) -> Path | None:
         return root
     for form in forms:
         for folder in (root / form.folder, root):
-            if (folder / form.test).exists():
+            if (folder / form.test).exists() and (folder / form.names).exists():
                 return folder
     archives = [root / form.archive.name for form in forms]
     return next((archive for archive in archives if archive.exists()), None)
