@@ -429,6 +429,9 @@ BATCH = python2({"data": PIXELS, "labels": [1, 2]})
         BATCH.replace(b"K\x02M\x00\x0c\x86", b"J\xfe\xff\xff\xffM\x00\x0c\x86"),
         BATCH.replace(b"K\x02M\x00\x0c\x86", b"J\xfe\xff\xff\xffJ\x00\xf4\xff\xff\x86"),
         BATCH.replace(b"K\x02M\x00\x0c\x86", b"M\x00\x18\x85"),
+        python2({"data": PIXELS, "labels": [1, 2, 3]}).replace(
+            b"K\x02M\x00\x0c", b"K\x03M\x00\x0c"
+        ),
         BATCH.replace(b"tbU\x06labels", b"t0U\x06labels"),
         BATCH.replace(b"U\x01b", b"U\x01c"),
         b"\x80\x02" + b"]q\x00" + b"h\x00a" * 10 + b"b.",
