@@ -266,9 +266,7 @@ def _ahead(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Generator[
     """
     process = os.getpid()
     with ThreadPoolExecutor(1, "convkern-data") as thread:
-        try:
-            thread.submit(int).result()  # starts it
-        except RuntimeError:  # the system has no thread left
+        if not _starts(thread):
             yield from map(make, items)
             return
         upcoming: Future[_Made] | None = None
@@ -280,3 +278,12 @@ def _ahead(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Generator[
                 raise RuntimeError("a loader's iterator cannot be used after a fork; start another")
         if upcoming is not None:
             yield upcoming.result()
+
+
+def _starts(thread: ThreadPoolExecutor) -> bool:
+    """Start the thread, unless the system has none left."""
+    try:
+        thread.submit(int).result()
+    except RuntimeError:
+        return False
+    return True
