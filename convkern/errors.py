@@ -34,6 +34,11 @@ DAMAGE = (
 )
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception in one line of bearable length, or its type."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a file for reading; a folder, pipe or device is a FormatError, not an endless read."""
     if not stat.S_ISREG(os.stat(path).st_mode):

@@ -10,9 +10,10 @@ An opcode, a name or a call that is not known is refused.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from typing import Any, ClassVar, NamedTuple
 
-from convkern.errors import DAMAGE, FormatError
+from convkern.errors import DAMAGE, FormatError, one_line
 
 #: Steps until a program counts as endless; the largest files have a quarter of a million.
 _MAX_STEPS = 1 << 21
@@ -66,12 +67,13 @@ class PickleMachine:
             time are bounded by the length of the program.
         """
         try:
-            return self._run(program)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd escapes, in names that are refused
+                return self._run(program)
         except FormatError:
             raise
         except DAMAGE as error:
-            detail = str(error) or type(error).__name__
-            raise FormatError(f"a damaged pickle ({detail})") from error
+            raise FormatError(f"a damaged pickle ({one_line(error)})") from error
 
     def _run(self, program: bytes) -> Any:
         """Step through the opcodes."""

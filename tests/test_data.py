@@ -479,6 +479,18 @@ def test_a_pickle_machine_knows_plain_values_only():
             PickleMachine().run(program)
 
 
+def test_a_long_line_in_a_pickle_makes_no_long_message():
+    for opcode in (b"F", b"I", b"L", b"c", b"S"):
+        with pytest.raises(FormatError) as caught:
+            PickleMachine().run(opcode + b"x\r" * 10_000 + b"\n.")
+        assert len(str(caught.value)) < 500 and "\r" not in str(caught.value)
+
+
+def test_odd_escapes_in_a_pickle_do_not_warn():
+    with pytest.raises(FormatError):
+        PickleMachine().run(b"cos\\q\nsystem\n.")
+
+
 def test_a_pickle_of_too_many_steps(monkeypatch):
     monkeypatch.setattr(pickles, "_MAX_STEPS", 1000)
     assert PickleMachine().run(b"(" + b"N" * 900 + b"t.") == (None,) * 900

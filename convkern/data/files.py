@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
-from convkern.errors import DAMAGE, FormatError, import_extra, open_regular
+from convkern.errors import DAMAGE, FormatError, import_extra, one_line, open_regular
 
 #: A file, or an archive once decompressed; the largest of the CIFAR archives has 187 MB.
 MAX_BYTES = 1 << 28
@@ -84,10 +84,10 @@ def fetch(remote: Remote, folder: Path) -> Path:
             )
         )
     except ValueError as error:  # pooch has removed the file
-        raise FormatError(f"{remote.url} is not the published file: {_line(error)}") from error
+        raise FormatError(f"{remote.url} is not the published file: {one_line(error)}") from error
     except OSError as error:
         raise ConnectionError(
-            f"cannot download {remote.url} ({_line(error)}); "
+            f"cannot download {remote.url} ({one_line(error)}); "
             f"fetch it by other means and put it at {folder / remote.name}"
         ) from error
 
@@ -98,11 +98,6 @@ def not_found(title: str, folder: Path, remotes: Sequence[Remote], how: str) -> 
     return FileNotFoundError(
         f"no {title} in {folder}; put these files there, or pass download=True: {urls}"
     )
-
-
-def _line(error: BaseException) -> str:
-    """Return the message of an exception in one line of bearable length."""
-    return " ".join(str(error).split())[:300]
 
 
 # ---------------------------------------------------------------- read
@@ -121,8 +116,7 @@ def open_stream(path: str | os.PathLike[str]) -> Iterator[Readable]:
         except FormatError as error:
             raise FormatError(f"{os.fspath(path)}: {error}") from error
         except (*DAMAGE, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
-            detail = _line(error) or type(error).__name__
-            raise FormatError(f"{os.fspath(path)}: a damaged file ({detail})") from error
+            raise FormatError(f"{os.fspath(path)}: a damaged file ({one_line(error)})") from error
 
 
 def read_exactly(stream: Readable, size: int) -> bytearray:

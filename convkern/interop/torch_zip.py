@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from convkern.errors import DAMAGE, FormatError
+from convkern.errors import DAMAGE, FormatError, one_line
 from convkern.pickles import Global, PickleMachine
 
 Array = npt.NDArray[Any]
@@ -84,8 +84,7 @@ def load_torch_zip(file: io.BufferedReader) -> dict[str, Array]:
     except FormatError:
         raise
     except (*DAMAGE, zipfile.BadZipFile) as error:
-        detail = str(error) or type(error).__name__
-        raise FormatError(f"a damaged torch.save file ({detail})") from error
+        raise FormatError(f"a damaged torch.save file ({one_line(error)})") from error
 
 
 def decode_elements(raw: npt.NDArray[np.uint8], element: str, order: str = "<") -> Array:
