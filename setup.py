@@ -114,6 +114,7 @@ extensions = [
         "dense",
         "packing",
         "planes",
+        "planes_gradient",
         "pool",
         "winograd",
         "winograd_gradient",

@@ -31,6 +31,7 @@ try:
     )
     from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
     from convkern._kernels.packing import PackedConv
+    from convkern._kernels.planes_gradient import planes_weight_gradient
     from convkern._kernels.pool import max_pool2d, max_pool2d_backward
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -64,6 +65,7 @@ __all__ = [
     "moments",
     "negative_products",
     "openmp",
+    "planes_weight_gradient",
     "prelu",
     "softmax",
     "spin_fma",

@@ -34,20 +34,22 @@ cdef enum:
     PACKED_BYTES = 384 << 10   # of panels that an item packs at a time
     ROWS = 240                 # filters of an item: a multiple of most tiles
 
-cdef struct PlanesJob:
-    const ck_kernels *kernels
-    const char *weight
-    const char *bias       # may be NULL
-    const char *x
-    char *out
-    Axis h, w
-    Py_ssize_t channels, out_channels, groups, taps, length, pixels
-    # Pixels are cut into panels as wide as the widest tile; an item has some panels and filters.
-    Py_ssize_t vectors, panels, width, group, panel_groups, row_blocks, chunk
-    bint plain   # the windows are the pixels
-    bint direct  # and are not packed
-    int activation
-    double slope
+cdef void set_windows(PlanesJob *job, const ck_kernels *kernels, const char *x, Py_ssize_t groups,
+                      Py_ssize_t channels, Py_ssize_t out_channels, Axis h, Axis w) noexcept:
+    """Describe the windows of a convolution; channels are those of a group."""
+    memset(job, 0, sizeof(job[0]))
+    job.kernels, job.x, job.groups, job.h, job.w = kernels, x, groups, h, w
+    job.channels, job.out_channels = channels, out_channels
+    job.taps = h.kernel * w.kernel
+    job.length, job.pixels = channels * job.taps, h.out * w.out
+    job.plain = (job.taps == 1 and h.stride == 1 and w.stride == 1 and h.pad == 0 and w.pad == 0
+                 and h.out == h.size and w.out == w.size)
+
+
+cdef Py_ssize_t line_of_windows(const PlanesJob *job, Py_ssize_t pixels) noexcept:
+    """Return the longest line of input that the windows of so many pixels meet."""
+    cdef const Axis *w = &job.w
+    return (min(w.out, pixels) - 1) * w.stride + (w.kernel - 1) * w.dilation + 1
 
 
 cdef void pack_taps(const PlanesJob *job, const char *x, Py_ssize_t column, Py_ssize_t length,
@@ -183,14 +185,9 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
         return 0
     while kernels.max_pixels[widest] == 0:
         widest -= 1
-    job.kernels, job.weight, job.bias, job.x, job.out = kernels, weight, bias, x, out
-    job.h, job.w, job.groups = h, w, groups
-    job.channels, job.out_channels = channels, out_channels
+    set_windows(&job, kernels, x, groups, channels, out_channels, h, w)
+    job.weight, job.bias, job.out = weight, bias, out
     job.activation, job.slope = activation, slope
-    job.taps = h.kernel * w.kernel
-    job.length, job.pixels = channels * job.taps, h.out * w.out
-    job.plain = (job.taps == 1 and h.stride == 1 and w.stride == 1 and h.pad == 0 and w.pad == 0
-                 and h.out == h.size and w.out == w.size)
     job.vectors = ceil_div(job.pixels, kernels.lanes)
     job.panels = ceil_div(job.vectors, widest)
     job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
@@ -205,8 +202,7 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
     while job.group > 1 and others * ceil_div(job.panels, job.group) < 4 * threads:
         job.group //= 2
     job.panel_groups = ceil_div(job.panels, job.group)
-    # The longest line of input that the windows of a panel meet.
-    cdef Py_ssize_t line = (min(w.out, job.width) - 1) * w.stride + (w.kernel - 1) * w.dilation + 1
+    cdef Py_ssize_t line = line_of_windows(&job, job.width)
     cdef double rows = min(out_channels, <Py_ssize_t>ROWS)
     return run(planes_item, &job, others * job.panel_groups,
                (2.0 * rows + 8) * job.length * job.group * job.width, threads,

@@ -426,7 +426,8 @@ def conv2d_backward(
     if want_weight:
         problem = window.problem(weight, len(x), grad.shape[2:])
         tile = winograd_outputs(problem, algorithm, gradient=True)
-        grad_weight = _weight_gradient(x, grad, weight, window, channels_last, tile)
+        in_planes = not channels_last and not tile and fills_planes(problem)
+        grad_weight = _weight_gradient(x, grad, weight, window, channels_last, tile, in_planes)
     if want_bias:
         grad_bias = _bias_gradient(grad)
     return grad_input, grad_weight, grad_bias
@@ -439,16 +440,20 @@ def _weight_gradient(
     window: Window,
     channels_last: bool,
     tile: int,
+    in_planes: bool = False,
 ) -> np.ndarray:
-    """Return the gradient of a weight, with a Winograd tile or (0) directly."""
+    """Return the gradient of a weight, with a Winograd tile, along planes or (0) directly."""
     result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
     if not len(x):
         result[...] = 0
         return result
-    threads = get_num_threads()
-    _kernels.weight_gradient(
-        x, grad, result, *window.axes(), window.groups, channels_last, threads, tile
-    )
+    threads, axes = get_num_threads(), window.axes()
+    if in_planes:
+        _kernels.planes_weight_gradient(x, grad, result, *axes, window.groups, threads)
+    else:
+        _kernels.weight_gradient(
+            x, grad, result, *axes, window.groups, channels_last, threads, tile
+        )
     return result
 
 
