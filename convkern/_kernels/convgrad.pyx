@@ -334,13 +334,16 @@ cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     cdef const WeightJob *job = <const WeightJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, pixels = job.h.out * job.w.out
+    # Threads take items in turn: slices first, whose sums lie far apart, so that they do not
+    # write to the same lines.
+    cdef Py_ssize_t part = item % job.slices
+    item //= job.slices
     cdef Py_ssize_t index = item % job.ranges
     item //= job.ranges
     cdef Py_ssize_t tap_row = item % job.h.kernel
     item //= job.h.kernel
     cdef Block block = block_of(kernels, job.vectors, job.blocks, item % job.blocks)
-    item //= job.blocks
-    cdef Py_ssize_t group = item % job.groups, part = item // job.groups
+    cdef Py_ssize_t group = item // job.blocks
     cdef Py_ssize_t c = job.channels * index // job.ranges
     cdef Py_ssize_t c_stop = job.channels * (index + 1) // job.ranges
     cdef Py_ssize_t per_image = job.row_chunks * job.column_chunks, total = job.images * per_image
