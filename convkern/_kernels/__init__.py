@@ -4,7 +4,7 @@ Everything here trusts its arguments; `convkern.functional` is what checks them.
 """
 
 try:
-    from convkern._kernels.activation import activate, prelu, softmax
+    from convkern._kernels.activation import activate, add, prelu, softmax
     from convkern._kernels.channels import (
         affine,
         gradient_sums,
@@ -42,6 +42,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "PackedConv",
     "activate",
+    "add",
     "affine",
     "col2im",
     "conv2d",
