@@ -289,7 +289,7 @@ class Residual(Layer):
     ) -> None:
         if not isinstance(shortcut, Layer | None):
             raise TypeError(f"shortcut must be a Layer or None, got {shortcut!r}")
-        if [type(name) for name in names] != [str, str]:
+        if not isinstance(names, tuple) or [*map(type, names)] != [str, str]:
             raise TypeError(f"names must be two strings, got {names!r}")
         self.body = Sequential(*layers)
         self.shortcut = shortcut
