@@ -98,6 +98,8 @@ class Kept(nn.Layer):
         (nn.ReLU(),),
         (nn.Sigmoid(),),
         (Kept(),),
+        (Kept(), conv(3, 3)),
+        (conv(3, 3), Kept()),
         (conv(3, 3, 3),),
         (conv(3, 3, 3), nn.ReLU()),
         (nn.ReLU(), conv(3, 3, 3)),
@@ -232,6 +234,17 @@ def test_concat_equals_its_branches(layout, nested):
     for mine, other in zip(net.parameters(), twin.parameters(), strict=True):
         np.testing.assert_allclose(mine.grad, other.grad, rtol=1e-11, atol=1e-11)
     assert net.output_shape((2, 3, 6, 5)) == (2, 16, 6, 5)
+
+
+@pytest.mark.parametrize("first", [nn.Sequential(), nn.Dropout(0), Kept()])
+def test_the_first_branch_s_gradient_is_not_overwritten(first):
+    x, grad = normal((2, 3, 4, 5)), normal((2, 6, 4, 5), 1)
+    copies = grad.copy(), Kept().array
+    block = nn.Concat(first, nn.ReLU())
+    block(x)
+    block.backward(grad)
+    np.testing.assert_array_equal(grad, copies[0])
+    np.testing.assert_array_equal(getattr(first, "array", copies[1]), copies[1])
 
 
 def test_concat_of_one_image_of_vectors_and_of_one_branch():
