@@ -32,6 +32,7 @@ RANKS = {
     "interop": 5,
     "checkpoint": 6,
     "data": 6,
+    "figure": 6,
     "bench": 6,
     "cli": 7,
     "__main__": 8,
