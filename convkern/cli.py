@@ -327,7 +327,9 @@ def _draw(path: str, net: Sequential, batch: Any, report: dict[str, Any]) -> Non
             for entry in image["top"]
         ],
         title=f"AlexNet sees {os.path.basename(image['path'])}",
-        subtitle=f"{report['variant']}, {report['parameters']:,} parameters, {_source(report)}",
+        subtitle=f"variant {report['variant']}, {report['parameters']:,} parameters, "
+        + _source(report)
+        + ("" if report["weights"] else ": untrained, the classes mean nothing"),
     )
 
 

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from convkern.errors import import_extra
 from convkern.images import IMAGENET_MEAN, IMAGENET_STD
-from convkern.nn import Sequential, Step
+from convkern.nn import AvgPool2d, Layer, LPPool2d, MaxPool2d, Sequential, Step
 
 Array = npt.NDArray[Any]
 
 # Inches: the page without margins, spaces between columns, and the heights of its bands.
 _WIDTH, _MARGIN, _SPACE, _WIDE_SPACE = 15.2, 0.4, 0.22, 0.4
 _HEADER, _LINE, _TOP, _BOTTOM = 0.95, 0.5, 3.95, 1.5
+_COLUMNS = 4  # of layers
 _MAPS = (5, 7)  # rows and columns of feature maps shown of a layer
 _GAP = 0.1  # between the tiles of a mosaic, as a share of a tile
 _CLASSES = 8  # at most, to be legible
@@ -77,13 +78,12 @@ def draw_walk(
     ['net.png']
     """
     steps = list(net.walk(image))
-    maps = [step for step in steps if step.output.ndim == 4 and step.output.shape[-1] > 1]
+    maps = [step for step in steps if step.output.ndim == 4 and _looks_around(step.layer)]
     vectors = [step for step in steps if step.output.ndim == 2 and step.layer.num_parameters()]
-    columns = 4 if len(maps) <= 8 else 5
-    rows = math.ceil(len(maps) / columns)
+    rows = math.ceil(len(maps) / _COLUMNS)
 
     # Everything is measured in inches: bands of the page, each under a line of text.
-    panel = (_WIDTH - (columns - 1) * _SPACE) / columns
+    panel = (_WIDTH - (_COLUMNS - 1) * _SPACE) / _COLUMNS
     bands = [_TOP, *[panel * _mosaic_shape(*_MAPS)] * rows]
     if vectors:
         bands.append(_BOTTOM)
@@ -106,14 +106,20 @@ def draw_walk(
     _draw_filters(axes_of(0, _TOP + _WIDE_SPACE, 0.56 * rest), net)
     _draw_classes(axes_of(0, _WIDTH - 0.44 * rest, 0.44 * rest), classes)
     for index, step in enumerate(maps):
-        row, column = divmod(index, columns)
+        row, column = divmod(index, _COLUMNS)
         _draw_maps(axes_of(row + 1, column * (panel + _SPACE), panel), step)
     panel = (_WIDTH - (len(vectors) - 1) * _SPACE) / max(1, len(vectors))
     for index, step in enumerate(vectors):
-        _draw_vector(axes_of(rows + 1, index * (panel + _SPACE), panel), step)
+        _draw_vector(axes_of(rows + 1, index * (panel + _SPACE), panel), step, panel / _BOTTOM)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(path, dpi=120)
+
+
+def _looks_around(layer: Layer) -> bool:
+    """Tell whether a layer is a pooling or has convolutions inside."""
+    convolves = any(parameter.data.ndim == 4 for parameter in layer.parameters())
+    return convolves or isinstance(layer, AvgPool2d | LPPool2d | MaxPool2d)
 
 
 def _draw_image(axes: Any, image: Array) -> None:
@@ -143,7 +149,7 @@ def _draw_classes(axes: Any, classes: Sequence[tuple[str, float]]) -> None:
         axes.barh(place, 1, height=0.26, color=_TRACK)
         axes.barh(place, probability, height=0.26, color=_ACCENT)
     axes.set_xlim(0, 1)
-    axes.set_ylim(min(max(5, len(classes)), _CLASSES) - 0.87, -0.62)
+    axes.set_ylim(min(max(5, len(classes)), _CLASSES) - 0.87, -0.66)
     axes.set_axis_off()
     _label(axes, "best classes", "probability")
 
@@ -160,10 +166,10 @@ def _draw_maps(axes: Any, step: Step) -> None:
     _label(axes, f"{step.name}  {_kind(step)}", _times(maps.shape))
 
 
-def _draw_vector(axes: Any, step: Step) -> None:
-    """Show the numbers of a vector as pixels, row by row."""
+def _draw_vector(axes: Any, step: Step, aspect: float) -> None:
+    """Show the numbers of a vector as pixels, row by row, `aspect` times as wide as high."""
     vector = step.output[0]
-    rows = max(1, round(math.sqrt(vector.size / 4)))
+    rows = max(1, round(math.sqrt(vector.size / aspect)))
     pixels = np.full(rows * math.ceil(vector.size / rows), np.nan)
     pixels[: vector.size] = vector
     axes.imshow(pixels.reshape(rows, -1), cmap=_COLORS, aspect="auto")
