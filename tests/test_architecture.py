@@ -28,6 +28,7 @@ RANKS = {
     "functional": 3,
     "nn": 4,
     "models": 5,
+    "freeze": 5,
     "images": 5,
     "interop": 5,
     "checkpoint": 6,
