@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convkern import _kernels, functional
+from convkern import functional
 from convkern.arrays import as_array, is_channels_last
 from convkern.functional import PackedConv2d
 from convkern.functional.activation import add
@@ -135,23 +135,23 @@ def _steps_of(layers: Sequence[Layer]) -> list[_Step]:
         elif type(layer) is Flatten and layer.start_dim == 1 and left and type(left[0]) is Linear:
             linear = left.popleft()
             assert isinstance(linear, Linear)
-            steps.append(_FlatLinearStep(linear, _takes_relu(left)))
+            steps.append(_LinearStep(linear, _takes_relu(left), flattens=True))
         elif type(layer) is Residual:
             steps.append(_ResidualStep(layer, _takes_relu(left)))
         elif type(layer) is Concat:
             steps.append(_ConcatStep(layer))
-        elif type(layer) not in (Dropout, Dropout2d):
+        else:
             steps.append(copy.deepcopy(layer).eval().forward)
     return steps
 
 
 def _flat(layers: Sequence[Layer]) -> list[Layer]:
-    """Return the layers, those of a `Sequential` in its place."""
+    """Return the layers without dropout, those of a `Sequential` in its place."""
     flat: list[Layer] = []
     for layer in layers:
         if type(layer) is Sequential:
             flat += _flat(layer.layers)
-        else:
+        elif type(layer) not in (Dropout, Dropout2d):
             flat.append(layer)
     return flat
 
@@ -199,48 +199,45 @@ def _convolution(layer: Conv2d, norm: BatchNorm2d | None, relu: bool) -> PackedC
     )
 
 
-def _kept(array: Array) -> Array:
-    """Return a copy in memory of large pages, which is read faster."""
-    result: Array = _kernels.empty(array.shape, array.dtype)
-    result[...] = array
-    return result
-
-
 class _LinearStep:
-    """A linear layer and perhaps a ReLU."""
+    """A linear layer and perhaps a ReLU, as a 1x1 convolution: its packed weight is read once.
 
-    def __init__(self, layer: Linear, relu: bool) -> None:
-        self.weight = _kept(layer.weight.data)
+    What is flattened before it stays in the order of its memory; the weight follows.
+    """
+
+    def __init__(self, layer: Linear, relu: bool, flattens: bool = False) -> None:
+        self.weight = layer.weight.data.copy()
         self.bias = None if layer.bias is None else layer.bias.data.copy()
-        self.relu = relu
+        self.activation = "relu" if relu else None
+        self.flattens = flattens
+        self.by_shape: dict[tuple[int, ...], PackedConv2d] = {}
 
     def __call__(self, input: Array) -> Array:
-        return self.product(input, self.weight)
+        pixels = input
+        if self.flattens and input.ndim == 4 and is_channels_last(input):
+            pixels = np.ascontiguousarray(input.transpose(0, 2, 3, 1))
+        elif self.flattens:
+            input = pixels = functional.flatten(input)
+        inputs = self.weight.shape[1]
+        features = pixels.reshape(len(input), -1) if self.flattens else pixels.reshape(-1, inputs)
+        if features.shape[1] != inputs:
+            return functional.linear(features, self.weight, self.bias)  # says what is wrong
+        packed = self.packed(input.shape[1:] if self.flattens else (inputs,))
+        # One image of one column: channels-last, so that the features of a row are its channels.
+        image = np.ascontiguousarray(features)[None, :, None].transpose(0, 3, 1, 2)
+        output = packed(image).transpose(0, 2, 3, 1)
+        shape = (len(input),) if self.flattens else input.shape[:-1]
+        return output.reshape(*shape, -1)
 
-    def product(self, input: Array, weight: Array) -> Array:
-        """Return the output with a weight."""
-        output = functional.linear(input, weight, self.bias)
-        return functional.relu(output) if self.relu else output
-
-
-class _FlatLinearStep(_LinearStep):
-    """A linear layer on flattened images: its weight takes the order of their memory."""
-
-    def __init__(self, layer: Linear, relu: bool) -> None:
-        super().__init__(layer, relu)
-        self.by_shape: dict[tuple[int, ...], Array] = {}
-
-    def __call__(self, input: Array) -> Array:
-        if input.ndim != 4 or not is_channels_last(input):
-            return self.product(functional.flatten(input), self.weight)
-        shape = input.shape[1:]
+    def packed(self, shape: tuple[int, ...]) -> PackedConv2d:
+        """Return the weight for inputs of a shape, without the batch."""
         if shape not in self.by_shape:
-            if self.weight.shape[1] != np.prod(shape):
-                return self.product(functional.flatten(input), self.weight)  # says what is wrong
-            ordered = self.weight.reshape(-1, *shape).transpose(0, 2, 3, 1)
-            self.by_shape[shape] = _kept(ordered).reshape(len(self.weight), -1)
-        pixels = np.ascontiguousarray(input.transpose(0, 2, 3, 1))
-        return self.product(pixels.reshape(len(input), -1), self.by_shape[shape])
+            weight = self.weight
+            if len(shape) == 3:
+                weight = weight.reshape(-1, *shape).transpose(0, 2, 3, 1)
+            weight = weight.reshape(*self.weight.shape, 1, 1)
+            self.by_shape[shape] = PackedConv2d(weight, self.bias, activation=self.activation)
+        return self.by_shape[shape]
 
 
 class _ResidualStep:
