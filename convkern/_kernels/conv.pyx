@@ -9,6 +9,7 @@ cimport numpy as cnp
 from convkern._kernels.core cimport (
     CK_FIRST,
     CK_LAST,
+    CK_STREAM,
     Span,
     axis,
     ceil_div,
@@ -37,6 +38,7 @@ cdef enum:
     # Products summed in registers before they are added to the output: longer chains lose digits,
     # and this many steps of weights stay in the cache while the tiles of an item pass over them.
     CHUNK = 256
+    FEW_TILES = 12  # share a chunk of weights: the first one had better fetch them ahead
 
 
 cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
@@ -53,6 +55,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     cdef Py_ssize_t run_length = job.channels, row_step, column_step, pieces, r, c, piece, e0, e1
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
+    cdef int stream
     cdef const char *tile_x
     cdef const char *tile_w
     cdef char *tile_out
@@ -108,11 +111,13 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
             c, r = 0, r + row_step
         if r >= tap_rows:
             chunk.flags |= CK_LAST
+        stream = CK_STREAM if lines * tiles <= FEW_TILES else 0
         tile_out = out + (rows.start * job.out_row + columns.start * job.out_column) * size
         for line in range(lines):
             start = 0
             for tile in range(tiles):
                 stop = length * (tile + 1) // tiles
+                chunk.flags = chunk.flags & ~CK_STREAM | (0 if line or tile else stream)
                 kernels.tile[vectors][stop - start](
                     &layout, &chunk, tile_x + start * layout.x_pixel * size, tile_w, bias,
                     tile_out + start * layout.out_pixel * size)

@@ -27,8 +27,9 @@ enum { CK_AHEAD = 128 };
 
 enum { CK_SOFTMAX_COLUMNS = 128 }; /* most columns of one call of softmax */
 
-/* Where a call stands in a sum that is cut into chunks. */
-enum { CK_FIRST = 1, CK_LAST = 2 };
+/* Where a call stands in a sum that is cut into chunks; and whether its weights come from memory
+ * rather than from the caches, so that they had better be fetched some kilobytes ahead. */
+enum { CK_FIRST = 1, CK_LAST = 2, CK_STREAM = 4 };
 
 /* ---- Convolution: a tile of output pixels x vectors of output channels ----
  *
