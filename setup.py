@@ -107,6 +107,7 @@ extensions = [
     for name in (
         "core",
         "activation",
+        "blocks",
         "channels",
         "columns",
         "conv",

@@ -5,6 +5,7 @@ Everything here trusts its arguments; `convkern.functional` is what checks them.
 
 try:
     from convkern._kernels.activation import activate, add, prelu, softmax
+    from convkern._kernels.blocks import gather_blocks
     from convkern._kernels.channels import (
         affine,
         gradient_sums,
@@ -15,7 +16,7 @@ try:
     )
     from convkern._kernels.columns import col2im, im2col
     from convkern._kernels.conv import conv2d, conv2d_planes
-    from convkern._kernels.convgrad import input_gradient, weight_gradient
+    from convkern._kernels.convgrad import dense_taps, input_gradient, weight_gradient
     from convkern._kernels.core import (
         empty,
         empty_cache,
@@ -47,9 +48,11 @@ __all__ = [
     "col2im",
     "conv2d",
     "conv2d_planes",
+    "dense_taps",
     "empty",
     "empty_cache",
     "fma_peak",
+    "gather_blocks",
     "gradient_sums",
     "idle_bytes",
     "im2col",

@@ -1,7 +1,12 @@
+from typing import Any
+
 import numpy as np
 
 Axis = tuple[int, int, int, int]
 
+def dense_taps(
+    dtype: np.dtype[Any], channels: int, rows: Axis, columns: Axis, groups: int
+) -> tuple[int, int]: ...
 def input_gradient(
     grad: np.ndarray,
     weight: np.ndarray,

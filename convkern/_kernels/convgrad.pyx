@@ -13,8 +13,9 @@ from math import gcd
 cimport numpy as cnp
 import numpy as np
 
+from convkern._kernels.blocks import place_pixels
 from convkern._kernels.conv import Part, convolve
-from convkern._kernels.core import empty, to_channels_last
+from convkern._kernels.core import empty, lanes, to_channels_last
 from convkern._kernels.packing import PackedConv
 
 from convkern._kernels.conv cimport GROUP_BYTES
@@ -73,13 +74,14 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
     """Write the gradient of a convolution's input, plus a bias, into out.
 
     rows and columns are the convolution's (kernel, stride, leading padding,
-    dilation); layouts are as for `convolve`, `winograd` as for `PackedConv`.
+    dilation); layouts are as for `convolve`.  `winograd`, as for `PackedConv`, is that of
+    the dense convolution which computes it: see `dense_taps`.
     """
     cdef Py_ssize_t steps = block_steps(kernels_of(weight).lanes, weight.shape[1], rows, columns,
                                         groups)
-    if steps and not winograd:
+    if steps:
         blockwise_input_gradient(grad, weight, bias, out, rows, columns, steps, channels_last,
-                                 threads)
+                                 threads, winograd)
         return
     parts = [
         Part(PackedConv(weight, bias, groups, threads, winograd, True, row_taps, column_taps), h, w,
@@ -88,6 +90,19 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
         for column, column_taps, w in axis_phases(out.shape[3], grad.shape[3], *columns)
     ]
     convolve(grad, out, parts, 0, 0.0, channels_last, threads)
+
+
+def dense_taps(dtype, channels, tuple rows, tuple columns, groups):
+    """Return the taps of the dense convolution that computes the gradient of the input.
+
+    (0, 0) where there is none: the phases of a stride are convolutions of their own.
+    """
+    if rows[1:4:2] == columns[1:4:2] == (1, 1):
+        steps = block_steps(lanes(dtype), channels, rows, columns, groups)
+        return (0, 0) if steps else (rows[0], columns[0])
+    if block_steps(lanes(dtype), channels, rows, columns, groups) != 1:
+        return 0, 0
+    return tuple((axis[0] - 1) // axis[1] + 1 for axis in (rows, columns))
 
 
 def block_steps(lanes, channels, rows, columns, groups):
@@ -126,7 +141,7 @@ def block_axis(Py_ssize_t size, Py_ssize_t out, Py_ssize_t kernel, Py_ssize_t st
 
 def blockwise_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias,
                              cnp.ndarray out, tuple rows, tuple columns, Py_ssize_t steps,
-                             bint channels_last, int threads):
+                             bint channels_last, int threads, int winograd=0):
     """Compute blocks of `steps` x `steps` strides of pixels as channels of one convolution.
 
     A few input channels alone would leave most lanes of a vector empty.  With a
@@ -145,7 +160,7 @@ def blockwise_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray b
     places = len(row_taps) * len(column_taps)
     if bias is not None:
         bias = np.tile(bias, places) if channels_last else np.repeat(bias, places)
-    part = Part(PackedConv(weights, bias, 1, threads), h, w)
+    part = Part(PackedConv(weights, bias, 1, threads, winograd), h, w)
     shape = (places * channels, h[1], w[1])
     cdef Py_ssize_t images = grad.shape[0], image = places * channels * h[1] * w[1]
     cdef Py_ssize_t group = max(1, min(images, GROUP_BYTES // (image * weight.itemsize)))
@@ -162,53 +177,6 @@ def blockwise_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray b
         place_pixels(blocks[:count], out[n : n + count], (len(row_taps), top),
                      (len(column_taps), left), channels_last, threads)
         n += count
-
-
-cdef struct PlaceJob:
-    Images src, out
-    # Of the output in elements: item size, rows, row length; block and first place of both axes.
-    Py_ssize_t size, height, width, block_rows, top, left
-    Py_ssize_t lines, unit  # lines of one output row, and how long a block's part of one is
-
-
-cdef void place_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One output row: `unit` elements from each block that it crosses."""
-    cdef const PlaceJob *job = <const PlaceJob *>job_
-    cdef Py_ssize_t image = item // job.height, row = item % job.height, line, at, begin, end
-    cdef Py_ssize_t place = (row + job.top) % job.block_rows
-    cdef const char *src
-    cdef char *out
-    for line in range(job.lines):
-        src = job.src.data + (image * job.src.image + (row + job.top) // job.block_rows
-                              * job.src.row + (line * job.block_rows + place) * job.unit) * job.size
-        out = job.out.data + (image * job.out.image + line * job.out.column
-                              + row * job.out.row) * job.size
-        # The first block may begin before the row, the last end after it.
-        at = -job.left
-        while at < job.width:
-            begin, end = max(at, 0), min(at + job.unit, job.width)
-            memcpy(out + begin * job.size, src + (begin - at) * job.size,
-                   <size_t>((end - begin) * job.size))
-            at += job.unit
-            src += job.src.column * job.size
-
-
-cdef int place_pixels(cnp.ndarray src, cnp.ndarray out, tuple rows, tuple columns,
-                      bint channels_last, int threads) except -1:
-    """Copy blocks (channels-last) to the pixels they stand for; rows: (block, first place)."""
-    cdef PlaceJob job
-    cdef Py_ssize_t channels = out.shape[1], elements
-    job.size, job.height, job.src = out.itemsize, out.shape[2], images_of(src)
-    job.block_rows, job.top = rows
-    if channels_last:  # the output was made for this: its rows are dense
-        job.out, job.lines, elements = images_of(out), 1, channels
-    else:
-        job.out = Images(<char *>cnp.PyArray_DATA(out), channels * out.shape[2] * out.shape[3],
-                         out.shape[3], out.shape[2] * out.shape[3])
-        job.lines, elements = channels, 1
-    job.unit, job.left, job.width = columns[0] * elements, columns[1] * elements, (
-        out.shape[3] * elements)
-    return run(place_item, &job, src.shape[0] * job.height, 2.0 * job.width * job.lines, threads, 0)
 
 
 # ---------------------------------------------------------------- gradient of the weight

@@ -51,11 +51,16 @@ class Problem(NamedTuple):
 
 
 def winograd_outputs(
-    problem: Problem, algorithm: str, prepacked: bool = False, gradient: bool = False
+    problem: Problem,
+    algorithm: str,
+    prepacked: bool = False,
+    gradient: bool = False,
+    instead: Problem | None = None,
 ) -> int:
     """Return the outputs of the Winograd tile to use, on each axis; 0: compute directly.
 
-    With `gradient` it is the weight's gradient that is computed.
+    With `gradient` it is the weight's gradient that is computed.  `instead` is what the
+    direct algorithm would compute, if that is something else.
     """
     level = get_float32_precision()
     accepted = (GRADIENT_TILES if gradient else TILES)[level]
@@ -72,11 +77,13 @@ def winograd_outputs(
         return min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
     if algorithm == "direct" or not tiles:
         return 0
+    instead = instead or problem
     if level == "highest":
         # The choice must not depend on the batch.
-        problem, prepacked = problem._replace(images=16), True
+        problem, instead = problem._replace(images=16), instead._replace(images=16)
+        prepacked = True
     best = min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
-    return best if winograd_cost(problem, best, prepacked) < direct_cost(problem, prepacked) else 0
+    return best if winograd_cost(problem, best, prepacked) < direct_cost(instead, prepacked) else 0
 
 
 def fills_planes(problem: Problem) -> bool:

@@ -19,10 +19,12 @@ from convkern.arrays import (
     in_layout,
     is_images,
     memory_order,
+    to_channels_last,
     to_memory,
 )
 from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import ALGORITHMS, Problem, fills_planes, winograd_outputs
+from convkern.functional.blocks import Blocks
 from convkern.geometry import (
     IntPair,
     Padding,
@@ -34,6 +36,9 @@ from convkern.geometry import (
     window_extent,
 )
 from convkern.threads import get_num_threads
+
+#: Of outputs at a time, where the input passes through blocks.
+BLOCK_BYTES = 8 << 20
 
 
 def _one_of(value: Any, name: str, accepted: Any) -> Any:
@@ -90,6 +95,10 @@ class Window(NamedTuple):
             (self.kernel[i], self.stride[i], self.padding[i][0], self.dilation[i]) for i in (0, 1)
         )
         return rows, columns
+
+    def blocks(self) -> Blocks | None:
+        """Return the blocks of pixels that make the convolution a dense one, if they may help."""
+        return Blocks.of(self.in_channels, *self.axes(), self.groups)
 
     def problem(
         self,
@@ -172,7 +181,7 @@ class PackedConv2d:
         self._bias = None if bias is None else bias.copy()
         self.activation = _one_of(activation, "activation", ACTIVATIONS)
         self.algorithm = _one_of(algorithm, "algorithm", ALGORITHMS)
-        self._packed: dict[int, _kernels.PackedConv] = {}
+        self._packed: dict[tuple[bool, int], _kernels.PackedConv] = {}
 
     def __call__(self, input: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Convolve `input`, as `conv2d` does."""
@@ -197,7 +206,7 @@ def _convolve(
     activation: str | None,
     algorithm: str,
     out: np.ndarray | None,
-    packed: dict[int, _kernels.PackedConv] | None = None,
+    packed: dict[tuple[bool, int], _kernels.PackedConv] | None = None,
 ) -> np.ndarray:
     """Convolve with a contiguous weight, whose packed forms may be kept by their Winograd tile."""
     out_size = window.outputs(input)
@@ -205,37 +214,15 @@ def _convolve(
     if out is not None:
         check_out(out, shape, (input, weight, bias))
     x, channels_last = as_images(input)
-    problem = window.problem(weight, len(x), out_size)
-    tile = winograd_outputs(problem, algorithm, prepacked=packed is not None)
     result = out if out is None or out.ndim == 4 else out[None]
     direct = result is not None and is_images(result, channels_last)
     if result is None or not direct:
         result = empty_images((x.shape[0], *shape[-3:]), weight.dtype, channels_last)
-    threads = get_num_threads()
-    if result.size and not channels_last and not tile and fills_planes(problem):
-        _kernels.conv2d_planes(
-            x,
-            weight,
-            bias,
-            result,
-            *window.axes(),
-            window.groups,
-            *ACTIVATIONS[activation],
-            threads,
-        )
-    elif result.size:
+    if result.size:
         kept = {} if packed is None else packed
-        if tile not in kept:
-            kept[tile] = _kernels.PackedConv(weight, bias, window.groups, threads, tile)
-        _kernels.conv2d(
-            x,
-            kept[tile],
-            result,
-            *window.axes(),
-            *ACTIVATIONS[activation],
-            channels_last,
-            threads,
-        )
+        prepacked = packed is not None
+        code = ACTIVATIONS[activation]
+        _compute(x, weight, bias, window, code, algorithm, result, channels_last, kept, prepacked)
     if input.ndim == 3:
         result = result[0]
     if out is None:
@@ -243,6 +230,48 @@ def _convolve(
     if not direct:
         out[...] = result
     return out
+
+
+def _compute(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    window: Window,
+    activation: tuple[int, float],
+    algorithm: str,
+    result: np.ndarray,
+    channels_last: bool,
+    kept: dict[tuple[bool, int], _kernels.PackedConv],
+    prepacked: bool,
+) -> None:
+    """Choose how to convolve, and do it; packed weights go to `kept`."""
+    threads, axes = get_num_threads(), window.axes()
+    problem = window.problem(weight, len(x), result.shape[2:])
+    tile = winograd_outputs(problem, algorithm, prepacked)
+    blocks = None if tile or algorithm != "auto" else window.blocks()
+    if blocks is not None:
+        tile = winograd_outputs(blocks.problem(problem), algorithm, prepacked, instead=problem)
+    if not tile and not channels_last and fills_planes(problem):
+        _kernels.conv2d_planes(x, weight, bias, result, *axes, window.groups, *activation, threads)
+        return
+    in_blocks = blocks is not None and tile > 0
+    if (in_blocks, tile) not in kept:
+        filters = blocks.weight(weight) if blocks is not None and tile else weight
+        kept[in_blocks, tile] = _kernels.PackedConv(filters, bias, window.groups, threads, tile)
+    if blocks is None or not tile:
+        _kernels.conv2d(
+            x, kept[in_blocks, tile], result, *axes, *activation, channels_last, threads
+        )
+        return
+    # A few images at a time, so that their blocks stay in the cache.
+    step = max(1, BLOCK_BYTES // (result.nbytes // len(x)))
+    for n in range(0, len(x), step):
+        images, part = to_channels_last(x[n : n + step]), result[n : n + step]
+        y = part if channels_last else empty_images(part.shape, part.dtype, True)
+        dense = blocks.images(images, result.shape[2:])
+        _kernels.conv2d(dense, kept[in_blocks, tile], y, *blocks.axes(), *activation, True, threads)
+        if not channels_last:
+            _kernels.to_contiguous(y, part, threads)
 
 
 def conv2d(
@@ -406,8 +435,7 @@ def conv2d_backward(
     grad_input = grad_weight = grad_bias = None
     if want_input:
         grad_input = empty_images(x.shape, x.dtype, channels_last)
-        problem = window.problem(weight, len(x), x.shape[2:], transposed=True)
-        tile = winograd_outputs(problem, algorithm)
+        tile = _input_gradient_tile(window, weight, x.shape, algorithm)
         if grad_input.size:
             _kernels.input_gradient(
                 grad,
@@ -424,13 +452,29 @@ def conv2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        problem = window.problem(weight, len(x), grad.shape[2:])
-        tile = winograd_outputs(problem, algorithm, gradient=True)
-        in_planes = not channels_last and not tile and fills_planes(problem)
-        grad_weight = _weight_gradient(x, grad, weight, window, channels_last, tile, in_planes)
+        grad_weight = _weight_gradient(x, grad, weight, window, algorithm, channels_last)
     if want_bias:
         grad_bias = _bias_gradient(grad)
     return grad_input, grad_weight, grad_bias
+
+
+def _input_gradient_tile(
+    window: Window, weight: np.ndarray, shape: tuple[int, ...], algorithm: str
+) -> int:
+    """Choose the Winograd tile for the gradient of an input of this shape; 0: none."""
+    axes = window.axes()
+    problem = window.problem(weight, shape[0], shape[2:], transposed=True)
+    if problem.dense:
+        return winograd_outputs(problem, algorithm)
+    taps = _kernels.dense_taps(weight.dtype, shape[1], *axes, window.groups)
+    if algorithm != "auto" or not all(taps):
+        return winograd_outputs(problem, algorithm)
+    # Blocks of pixels are its outputs.
+    down, across = (-(-n // axis[1]) for n, axis in zip(shape[2:], axes, strict=True))
+    filters = shape[1] * axes[0][1] * axes[1][1]
+    size = down, across
+    blocks = problem._replace(out_channels=filters, kernel=taps, dense=True, out_size=size)
+    return winograd_outputs(blocks, algorithm)
 
 
 def _weight_gradient(
@@ -438,22 +482,32 @@ def _weight_gradient(
     grad: np.ndarray,
     weight: np.ndarray,
     window: Window,
+    algorithm: str,
     channels_last: bool,
-    tile: int,
-    in_planes: bool = False,
 ) -> np.ndarray:
-    """Return the gradient of a weight, with a Winograd tile, along planes or (0) directly."""
-    result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
+    """Choose how to compute the gradient of a weight, and return it."""
     if not len(x):
-        result[...] = 0
-        return result
-    threads, axes = get_num_threads(), window.axes()
-    if in_planes:
-        _kernels.planes_weight_gradient(x, grad, result, *axes, window.groups, threads)
+        return np.zeros_like(weight, order="C")
+    threads, axes, groups = get_num_threads(), window.axes(), window.groups
+    problem = window.problem(weight, len(x), grad.shape[2:])
+    tile = winograd_outputs(problem, algorithm, gradient=True)
+    blocks = None if tile or algorithm != "auto" else window.blocks()
+    if blocks is not None:
+        dense = blocks.problem(problem)
+        tile = winograd_outputs(dense, algorithm, gradient=True, instead=problem)
+        if tile:
+            images = blocks.images(to_channels_last(x), grad.shape[2:])
+            shape = (weight.shape[0], images.shape[1], blocks.taps, blocks.taps)
+            gradient: np.ndarray = np.empty(shape, weight.dtype)
+            _kernels.weight_gradient(
+                images, to_channels_last(grad), gradient, *blocks.axes(), 1, True, threads, tile
+            )
+            return blocks.weight_gradient(gradient, weight.shape[1])
+    result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
+    if not tile and not channels_last and fills_planes(problem):
+        _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
     else:
-        _kernels.weight_gradient(
-            x, grad, result, *axes, window.groups, channels_last, threads, tile
-        )
+        _kernels.weight_gradient(x, grad, result, *axes, groups, channels_last, threads, tile)
     return result
 
 
@@ -579,7 +633,7 @@ def conv_transpose2d(
     bias = _checked_bias(bias, weight, window.in_channels)
     x, channels_last = as_images(input)
     out = empty_images((x.shape[0], *shape[-3:]), x.dtype, channels_last)
-    tile = winograd_outputs(window.problem(weight, len(x), shape[-2:], transposed=True), "auto")
+    tile = _input_gradient_tile(window, weight, out.shape, "auto")
     if out.size:
         _kernels.input_gradient(
             x,
@@ -658,8 +712,7 @@ def conv_transpose2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        tile = winograd_outputs(window.problem(weight, len(x), x.shape[2:]), "auto", gradient=True)
-        grad_weight = _weight_gradient(grad, x, weight, window, channels_last, tile)
+        grad_weight = _weight_gradient(grad, x, weight, window, "auto", channels_last)
     if want_bias:
         grad_bias = _bias_gradient(grad)
     return grad_input, grad_weight, grad_bias

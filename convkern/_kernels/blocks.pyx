@@ -1,0 +1,105 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=False
+"""Blocks of pixels as channels, and back: a strided convolution becomes a dense one."""
+
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+from convkern._kernels.core cimport Images, images_of, run
+
+cnp.import_array()
+
+
+cdef struct BlockJob:
+    Images blocks, pixels
+    # Of the pixels in elements: item size, rows, row length; block and first place of both axes.
+    Py_ssize_t size, height, width, block_rows, top, left
+    Py_ssize_t lines, unit  # lines of one row of pixels, and how long a block's part of one is
+    Py_ssize_t rows, columns  # of blocks
+
+
+cdef void place_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One row of pixels: `unit` elements from each block that it crosses."""
+    cdef const BlockJob *job = <const BlockJob *>job_
+    cdef Py_ssize_t image = item // job.height, row = item % job.height, line, at, begin, end
+    cdef Py_ssize_t place = (row + job.top) % job.block_rows
+    cdef const char *src
+    cdef char *out
+    for line in range(job.lines):
+        src = job.blocks.data + (
+            image * job.blocks.image + (row + job.top) // job.block_rows * job.blocks.row
+            + (line * job.block_rows + place) * job.unit) * job.size
+        out = job.pixels.data + (image * job.pixels.image + line * job.pixels.column
+                                 + row * job.pixels.row) * job.size
+        # The first block may begin before the row, the last end after it.
+        at = -job.left
+        while at < job.width:
+            begin, end = max(at, 0), min(at + job.unit, job.width)
+            memcpy(out + begin * job.size, src + (begin - at) * job.size,
+                   <size_t>((end - begin) * job.size))
+            at += job.unit
+            src += job.blocks.column * job.size
+
+
+def place_pixels(cnp.ndarray blocks, cnp.ndarray out, tuple rows, tuple columns,
+                 bint channels_last, int threads):
+    """Copy blocks (channels-last) to the pixels they stand for.
+
+    rows and columns are (pixels of a block, place of the first pixel in its block); the
+    channels of a block are (row, column, channel) for channels-last pixels, else (channel,
+    row, column).
+    """
+    cdef BlockJob job
+    cdef Py_ssize_t channels = out.shape[1], elements
+    job.size, job.height, job.blocks = out.itemsize, out.shape[2], images_of(blocks)
+    job.block_rows, job.top = rows
+    if channels_last:  # the output was made for this: its rows are dense
+        job.pixels, job.lines, elements = images_of(out), 1, channels
+    else:
+        job.pixels = Images(<char *>cnp.PyArray_DATA(out), channels * out.shape[2] * out.shape[3],
+                            out.shape[3], out.shape[2] * out.shape[3])
+        job.lines, elements = channels, 1
+    job.unit, job.left, job.width = columns[0] * elements, columns[1] * elements, (
+        out.shape[3] * elements)
+    run(place_item, &job, blocks.shape[0] * job.height, 2.0 * job.width * job.lines, threads, 0)
+
+
+cdef void gather_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One row of blocks, from the rows of pixels that it stands for."""
+    cdef const BlockJob *job = <const BlockJob *>job_
+    cdef Py_ssize_t image = item // job.rows, block_row = item % job.rows, r, y, at, i, begin, end
+    cdef Py_ssize_t bytes = job.unit * job.size
+    cdef const char *src
+    cdef char *out = job.blocks.data + (
+        image * job.blocks.image + block_row * job.blocks.row) * job.size
+    cdef char *to
+    for r in range(job.block_rows):
+        y = block_row * job.block_rows + r - job.top
+        src = job.pixels.data + (image * job.pixels.image + y * job.pixels.row) * job.size
+        to = out + r * bytes
+        at = -job.left
+        for i in range(job.columns):
+            if 0 <= y < job.height and at >= 0 and at + job.unit <= job.width:
+                memcpy(to, src + at * job.size, <size_t>bytes)
+            else:
+                memset(to, 0, <size_t>bytes)
+                begin, end = max(at, 0), min(at + job.unit, job.width)
+                if 0 <= y < job.height and begin < end:
+                    memcpy(to + (begin - at) * job.size, src + begin * job.size,
+                           <size_t>((end - begin) * job.size))
+            at += job.unit
+            to += job.blocks.column * job.size
+
+
+def gather_blocks(cnp.ndarray x, cnp.ndarray blocks, tuple rows, tuple columns, int threads):
+    """Copy channels-last pixels of dense rows into blocks; zeros outside.  See `place_pixels`."""
+    cdef BlockJob job
+    cdef Py_ssize_t channels = x.shape[1]
+    job.size, job.height, job.width = x.itemsize, x.shape[2], x.shape[3] * channels
+    job.pixels, job.blocks, job.lines = images_of(x), images_of(blocks), 1
+    job.block_rows, job.top = rows
+    job.unit, job.left = columns[0] * channels, columns[1] * channels
+    job.rows, job.columns = blocks.shape[2], blocks.shape[3]
+    run(gather_item, &job, blocks.shape[0] * job.rows,
+        2.0 * job.columns * job.block_rows * job.unit, threads, 0)
