@@ -132,7 +132,8 @@ def _draw_image(axes: Any, image: Array) -> None:
 def _draw_filters(axes: Any, net: Sequential) -> None:
     """Show the filters of the first layer, grey where a weight is zero."""
     name, weight = next(iter(net.named_parameters()))
-    filters = weight.data / (2 * np.abs(weight.data).max(axis=(1, 2, 3), keepdims=True)) + 0.5
+    largest = np.abs(weight.data).max(axis=(1, 2, 3), keepdims=True)
+    filters = 0.5 + weight.data / np.where(largest > 0, 2 * largest, 1)
     rows = max(1, round(math.sqrt(len(filters) / 1.5)))
     columns = math.ceil(len(filters) / rows)
     axes.imshow(_mosaic(filters.transpose(0, 2, 3, 1), rows, columns))

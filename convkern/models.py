@@ -303,9 +303,10 @@ def cs231n_convnet(num_classes: int = 10, *, rng: np.random.Generator | None = N
 
 
 def mnist_cnn(num_classes: int = 10, *, rng: np.random.Generator | None = None) -> Sequential:
-    """Return two convolutions and two linear layers for the digits of MNIST.
+    """Return three convolutions and two linear layers for the digits of MNIST.
 
-    Source: ``mnist_cnn.py`` among the examples of Keras.
+    The convolutions have 32, 64 and 100 filters of 3x3, each followed by batch
+    normalisation and ReLU; pooling by 3 and by 2 leaves maps of 3x3.
 
     Parameters
     ----------
@@ -328,21 +329,26 @@ def mnist_cnn(num_classes: int = 10, *, rng: np.random.Generator | None = None) 
     --------
     >>> from convkern.models import mnist_cnn
     >>> mnist_cnn().num_parameters()
-    1199882
+    149798
     """
     rng = as_generator(rng)
     return Sequential(
         Conv2d(1, 32, 3, rng=rng),
+        BatchNorm2d(32),
         ReLU(),
         Conv2d(32, 64, 3, rng=rng),
+        BatchNorm2d(64),
+        ReLU(),
+        MaxPool2d(3),
+        Conv2d(64, 100, 3, rng=rng),
+        BatchNorm2d(100),
         ReLU(),
         MaxPool2d(2),
-        Dropout(0.25, rng=rng),
         Flatten(),
-        Linear(64 * 12 * 12, 128, rng=rng),
+        Dropout(rng=rng),
+        Linear(100 * 3 * 3, 80, rng=rng),
         ReLU(),
-        Dropout(0.5, rng=rng),
-        Linear(128, num_classes, rng=rng),
+        Linear(80, num_classes, rng=rng),
     )
 
 

@@ -316,14 +316,17 @@ CONV_SHAPES: tuple[ConvShape, ...] = (
     _conv("resnet20", "conv1", 3, 32, 16, 3, padding=1),
     _conv("resnet20", "layer1", 16, 32, 16, 3, padding=1),
     _conv("resnet20", "layer2.first", 16, 32, 32, 3, stride=2, padding=1),
+    _conv("resnet20", "layer2.downsample", 16, 32, 32, 1, stride=2),
     _conv("resnet20", "layer2", 32, 16, 32, 3, padding=1),
     _conv("resnet20", "layer3.first", 32, 16, 64, 3, stride=2, padding=1),
+    _conv("resnet20", "layer3.downsample", 32, 16, 64, 1, stride=2),
     _conv("resnet20", "layer3", 64, 8, 64, 3, padding=1),
     _conv("cifar_basic", "conv1", 3, 28, 5, 6, stride=2),
     _conv("cifar_basic", "conv2", 5, 12, 7, 6, stride=2),
     _conv("cifar_basic", "conv3", 7, 4, 10, 4),
     _conv("mnist_cnn", "conv1", 1, 28, 32, 3),
     _conv("mnist_cnn", "conv2", 32, 26, 64, 3),
+    _conv("mnist_cnn", "conv3", 64, 8, 100, 3),
 )
 
 #: Max poolings.

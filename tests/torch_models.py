@@ -184,16 +184,21 @@ def cs231n_convnet():
 def mnist_cnn():
     return nn.Sequential(
         nn.Conv2d(1, 32, 3),
+        nn.BatchNorm2d(32),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3),
+        nn.Conv2d(64, 100, 3),
+        nn.BatchNorm2d(100),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Dropout(0.25),
         nn.Flatten(),
-        nn.Linear(9216, 128),
+        nn.Dropout(),
+        nn.Linear(900, 80),
         nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(128, 10),
+        nn.Linear(80, 10),
     )
 
 

@@ -350,7 +350,7 @@ class Layer(ABC):
         ----------
         state : mapping of str to array
             Float32 or float64 arrays for parameters, cast to their dtype; integers
-            for buffers that count.
+            for buffers that count, which may be missing and then keep their values.
         strict : bool
             Refuse missing and unexpected names; otherwise only what matches is loaded.
 
@@ -381,7 +381,12 @@ class Layer(ABC):
         if not isinstance(state, Mapping):
             raise TypeError(f"state must map names to arrays, got {type(state).__name__}")
         places = {name: (owner, attribute) for name, owner, attribute in self._entries()}
-        missing = [name for name in places if name not in state]
+        # As in torch: files from before version 0.4.1 have no counters of batches.
+        missing = [
+            name
+            for name, place in places.items()
+            if name not in state and getattr(*place).dtype.kind == "f"
+        ]
         unexpected = [name for name in state if name not in places]
         if strict and (missing or unexpected):
             found = {"missing": missing, "unexpected": unexpected}

@@ -34,8 +34,8 @@ class Step(NamedTuple):
     name : str
         Where the layer stands in the net, such as ``features.0``.
     layer : Layer
-        The layer; a convolution and the ReLU fused into it are one, with the
-        convolution's name.
+        The layer; a convolution or `Residual` and the ReLU after it are one, with
+        the name of the first.
     output : ndarray
         What it returned.
     """
