@@ -112,6 +112,7 @@ extensions = [
         "conv",
         "convgrad",
         "dense",
+        "optimizer",
         "packing",
         "pool",
         "winograd",

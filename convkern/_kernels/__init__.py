@@ -30,6 +30,7 @@ try:
         to_contiguous,
     )
     from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
+    from convkern._kernels.optimizer import adam, sgd, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.pool import max_pool2d, max_pool2d_backward
 except ModuleNotFoundError as error:
@@ -41,6 +42,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "PackedConv",
     "activate",
+    "adam",
     "affine",
     "col2im",
     "conv2d",
@@ -64,8 +66,10 @@ __all__ = [
     "negative_products",
     "openmp",
     "prelu",
+    "sgd",
     "softmax",
     "spin_fma",
+    "squares",
     "to_channels_last",
     "to_contiguous",
     "totals",

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from convkern import _kernels
+from convkern.arrays import memory_order, to_memory
 from convkern.nn.base import Array, Parameter
 from convkern.nn.common import as_parameters, real
+from convkern.threads import get_num_threads
 
 _BLOCK = 1 << 16  # elements that a power is taken of at once
 
@@ -110,6 +113,9 @@ def _norm(arrays: list[Array], exponent: float) -> float:
     """Return the norm of all elements together, added up in float64."""
     if exponent == math.inf:
         return float(max((abs(block).max() for a in arrays for block in _blocks(a)), default=0.0))
+    if exponent == 2:
+        memory = [to_memory(array, memory_order(array)) for array in arrays]
+        return math.sqrt(_kernels.squares(memory, get_num_threads()))
     total = 0.0
     with np.errstate(over="ignore"):
         for array in arrays:

@@ -38,10 +38,12 @@ def real(value: Any, name: str, least: float = -math.inf, *, below: float = math
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     number = float(value)
     if not (math.isfinite(number) and least <= number < below):
-        limits = [f"at least {least}"] * (least > -math.inf) + [f"below {below}"] * (
-            below < math.inf
-        )
-        raise ValueError(f"{name} must be {' and '.join(limits) or 'finite'}, got {value}")
+        accepted = "finite"
+        if least > -math.inf:
+            accepted += f", at least {least}"
+        if below < math.inf:
+            accepted += f", below {below}"
+        raise ValueError(f"{name} must be {accepted}, got {value}")
     return number
 
 

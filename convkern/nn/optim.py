@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from convkern import _kernels
 from convkern.arrays import as_array, check_writeable, memory_order, to_memory
 from convkern.geometry import integer
 from convkern.nn.base import Array, Parameter
@@ -67,9 +68,11 @@ class Optimizer(ABC):
         self.defaults = self._checked(defaults)
         self.param_groups: list[Options] = []
         self.state: dict[Parameter, State] = {}
-        if isinstance(params, Mapping):
-            raise TypeError("params must be an iterable of Parameters or of dicts, got a dict")
-        given: list[Any] = [params] if isinstance(params, Parameter) else list(params)
+        if isinstance(params, Mapping) or not isinstance(params, Iterable):
+            raise TypeError(
+                f"params must be an iterable of Parameters or of dicts, got {type(params).__name__}"
+            )
+        given: list[Any] = list(params)
         if not given:
             raise ValueError("params must hold at least one parameter, got none")
         for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
@@ -234,7 +237,7 @@ class Optimizer(ABC):
             count = take(left, f"groups.{g}.params")
             if count != len(group["params"]):
                 raise ValueError(
-                    f"group {g} has {len(group['params'])} parameters, state has {count}"
+                    f"group {g} has {len(group['params'])} parameters, in the state {count}"
                 )
             given = {name: take(left, f"groups.{g}.{name}") for name in self.defaults}
             groups.append(self._checked(given))
@@ -249,32 +252,6 @@ class Optimizer(ABC):
         for group, options in zip(self.param_groups, groups, strict=True):
             group.update(options)
         self.state = states
-
-
-def _sgd(updates: list[Update], threads: int) -> None:
-    for g, arrays, (lr, decay, momentum, share, nesterov, maximize) in updates:
-        p = arrays[0]
-        g = -g if maximize else g
-        if decay:
-            g = g + p * decay
-        if momentum:
-            arrays[1][...] = arrays[1] * momentum + g * share
-            g = g + arrays[1] * momentum if nesterov else arrays[1]
-        p -= g * lr
-
-
-def _adam(updates: list[Update], threads: int) -> None:
-    for g, arrays, (lr, decay, keep, beta1, beta2, root, eps, maximize) in updates:
-        p, mean, square = arrays[:3]
-        g = -g if maximize else g
-        if decay:
-            g = g + p * decay
-        p *= keep
-        mean[...] = mean * beta1 + g * (1 - beta1)
-        square[...] = square * beta2 + (g * g) * (1 - beta2)
-        if len(arrays) > 3:
-            np.maximum(arrays[3], square, out=arrays[3])
-        p -= mean / (np.sqrt(arrays[-1]) / root + eps) * lr
 
 
 def _check_like(data: Array, state: State) -> None:
@@ -394,7 +371,7 @@ class SGD(Optimizer):
 
     def _update(self, updates: list[Update]) -> None:
         """Descend."""
-        _sgd(updates, get_num_threads())
+        _kernels.sgd(updates, get_num_threads())
 
 
 class Adam(Optimizer):
@@ -505,7 +482,7 @@ class Adam(Optimizer):
 
     def _update(self, updates: list[Update]) -> None:
         """Descend."""
-        _adam(updates, get_num_threads())
+        _kernels.adam(updates, get_num_threads())
 
 
 class AdamW(Adam):
