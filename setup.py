@@ -114,6 +114,7 @@ extensions = [
         "dense",
         "optimizer",
         "packing",
+        "planes",
         "pool",
         "winograd",
         "winograd_gradient",

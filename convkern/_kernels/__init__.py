@@ -14,7 +14,7 @@ try:
         totals,
     )
     from convkern._kernels.columns import col2im, im2col
-    from convkern._kernels.conv import conv2d
+    from convkern._kernels.conv import conv2d, conv2d_planes
     from convkern._kernels.convgrad import input_gradient, weight_gradient
     from convkern._kernels.core import (
         empty,
@@ -46,6 +46,7 @@ __all__ = [
     "affine",
     "col2im",
     "conv2d",
+    "conv2d_planes",
     "empty",
     "empty_cache",
     "fma_peak",

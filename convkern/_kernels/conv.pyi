@@ -13,3 +13,15 @@ def conv2d(
     channels_last: bool,
     threads: int,
 ) -> None: ...
+def conv2d_planes(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    rows: tuple[int, int, int, int],
+    columns: tuple[int, int, int, int],
+    groups: int,
+    activation: int,
+    slope: float,
+    threads: int,
+) -> None: ...

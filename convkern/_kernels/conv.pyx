@@ -16,6 +16,7 @@ from convkern._kernels.core cimport (
     ck_kernels,
     ck_tile_layout,
     ck_window,
+    data_of,
     give,
     images_of,
     kernels_of,
@@ -26,6 +27,7 @@ from convkern._kernels.core cimport (
     transpose,
 )
 from convkern._kernels.packing cimport PackedConv
+from convkern._kernels.planes cimport convolve_planes
 from convkern._kernels.winograd cimport winograd_images
 
 cnp.import_array()
@@ -66,7 +68,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     layout.x_row = job.h.dilation * job.x_row
     layout.x_column = job.w.dilation * job.x_column
     layout.w_row = job.w.kernel * job.channels * width
-    layout.tail = tail
+    layout.tail, layout.bias_by_pixel = tail, 0
     layout.activation, layout.slope = job.activation, job.slope
 
     # Taps of a row that are contiguous with their channels form one run.
@@ -322,3 +324,13 @@ def conv2d(cnp.ndarray x, PackedConv packed, cnp.ndarray out, tuple rows, tuple 
     """Convolve x into out; rows and columns are (kernel, stride, leading padding, dilation)."""
     part = Part(packed, (x.shape[2], out.shape[2], *rows), (x.shape[3], out.shape[3], *columns))
     convolve(x, out, [part], activation, slope, channels_last, threads)
+
+
+def conv2d_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out, tuple rows,
+                  tuple columns, Py_ssize_t groups, int activation, double slope, int threads):
+    """Convolve contiguous NCHW images with a contiguous weight, without copies of either."""
+    convolve_planes(
+        kernels_of(x), <const char *>cnp.PyArray_DATA(weight), data_of(bias),
+        <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out), x.shape[0], groups,
+        weight.shape[1], weight.shape[0] // groups, axis(x.shape[2], out.shape[2], rows),
+        axis(x.shape[3], out.shape[3], columns), activation, slope, threads)

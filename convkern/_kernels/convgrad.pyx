@@ -545,7 +545,7 @@ cdef int winograd_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray g
     cdef char *copies = NULL
     gradient.prepare(kernels, outputs, x.shape[1] // groups, grad.shape[1] // groups, groups,
                      axis(x.shape[2], grad.shape[2], rows),
-                     axis(x.shape[3], grad.shape[3], columns))
+                     axis(x.shape[3], grad.shape[3], columns), images)
     if channels_last:
         x_images, g_images = images_of(x), images_of(grad)
         gradient.add(&x_images, &g_images, images, threads)

@@ -12,7 +12,7 @@ cdef extern from "csrc/ck.h" nogil:
     enum: CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS
     ctypedef struct ck_tile_layout:
         ptrdiff_t x_pixel, x_row, x_column, w_row, out_pixel
-        int tail, activation
+        int tail, bias_by_pixel, activation
         double slope
     ctypedef struct ck_chunk:
         ptrdiff_t x, w, rows, columns, run
@@ -86,6 +86,8 @@ cdef extern from "csrc/ck.h" nogil:
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
         void (*gather_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                            ptrdiff_t) noexcept nogil
+        void (*gather_taps)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t,
+                            ptrdiff_t) noexcept nogil
         void (*scatter_row)(const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*activate)(const void *, void *, ptrdiff_t, int, double) noexcept nogil
         void (*activate_backward)(const void *, const void *, void *, ptrdiff_t, int,

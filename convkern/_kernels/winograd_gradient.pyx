@@ -35,64 +35,54 @@ from convkern._kernels.winograd cimport patch_of
 
 cdef enum:
     CHUNK = 256               # tiles summed in registers
+    WIDEST = 3                # vectors of filters: with more, too few channels would fit a tile
+    UNPACK_CHANNELS = 16      # transposed at a time
+    # The threads share V and Y, in passes:
     PASS_BYTES = 24 << 20     # of V and Y at a time, but
     FEWEST = 256              # so many tiles share what is read and written of M
     TILES = 4                 # transformed by one item
-    WIDEST = 3                # vectors of filters: with more, too few channels would fit a tile
-    UNPACK_CHANNELS = 16      # transposed at a time
+    # or slices of the tiles have an M of their own, and V and Y stay in a thread's cache:
+    SLICES = 16
+    SLICE_TILES = 64          # of a slice, at least
+    SLICE_BYTES = 1 << 19     # of V and Y at a time, but
+    SLICE_FEWEST = 32         # so many tiles
 
-cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A few tiles of a group of channels, of the input and of the gradient."""
-    cdef const GradientJob *job = <const GradientJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, group = item % job.groups
-    cdef Py_ssize_t begin = item // job.groups * TILES, tile, index, image, top, left
-    cdef Py_ssize_t elements = job.tile.size * job.tile.size
-    cdef char *v = job.v + group * elements * job.v_element * size
-    cdef char *y = job.y + group * elements * job.y_element * size
-    cdef const char *origin
-    cdef ck_patch patch
+
+cdef void transform_tile(const GradientJob *job, Py_ssize_t tile, Py_ssize_t group,
+                         Py_ssize_t place, char *v, char *y) noexcept nogil:
+    """Transform one tile of a group of channels, of the input and of the gradient, to a place."""
+    cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i
+    cdef Py_ssize_t image = tile // job.per_image
+    cdef Py_ssize_t top = tile % job.per_image // job.across * job.tile.outputs
+    cdef Py_ssize_t left = tile % job.per_image % job.across * job.tile.outputs
+    cdef const char *x = job.x.data + (image * job.x.image + group * job.channels) * size
+    cdef const char *g = job.g.data + (image * job.g.image + group * job.out_channels) * size
     cdef Block block
-    cdef Py_ssize_t i
-    for tile in range(begin, min(begin + TILES, job.tiles)):
-        index = job.first + tile
-        image = index // job.per_image
-        top = index % job.per_image // job.across * job.tile.outputs
-        left = index % job.per_image % job.across * job.tile.outputs
-        origin = job.x.data + (image * job.x.image + group * job.channels) * size
-        patch_of(&job.x, origin, size, job.h.size, job.w.size, top - job.h.pad, left - job.w.pad,
-                 job.tile.size, job.zeros, &patch)
-        job.tile.input(&patch, job.channels, v + tile * lanes * size, job.v_element,
-                       job.most * lanes)
-        for i in range(job.blocks):
-            block = block_of(job.kernels, job.vectors, job.blocks, i)
-            origin = job.g.data + (image * job.g.image + group * job.out_channels + block.first) * size
-            patch_of(&job.g, origin, size, job.h.out, job.w.out, top, left, job.tile.outputs,
-                     job.zeros, &patch)
-            job.tile.gradient(&patch, min(block.width, job.out_channels - block.first),
-                              y + (block.first * job.most + tile * block.width) * size,
-                              job.y_element, lanes)
+    cdef ck_patch patch
+    patch_of(&job.x, x, size, job.h.size, job.w.size, top - job.h.pad, left - job.w.pad,
+             job.tile.size, job.zeros, &patch)
+    job.tile.input(&patch, job.channels, v + place * lanes * size, job.v_element, job.most * lanes)
+    for i in range(job.blocks):
+        block = block_of(job.kernels, job.vectors, job.blocks, i)
+        patch_of(&job.g, g + block.first * size, size, job.h.out, job.w.out, top, left,
+                 job.tile.outputs, job.zeros, &patch)
+        job.tile.gradient(&patch, min(block.width, job.out_channels - block.first),
+                          y + (block.first * job.most + place * block.width) * size, job.y_element,
+                          lanes)
 
 
-cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One element and block of filters: add up the products of all tiles of the pass."""
-    cdef const GradientJob *job = <const GradientJob *>job_
+cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_ssize_t tiles,
+                       Block block, char *m) noexcept nogil:
+    """Add the products of one element and block of filters, for some tiles, to M."""
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes
-    cdef Block block = block_of(kernels, job.vectors, job.blocks, item % job.blocks)
-    cdef Py_ssize_t elements = job.tile.size * job.tile.size
-    cdef Py_ssize_t group = item // job.blocks // elements, element = item // job.blocks % elements
-    cdef const char *v = job.v + (group * elements + element) * job.v_element * size
-    cdef const char *y = job.y + (
-        (group * elements + element) * job.y_element + block.first * job.most) * size
-    cdef char *m = job.sums + (
-        (group * elements + element) * job.m_element + block.first * job.channels) * size
-    cdef Py_ssize_t pieces = ceil_div(job.tiles, CHUNK), piece, start, c, count, rows, row, begin, end
+    cdef Py_ssize_t pieces = ceil_div(tiles, CHUNK), piece, start, c, count, rows, row, begin, end
     cdef ck_outer_layout layout
     memset(&layout, 0, sizeof(layout))
     layout.rows, layout.x_pixel, layout.g_pixel, layout.dw_row = 1, lanes, block.width, block.width
     for piece in range(pieces):
-        start = job.tiles * piece // pieces
-        layout.pixels = job.tiles * (piece + 1) // pieces - start
+        start = tiles * piece // pieces
+        layout.pixels = tiles * (piece + 1) // pieces - start
         c = 0
         while c < job.channels:
             count = min(lanes, job.channels - c)
@@ -107,19 +97,70 @@ cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
             c += lanes
 
 
+cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A few tiles of a group of channels, into the V and Y that the threads share."""
+    cdef const GradientJob *job = <const GradientJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, group = item % job.groups
+    cdef Py_ssize_t begin = item // job.groups * TILES, end = min(begin + TILES, job.tiles), tile
+    cdef Py_ssize_t elements = job.tile.size * job.tile.size
+    for tile in range(begin, end):
+        transform_tile(job, job.first + tile, group, tile,
+                       job.v + group * elements * job.v_element * size,
+                       job.y + group * elements * job.y_element * size)
+
+
+cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One element and block of filters: the products of all tiles of the pass."""
+    cdef const GradientJob *job = <const GradientJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, part = item // job.blocks
+    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
+    add_products(job, job.v + part * job.v_element * size,
+                 job.y + (part * job.y_element + block.first * job.most) * size, job.tiles, block,
+                 job.sums + (part * job.m_element + block.first * job.channels) * size)
+
+
+cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One slice of the tiles and a group of channels, with sums of its own."""
+    cdef const GradientJob *job = <const GradientJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, elements = job.tile.size * job.tile.size
+    cdef Py_ssize_t group = item % job.groups, slice_ = item // job.groups, element, i, tile
+    cdef Py_ssize_t begin = job.tiles * slice_ // job.slices, end
+    cdef Py_ssize_t stop = job.tiles * (slice_ + 1) // job.slices
+    cdef char *y = scratch + elements * job.v_element * size
+    cdef char *m = job.sums + (slice_ * job.groups + group) * elements * job.m_element * size
+    cdef Block block
+    while begin < stop:
+        end = min(begin + job.most, stop)
+        for tile in range(begin, end):
+            transform_tile(job, tile, group, tile - begin, scratch, y)
+        for element in range(elements):
+            for i in range(job.blocks):
+                block = block_of(job.kernels, job.vectors, job.blocks, i)
+                add_products(job, scratch + element * job.v_element * size,
+                             y + (element * job.y_element + block.first * job.most) * size,
+                             end - begin, block,
+                             m + (element * job.m_element + block.first * job.channels) * size)
+        begin = end
+
+
 cdef void store_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """Transform the sums of one block and some channels into taps, in the order (k, c, tap)."""
     cdef const GradientJob *job = <const GradientJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, parts = ceil_div(job.channels, UNPACK_CHANNELS)
-    cdef Py_ssize_t first = item % parts * UNPACK_CHANNELS, c
+    cdef Py_ssize_t first = item % parts * UNPACK_CHANNELS, c, element, slice_
     cdef Py_ssize_t count = min(<Py_ssize_t>UNPACK_CHANNELS, job.channels - first)
     cdef Block block = block_of(kernels, job.vectors, job.blocks, item // parts % job.blocks)
     cdef Py_ssize_t group = item // parts // job.blocks, taps = job.tile.taps * job.tile.taps
     cdef Py_ssize_t elements = job.tile.size * job.tile.size
-    cdef const char *m = job.sums + (group * elements * job.m_element
-                                     + (block.first * job.channels + first * block.width)) * size
+    cdef Py_ssize_t slice_bytes = job.groups * elements * job.m_element * size
+    cdef char *m = job.sums + (group * elements * job.m_element
+                               + block.first * job.channels + first * block.width) * size
     cdef ck_target target
+    for slice_ in range(1, job.slices):
+        for element in range(elements):
+            kernels.add(m + slice_ * slice_bytes + element * job.m_element * size,
+                        m + element * job.m_element * size, count * block.width)
     memset(&target, 0, sizeof(target))
     target.rows = target.columns = job.tile.taps
     target.row, target.column = job.tile.taps * block.width, block.width
@@ -137,82 +178,93 @@ cdef class WinogradGradient:
     """The gradient of a weight, summed up over images and stored at the end."""
 
     def __cinit__(self):
-        self.sums = NULL
+        self.job.sums = NULL
 
     def __dealloc__(self):
-        give(self.sums)
+        give(self.job.sums)
 
     cdef int prepare(self, const ck_kernels *kernels, int outputs, Py_ssize_t channels,
-                     Py_ssize_t out_channels, Py_ssize_t groups, Axis h, Axis w) except -1:
+                     Py_ssize_t out_channels, Py_ssize_t groups, Axis h, Axis w,
+                     Py_ssize_t images) except -1:
         """Set the geometry of one convolution; channels are those of a group."""
-        cdef Py_ssize_t widest = WIDEST
-        self.kernels, self.tile = kernels, winograd_tile(kernels, outputs, h.kernel)
-        self.h, self.w, self.groups = h, w, groups
-        self.channels, self.out_channels = channels, out_channels
+        cdef GradientJob *job = &self.job
+        cdef Py_ssize_t widest = WIDEST, lanes = kernels.lanes, elements
+        memset(job, 0, sizeof(job[0]))
+        job.kernels, job.tile = kernels, winograd_tile(kernels, outputs, h.kernel)
+        job.h, job.w, job.groups = h, w, groups
+        job.channels, job.out_channels = channels, out_channels
         while kernels.max_pixels[widest] == 0:
             widest -= 1
-        self.vectors = ceil_div(out_channels, kernels.lanes)
-        self.blocks = ceil_div(self.vectors, widest)
-        cdef size_t bytes = <size_t>(groups * self.tile.size * self.tile.size * self.m_element()
+        job.vectors = ceil_div(out_channels, lanes)
+        job.blocks = ceil_div(job.vectors, widest)
+        job.across = ceil_div(w.out, outputs)
+        job.per_image = job.across * ceil_div(h.out, outputs)
+        job.m_element = channels * job.vectors * lanes
+        # Slices write and read M so many times, the threads together V and Y.
+        cdef Py_ssize_t tiles = images * job.per_image, padded = ceil_div(channels, lanes) * lanes
+        job.slices = min(<Py_ssize_t>SLICES, tiles // SLICE_TILES)
+        if (job.slices < SLICES // 2
+                or 3 * job.slices * job.m_element > 2 * tiles * (padded + job.vectors * lanes)):
+            job.slices = 1
+        elements = job.tile.size * job.tile.size
+        cdef size_t bytes = <size_t>(job.slices * groups * elements * job.m_element
                                      * kernels.itemsize)
-        self.sums = take(bytes)
-        memset(self.sums, 0, bytes)
+        job.sums = take(bytes)
+        memset(job.sums, 0, bytes)
         return 0
-
-    cdef Py_ssize_t m_element(self) noexcept:
-        return self.channels * self.vectors * self.kernels.lanes
-
-    cdef GradientJob job(self) noexcept:
-        cdef GradientJob job
-        memset(&job, 0, sizeof(job))
-        job.kernels, job.tile, job.h, job.w = self.kernels, self.tile, self.h, self.w
-        job.channels, job.out_channels, job.groups = self.channels, self.out_channels, self.groups
-        job.vectors, job.blocks, job.sums = self.vectors, self.blocks, self.sums
-        job.m_element = self.m_element()
-        job.across = ceil_div(self.w.out, self.tile.outputs)
-        job.per_image = job.across * ceil_div(self.h.out, self.tile.outputs)
-        return job
 
     cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, int threads) except -1:
         """Add what channels-last images contribute."""
-        cdef GradientJob job = self.job()
-        cdef Py_ssize_t size = self.kernels.itemsize, lanes = self.kernels.lanes
-        cdef Py_ssize_t elements = self.tile.size * self.tile.size
-        cdef Py_ssize_t padded = ceil_div(self.channels, lanes) * lanes
-        cdef Py_ssize_t filters = self.vectors * lanes, total = images * job.per_image
-        cdef Py_ssize_t passes = PASS_BYTES // (self.groups * elements * size * (padded + filters))
-        passes = ceil_div(total, max(<Py_ssize_t>FEWEST, passes))
+        cdef GradientJob *job = &self.job
+        cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes
+        cdef Py_ssize_t elements = job.tile.size * job.tile.size
+        cdef Py_ssize_t padded = ceil_div(job.channels, lanes) * lanes
+        cdef Py_ssize_t filters = job.vectors * lanes, total = images * job.per_image, passes = 1
+        cdef Py_ssize_t tile_bytes = elements * (padded + filters) * size
         job.x, job.g = x[0], g[0]
-        job.most = ceil_div(total, passes)
+        if job.slices > 1:
+            job.most = max(<Py_ssize_t>SLICE_FEWEST, SLICE_BYTES // tile_bytes)
+        else:
+            passes = ceil_div(total, max(<Py_ssize_t>FEWEST, PASS_BYTES // tile_bytes // job.groups))
+            job.most = ceil_div(total, passes)
         # A line more between elements, so that they do not all fall into the same cache sets.
         job.v_element = job.most * padded + 64 // size
         job.y_element = job.most * filters + 64 // size
-        cdef size_t v_bytes = <size_t>(self.groups * elements * job.v_element * size)
-        cdef size_t y_bytes = <size_t>(self.groups * elements * job.y_element * size)
+        cdef size_t v_bytes = <size_t>(elements * job.v_element * size)
+        cdef size_t y_bytes = <size_t>(elements * job.y_element * size)
         cdef size_t zeros = <size_t>(max(padded, filters) * size)
-        cdef char *memory = take(zeros + v_bytes + y_bytes)
+        cdef size_t shared = 0 if job.slices > 1 else <size_t>job.groups * (v_bytes + y_bytes)
+        cdef double transform = 4.0 * elements * (padded + filters)
+        cdef double product = 2.0 * elements * job.channels * filters
+        cdef char *memory = take(zeros + shared)
         cdef Py_ssize_t index
         memset(memory, 0, zeros)
-        job.zeros, job.v, job.y = memory, memory + zeros, memory + zeros + v_bytes
+        job.zeros, job.v = memory, memory + zeros
+        job.y = job.v + <size_t>job.groups * v_bytes
         try:
-            for index in range(passes):
-                job.first = total * index // passes
-                job.tiles = total * (index + 1) // passes - job.first
-                run(transform_item, &job, ceil_div(job.tiles, TILES) * self.groups,
-                    4.0 * TILES * elements * (padded + filters), threads, 0)
-                run(product_item, &job, self.groups * elements * self.blocks,
-                    2.0 * job.tiles * self.channels * filters / self.blocks, threads, 0)
+            if job.slices > 1:
+                job.tiles = total
+                run(slice_item, job, job.slices * job.groups,
+                    (transform + product) * total / job.slices, threads, v_bytes + y_bytes)
+            else:
+                for index in range(passes):
+                    job.first = total * index // passes
+                    job.tiles = total * (index + 1) // passes - job.first
+                    run(transform_item, job, ceil_div(job.tiles, TILES) * job.groups,
+                        transform * TILES, threads, 0)
+                    run(product_item, job, job.groups * elements * job.blocks,
+                        product * job.tiles / elements / job.blocks, threads, 0)
         finally:
             give(memory)
         return 0
 
     cdef int store(self, char *grad_weight, int threads) except -1:
         """Write the gradient, (OC, C/groups, KH, KW)."""
-        cdef GradientJob job = self.job()
-        cdef Py_ssize_t width = ceil_div(self.vectors, self.blocks) * self.kernels.lanes
-        cdef Py_ssize_t taps = self.tile.taps * self.tile.taps
+        cdef GradientJob *job = &self.job
+        cdef Py_ssize_t width = ceil_div(job.vectors, job.blocks) * job.kernels.lanes
+        cdef Py_ssize_t taps = job.tile.taps * job.tile.taps
         job.grad_weight = grad_weight
-        return run(store_item, &job,
-                   self.groups * self.blocks * ceil_div(self.channels, UNPACK_CHANNELS),
-                   8.0 * UNPACK_CHANNELS * self.tile.size * self.tile.size * width, threads,
-                   <size_t>(UNPACK_CHANNELS * taps * width * self.kernels.itemsize))
+        return run(store_item, job,
+                   job.groups * job.blocks * ceil_div(job.channels, UNPACK_CHANNELS),
+                   8.0 * UNPACK_CHANNELS * job.tile.size * job.tile.size * width * job.slices,
+                   threads, <size_t>(UNPACK_CHANNELS * taps * width * job.kernels.itemsize))

@@ -38,7 +38,7 @@ SHARING = 64
 
 
 class Problem(NamedTuple):
-    """One convolution of stride and dilation 1, as an algorithm sees it."""
+    """One convolution, as an algorithm sees it."""
 
     dtype: np.dtype[Any]
     images: int
@@ -46,6 +46,7 @@ class Problem(NamedTuple):
     out_channels: int  #: in a group
     groups: int
     kernel: tuple[int, int]
+    dense: bool  #: whether stride and dilation are 1
     out_size: tuple[int, int]
 
 
@@ -59,14 +60,14 @@ def winograd_outputs(
     level = get_float32_precision()
     accepted = (GRADIENT_TILES if gradient else TILES)[level]
     kh, kw = problem.kernel
-    fits = kh == kw and problem.dtype == np.float32
+    fits = kh == kw and problem.dense and problem.dtype == np.float32
     tiles = accepted.get(kh, ()) if fits else ()
     if algorithm == "winograd":
         if not tiles:
             windows = " or ".join(f"{r}x{r}" for r in accepted)
             raise ValueError(
                 f'algorithm="winograd" at precision {level!r} needs float32 and a {windows} window '
-                f"of stride and dilation 1, got a {kh}x{kw} window of {problem.dtype}"
+                f"of stride and dilation 1, got {kh}x{kw}, {problem.dtype}"
             )
         return min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
     if algorithm == "direct" or not tiles:
@@ -76,6 +77,19 @@ def winograd_outputs(
         problem, prepacked = problem._replace(images=16), True
     best = min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
     return best if winograd_cost(problem, best, prepacked) < direct_cost(problem, prepacked) else 0
+
+
+def fills_planes(problem: Problem) -> bool:
+    """Tell whether contiguous NCHW images are better convolved where they lie.
+
+    Then vectors hold pixels of one output plane, of which the last may have few; otherwise
+    they hold channels, and the images pass through channels-last copies.
+    """
+    lanes: int = _kernels.lanes(problem.dtype)
+    pixels = problem.out_size[0] * problem.out_size[1]
+    return problem.channels * problem.out_channels > 1 and pixels > 0.8 * lanes * -(
+        -pixels // lanes
+    )
 
 
 def _vectors(problem: Problem) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from convkern.arrays import (
     to_memory,
 )
 from convkern.functional.activation import ACTIVATIONS
-from convkern.functional.algorithm import ALGORITHMS, Problem, winograd_outputs
+from convkern.functional.algorithm import ALGORITHMS, Problem, fills_planes, winograd_outputs
 from convkern.geometry import (
     IntPair,
     Padding,
@@ -91,32 +91,33 @@ class Window(NamedTuple):
         )
         return rows, columns
 
-    def winograd(
+    def problem(
         self,
         weight: np.ndarray,
         images: int,
         out_size: tuple[int, ...],
-        algorithm: str,
         *,
-        prepacked: bool = False,
         transposed: bool = False,
-        gradient: bool = False,
-    ) -> int:
-        """Choose the Winograd tile for an output of so many images of a size; 0: none.
+    ) -> Problem:
+        """Describe the work on so many images with outputs of a size.
 
-        With `transposed` the output is the gradient of the input; with `gradient` the
-        gradient of the weight is wanted.
+        With `transposed` the output is the gradient of the input.
         """
         rows, columns = out_size
-        step = self.stride == self.dilation == (1, 1)
         out_channels, channels = weight.shape[0] // self.groups, weight.shape[1]
         if transposed:
             channels, out_channels = out_channels, channels
-        kernel = self.kernel if step else (0, 0)
-        problem = Problem(
-            weight.dtype, images, channels, out_channels, self.groups, kernel, (rows, columns)
+        dense = self.stride == self.dilation == (1, 1)
+        return Problem(
+            weight.dtype,
+            images,
+            channels,
+            out_channels,
+            self.groups,
+            self.kernel,
+            dense,
+            (rows, columns),
         )
-        return winograd_outputs(problem, algorithm, prepacked, gradient)
 
 
 def _checked_bias(bias: Any, weight: np.ndarray, channels: int) -> np.ndarray | None:
@@ -204,15 +205,28 @@ def _convolve(
     if out is not None:
         check_out(out, shape, (input, weight, bias))
     x, channels_last = as_images(input)
-    tile = window.winograd(weight, len(x), out_size, algorithm, prepacked=packed is not None)
+    problem = window.problem(weight, len(x), out_size)
+    tile = winograd_outputs(problem, algorithm, prepacked=packed is not None)
     result = out if out is None or out.ndim == 4 else out[None]
     direct = result is not None and is_images(result, channels_last)
     if result is None or not direct:
         result = empty_images((x.shape[0], *shape[-3:]), weight.dtype, channels_last)
-    if result.size:
+    threads = get_num_threads()
+    if result.size and not channels_last and not tile and fills_planes(problem):
+        _kernels.conv2d_planes(
+            x,
+            weight,
+            bias,
+            result,
+            *window.axes(),
+            window.groups,
+            *ACTIVATIONS[activation],
+            threads,
+        )
+    elif result.size:
         kept = {} if packed is None else packed
         if tile not in kept:
-            kept[tile] = _kernels.PackedConv(weight, bias, window.groups, get_num_threads(), tile)
+            kept[tile] = _kernels.PackedConv(weight, bias, window.groups, threads, tile)
         _kernels.conv2d(
             x,
             kept[tile],
@@ -220,7 +234,7 @@ def _convolve(
             *window.axes(),
             *ACTIVATIONS[activation],
             channels_last,
-            get_num_threads(),
+            threads,
         )
     if input.ndim == 3:
         result = result[0]
@@ -392,7 +406,8 @@ def conv2d_backward(
     grad_input = grad_weight = grad_bias = None
     if want_input:
         grad_input = empty_images(x.shape, x.dtype, channels_last)
-        tile = window.winograd(weight, len(x), x.shape[2:], algorithm, transposed=True)
+        problem = window.problem(weight, len(x), x.shape[2:], transposed=True)
+        tile = winograd_outputs(problem, algorithm)
         if grad_input.size:
             _kernels.input_gradient(
                 grad,
@@ -409,7 +424,8 @@ def conv2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        tile = window.winograd(weight, len(x), grad.shape[2:], algorithm, gradient=True)
+        problem = window.problem(weight, len(x), grad.shape[2:])
+        tile = winograd_outputs(problem, algorithm, gradient=True)
         grad_weight = _weight_gradient(x, grad, weight, window, channels_last, tile)
     if want_bias:
         grad_bias = _bias_gradient(grad)
@@ -558,7 +574,7 @@ def conv_transpose2d(
     bias = _checked_bias(bias, weight, window.in_channels)
     x, channels_last = as_images(input)
     out = empty_images((x.shape[0], *shape[-3:]), x.dtype, channels_last)
-    tile = window.winograd(weight, len(x), shape[-2:], "auto", transposed=True)
+    tile = winograd_outputs(window.problem(weight, len(x), shape[-2:], transposed=True), "auto")
     if out.size:
         _kernels.input_gradient(
             x,
@@ -637,7 +653,7 @@ def conv_transpose2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        tile = window.winograd(weight, len(x), x.shape[2:], "auto", gradient=True)
+        tile = winograd_outputs(window.problem(weight, len(x), x.shape[2:]), "auto", gradient=True)
         grad_weight = _weight_gradient(grad, x, weight, window, channels_last, tile)
     if want_bias:
         grad_bias = _bias_gradient(grad)

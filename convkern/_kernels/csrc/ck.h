@@ -47,6 +47,7 @@ typedef struct {
     ptrdiff_t w_row;
     ptrdiff_t out_pixel;
     int tail;
+    int bias_by_pixel; /* bias holds MR elements, and bias[i] stands for bias[k] */
     int activation;
     double slope;
 } ck_tile_layout;
@@ -213,9 +214,13 @@ typedef struct {
                             const void *g, void *dw);
     /* y[i] += x[i] for i < n */
     void (*add)(const void *x, void *y, ptrdiff_t n);
-    /* dst[i] = src[i*stride] for begin <= i < end, 0 for the others of i < n */
+    /* dst[i] = src[i*stride] for begin <= i < end, 0 for the others of i < n; what lies between
+     * the first and the last of those elements may be read */
     void (*gather_row)(const void *src, ptrdiff_t stride, ptrdiff_t begin, ptrdiff_t end, void *dst,
                        ptrdiff_t n);
+    /* dst[s*dst_row + i] = src[s*tap + i*stride] for s < taps, i < n, in the same way */
+    void (*gather_taps)(const void *src, ptrdiff_t stride, ptrdiff_t tap, ptrdiff_t taps, void *dst,
+                        ptrdiff_t dst_row, ptrdiff_t n);
     /* dst[i*stride] += src[i] for i < n */
     void (*scatter_row)(const void *src, void *dst, ptrdiff_t stride, ptrdiff_t n);
     /* y[i] = activation(x[i]) for i < n; x and y may be the same */

@@ -76,6 +76,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .depthwise_outer = CK_SYMBOL(depthwise_outer),
     .add = CK_SYMBOL(add),
     .gather_row = CK_SYMBOL(gather_row),
+    .gather_taps = CK_SYMBOL(gather_taps),
     .scatter_row = CK_SYMBOL(scatter_row),
     .activate = CK_SYMBOL(activate),
     .activate_backward = CK_SYMBOL(activate_backward),

@@ -150,17 +150,23 @@ CK_INLINE real v_sum(vec v)
 #if CK_VECTOR_BYTES == 64 && !defined(CK_DTYPE_F64)
 #define CK_ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define CK_ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define CK_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #elif CK_VECTOR_BYTES / 8 == 8 || (CK_VECTOR_BYTES == 32 && !defined(CK_DTYPE_F64))
 #define CK_ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define CK_ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define CK_EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #elif CK_VECTOR_BYTES == 32 || !defined(CK_DTYPE_F64)
 #define CK_ZIP_LOW 0, 4, 1, 5
 #define CK_ZIP_HIGH 2, 6, 3, 7
+#define CK_EVEN 0, 2, 4, 6
 #else
 #define CK_ZIP_LOW 0, 2
 #define CK_ZIP_HIGH 1, 3
+#define CK_EVEN 0, 2
 #endif
 CK_INLINE vec v_zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ZIP_LOW); }
 CK_INLINE vec v_zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ZIP_HIGH); }
+/* Lanes 0, 2, 4, ... of the two. */
+CK_INLINE vec v_even(vec a, vec b) { return __builtin_shufflevector(a, b, CK_EVEN); }
 
 #endif
