@@ -46,6 +46,8 @@ def as_array(
 
 def as_contiguous(array: np.ndarray) -> np.ndarray:
     """Return the array itself or a copy that is C-contiguous and aligned."""
+    if array.flags.c_contiguous and array.flags.aligned:
+        return array
     return np.require(array, requirements=["C", "A"])
 
 
@@ -216,6 +218,8 @@ def check_out(out: Any, shape: tuple[int, ...], inputs: tuple[np.ndarray | None,
 
 def _overlaps_itself(a: np.ndarray) -> bool:
     """Tell whether two elements may share memory: axes by stride, each must step over the last."""
+    if a.flags.c_contiguous:
+        return False
     reach = a.itemsize
     for stride, size in sorted(
         (abs(stride), size) for stride, size in zip(a.strides, a.shape, strict=True) if size > 1

@@ -11,6 +11,7 @@ from convkern._kernels.core cimport (
     ck_kernels,
     ck_sgd,
     give,
+    item_fn,
     kernels_of,
     moved,
     run,
@@ -90,27 +91,43 @@ cdef void adam_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
                         <char *>moved(tensor.arrays[3], piece.start), piece.length)
 
 
+cdef int sgd_rule(Tensor *tensor, tuple rule) except -1:
+    cdef ck_sgd *r = &tensor.sgd
+    r.rate, r.weight_decay, r.momentum, r.share, r.nesterov, r.maximize = rule
+    return 0
+
+
+cdef int adam_rule(Tensor *tensor, tuple rule) except -1:
+    cdef ck_adam *r = &tensor.adam
+    r.rate, r.weight_decay, r.shrink, r.beta1, r.beta2, r.root, r.eps, r.maximize = rule
+    return 0
+
+
+cdef int steps(list updates, int (*rule_of)(Tensor *, tuple) except -1, item_fn function,
+               double work, int threads) except -1:
+    """Do a step of every update: its gradient, the arrays that it changes, its rule."""
+    cdef Job job
+    cdef Py_ssize_t items = 0
+    job.count = 0
+    job.tensors = <Tensor *>take(len(updates) * sizeof(Tensor) + 1)
+    try:
+        for grad, arrays, rule in updates:
+            items = place(&job.tensors[job.count], grad, arrays, items)
+            rule_of(&job.tensors[job.count], rule)
+            job.count += 1
+        run(function, &job, items, work, threads, 0)
+    finally:
+        give(job.tensors)
+    return 0
+
+
 def sgd(list updates, int threads):
     """Do steps of gradient descent.
 
     An update is (gradient, [data] or [data, momentum], rule) of contiguous arrays; a rule
     the numbers of `ck_sgd` in their order.
     """
-    cdef Job job
-    cdef Tensor *tensor
-    cdef Py_ssize_t items = 0
-    job.count = 0
-    job.tensors = <Tensor *>take(len(updates) * sizeof(Tensor) + 1)
-    try:
-        for grad, arrays, rule in updates:
-            tensor = &job.tensors[job.count]
-            items = place(tensor, grad, arrays, items)
-            (tensor.sgd.rate, tensor.sgd.weight_decay, tensor.sgd.momentum, tensor.sgd.share,
-             tensor.sgd.nesterov, tensor.sgd.maximize) = rule
-            job.count += 1
-        run(sgd_item, &job, items, 10.0 * BLOCK, threads, 0)
-    finally:
-        give(job.tensors)
+    steps(updates, sgd_rule, sgd_item, 10.0 * BLOCK, threads)
 
 
 def adam(list updates, int threads):
@@ -119,21 +136,7 @@ def adam(list updates, int threads):
     An update is (gradient, [data, mean, square] or these and the largest square, rule) of
     contiguous arrays; a rule the numbers of `ck_adam` in their order.
     """
-    cdef Job job
-    cdef Tensor *tensor
-    cdef Py_ssize_t items = 0
-    job.count = 0
-    job.tensors = <Tensor *>take(len(updates) * sizeof(Tensor) + 1)
-    try:
-        for grad, arrays, rule in updates:
-            tensor = &job.tensors[job.count]
-            items = place(tensor, grad, arrays, items)
-            (tensor.adam.rate, tensor.adam.weight_decay, tensor.adam.shrink, tensor.adam.beta1,
-             tensor.adam.beta2, tensor.adam.root, tensor.adam.eps, tensor.adam.maximize) = rule
-            job.count += 1
-        run(adam_item, &job, items, 20.0 * BLOCK, threads, 0)
-    finally:
-        give(job.tensors)
+    steps(updates, adam_rule, adam_item, 20.0 * BLOCK, threads)
 
 
 # ---------------------------------------------------------------- norm
