@@ -119,6 +119,20 @@ def test_binary_cross_entropy_of_extreme_scores(dtype):
 
 
 @pytest.mark.parametrize("name", ["MSELoss", "BCEWithLogitsLoss"])
+def test_infinity_and_nan_are_as_in_torch(torch, name):
+    values = np.array([-math.inf, -1e38, -1, 0, 1e38, math.inf, math.nan], np.float32)
+    x, target = (np.array(a) for a in np.meshgrid(values, np.array([0, 0.5, 1], np.float32)))
+    mine = getattr(nn, name)(reduction="none")
+    theirs = getattr(torch.nn, name)(reduction="none")
+    leaf = torch.tensor(x, requires_grad=True)
+    expected = theirs(leaf, torch.tensor(target))
+    expected.sum().backward()
+    close(mine(x, target), expected, np.float32)
+    close(mine.backward(np.ones_like(x)), leaf.grad, np.float32)
+    assert not math.isfinite(getattr(nn, name)()(x, target))
+
+
+@pytest.mark.parametrize("name", ["MSELoss", "BCEWithLogitsLoss"])
 def test_the_mean_of_nothing_is_nan(name):
     loss, empty = getattr(nn, name)(), np.zeros((0, 3))
     assert math.isnan(loss(empty, empty))
@@ -333,6 +347,23 @@ def test_every_number_of_threads_gives_the_same_bits(kind):
         found = [norm, *(p.data.tobytes() for p in parameters)]
         first = first or found
         assert found == first, f"{threads} threads"
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_parameters_that_share_memory_make_their_steps_in_turn(kind):
+    rng = np.random.default_rng(0)
+    start, *grads = rng.standard_normal((4, 600, 100))
+    together, alone = start.copy(), start.copy()
+    for data, apart in ((together, False), (alone, True)):
+        parameters = [nn.Parameter(a) for a in (data, data.T, data[::2, 7:])]
+        make = getattr(nn, kind)
+        optimizers = [make([p], 0.1) for p in parameters] if apart else [make(parameters, 0.1)]
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad.reshape(-1)[: parameter.data.size].reshape(parameter.data.shape)
+        with num_threads(2):
+            for optimizer in optimizers:
+                optimizer.step()
+    np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.parametrize("at_end", (False, True))
@@ -683,7 +714,12 @@ def test_norms_that_are_not_finite():
     np.testing.assert_array_equal(parameter.grad, [1, math.inf])
     assert nn.clip_grad_norm_(parameter, 1.0) == math.inf
     np.testing.assert_array_equal(parameter.grad, [0, math.nan])
-    assert math.isnan(nn.clip_grad_norm_(parameter, 1.0, math.inf))
+    other = P()
+    other.grad = np.ones(2)
+    for parameters in ([parameter, other], [other, parameter]):
+        assert math.isnan(nn.clip_grad_norm_(parameters, 1.0, math.inf))
+        assert math.isnan(nn.clip_grad_norm_(parameters, 1.0))
+        other.grad = np.ones(2)
     assert nn.clip_grad_norm_(P(), 1.0) == 0
 
 

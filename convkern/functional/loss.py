@@ -121,11 +121,11 @@ def _reduced(
     """Return the losses, their sum, or that by `total`; sums are made in float64."""
     if reduction == "none":
         return losses.astype(dtype, copy=False)
-    value = losses.sum(dtype=np.float64)
-    if reduction == "mean":
-        with np.errstate(divide="ignore", invalid="ignore"):  # the mean over nothing is NaN
+    with np.errstate(all="ignore"):  # the mean over nothing is NaN; a sum may be infinite
+        value = losses.sum(dtype=np.float64)
+        if reduction == "mean":
             value = value / np.float64(total)
-    result: np.floating[Any] = dtype.type(value)
+        result: np.floating[Any] = dtype.type(value)
     return result
 
 
@@ -308,6 +308,7 @@ def _sizes(x: np.ndarray, order: tuple[int, ...]) -> list[int]:
     return [x.shape[axis] for axis in order]
 
 
+@np.errstate(all="ignore")
 def mse_loss(
     input: np.ndarray, target: np.ndarray, *, reduction: str = "mean"
 ) -> np.ndarray | np.floating[Any]:
@@ -346,6 +347,7 @@ def mse_loss(
     return _reduced(difference, reduction, x.size, x.dtype)
 
 
+@np.errstate(all="ignore")
 def mse_loss_backward(
     grad_output: np.ndarray | float,
     input: np.ndarray,
@@ -386,6 +388,7 @@ def mse_loss_backward(
     return gradient
 
 
+@np.errstate(all="ignore")
 def binary_cross_entropy_with_logits(
     input: np.ndarray,
     target: np.ndarray,
@@ -443,6 +446,7 @@ def binary_cross_entropy_with_logits(
     return _reduced(losses, reduction, x.size, x.dtype)
 
 
+@np.errstate(all="ignore")
 def binary_cross_entropy_with_logits_backward(
     grad_output: np.ndarray | float,
     input: np.ndarray,

@@ -112,7 +112,7 @@ def clip_grad_value_(parameters: Parameter | Iterable[Parameter], clip_value: fl
 def _norm(arrays: list[Array], exponent: float) -> float:
     """Return the norm of all elements together, added up in float64."""
     if exponent == math.inf:
-        return float(max((abs(block).max() for a in arrays for block in _blocks(a)), default=0.0))
+        return float(np.max([abs(b).max() for a in arrays for b in _blocks(a)], initial=0.0))
     if exponent == 2:
         memory = [to_memory(array, memory_order(array)) for array in arrays]
         return math.sqrt(_kernels.squares(memory, get_num_threads()))

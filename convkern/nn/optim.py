@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from convkern import _kernels
 from convkern.arrays import as_array, check_writeable, memory_order, to_memory
@@ -51,6 +53,8 @@ class Optimizer(ABC):
     -----
     A parameter without a gradient (see `Parameter.has_grad`) is passed over.  Its memory may be
     laid out in any way; where that has gaps or differs from the gradient's, copies are made.
+    Where parameters share memory (one the transpose of another, say), every one of them makes
+    its step, one after the other.
 
     Examples
     --------
@@ -125,6 +129,14 @@ class Optimizer(ABC):
         for parameter, _ in due:
             check_writeable(parameter.data, "data")
             _check_like(parameter.data, {"grad": parameter.grad, **self.state.get(parameter, {})})
+        if _share_memory([parameter.data for parameter, _ in due]):
+            for one in due:
+                self._apply([one])
+        else:
+            self._apply(due)
+
+    def _apply(self, due: list[tuple[Parameter, Options]]) -> None:
+        """Update parameters that have each a memory of their own, all at once."""
         updates, copies = [], []
         for parameter, options in due:
             state = self._completed(parameter, options)
@@ -252,6 +264,12 @@ class Optimizer(ABC):
         for group, options in zip(self.param_groups, groups, strict=True):
             group.update(options)
         self.state = states
+
+
+def _share_memory(arrays: list[Array]) -> bool:
+    """Tell whether the extents in memory of some arrays overlap."""
+    extents = sorted(byte_bounds(array) for array in arrays if array.size)
+    return any(stop > start for (_, stop), (start, _) in pairwise(extents))
 
 
 def _check_like(data: Array, state: State) -> None:
