@@ -113,6 +113,7 @@ extensions = [
         "conv",
         "convgrad",
         "dense",
+        "optimizer",
         "packing",
         "planes",
         "planes_gradient",

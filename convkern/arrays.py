@@ -46,6 +46,8 @@ def as_array(
 
 def as_contiguous(array: np.ndarray) -> np.ndarray:
     """Return the array itself or a copy that is C-contiguous and aligned."""
+    if array.flags.c_contiguous and array.flags.aligned:
+        return array
     return np.require(array, requirements=["C", "A"])
 
 
@@ -187,19 +189,28 @@ def checked_mask(output_mask: Any) -> tuple[bool, bool, bool]:
     return first, second, third
 
 
+def check_writeable(array: Any, name: str) -> None:
+    """Raise unless an array can be written element by element, by the kernels or by NumPy."""
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
+    if array.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be float32 or float64 in native byte order, got dtype {array.dtype}"
+        )
+    if not array.flags.writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array")
+    if _overlaps_itself(array):
+        raise ValueError(f"{name} must not overlap itself, got strides {array.strides}")
+
+
 def check_out(out: Any, shape: tuple[int, ...], inputs: tuple[np.ndarray | None, ...]) -> None:
     """Raise unless `out` can take a result of this shape and of the first input's dtype."""
     dtype = inputs[0].dtype if inputs[0] is not None else None
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    check_writeable(out, "out")
     if out.dtype != dtype:
-        raise TypeError(f"out must have dtype {dtype} in native byte order, got {out.dtype}")
+        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
-    if not out.flags.writeable:
-        raise ValueError("out must be writeable, got a read-only array")
-    if _overlaps_itself(out):
-        raise ValueError(f"out must not overlap itself, got strides {out.strides}")
     for array in inputs:
         if array is not None and _share_memory(out, array):
             raise ValueError("out must not overlap an input")
@@ -207,6 +218,8 @@ def check_out(out: Any, shape: tuple[int, ...], inputs: tuple[np.ndarray | None,
 
 def _overlaps_itself(a: np.ndarray) -> bool:
     """Tell whether two elements may share memory: axes by stride, each must step over the last."""
+    if a.flags.c_contiguous:
+        return False
     reach = a.itemsize
     for stride, size in sorted(
         (abs(stride), size) for stride, size in zip(a.strides, a.shape, strict=True) if size > 1

@@ -30,6 +30,7 @@ __all__ = [
     "avg_pool2d_backward",
     "avg_pool_channels",
     "batch_norm",
+    "binary_cross_entropy_with_logits",
     "col2im",
     "conv2d",
     "conv2d_backward",
@@ -46,6 +47,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool_channels",
     "max_unpool2d",
+    "mse_loss",
     "relu",
     "sigmoid",
     "softmax",
@@ -822,9 +824,47 @@ def cross_entropy(
     # A class of no share costs nothing, however improbable: 0 * inf would be NaN.
     terms = np.multiply(share, costs, out=np.zeros_like(costs), where=share != 0)
     losses: Float64 = terms.sum(axis=axis)
+    return _reduced(losses, reduction, total)
+
+
+def mse_loss(input: Array, target: Array, *, reduction: str = "mean") -> Float64 | np.float64:
+    """Return ``(input - target)**2``.
+
+    Examples
+    --------
+    >>> mse_loss(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+    np.float64(4.5)
+    """
+    difference = np.asarray(input, np.float64) - target
+    return _reduced(difference**2, reduction, difference.size)
+
+
+def binary_cross_entropy_with_logits(
+    input: Array,
+    target: Array,
+    weight: Array | None = None,
+    *,
+    reduction: str = "mean",
+    pos_weight: Array | None = None,
+) -> Float64 | np.float64:
+    """Return ``-weight * (pos_weight t log(sigmoid(x)) + (1 - t) log(1 - sigmoid(x)))``.
+
+    Examples
+    --------
+    >>> binary_cross_entropy_with_logits(np.zeros(3), np.array([0.0, 1.0, 1.0])) / np.log(2.0)
+    np.float64(1.0)
+    """
+    x = np.asarray(input, np.float64)
+    yes, no = np.logaddexp(0, -x), np.logaddexp(0, x)
+    losses = (1.0 if pos_weight is None else pos_weight) * target * yes + (1 - target) * no
+    return _reduced(losses * (1 if weight is None else weight), reduction, x.size)
+
+
+def _reduced(losses: Float64, reduction: str, total: float) -> Float64 | np.float64:
+    """Return the losses, their sum, or that by `total`; the mean over nothing is NaN."""
     if reduction == "none":
         return losses
-    with np.errstate(invalid="ignore"):  # the mean over no target at all is NaN
+    with np.errstate(invalid="ignore"):
         return np.float64(losses.sum() / (total if reduction == "mean" else 1))
 
 

@@ -1,10 +1,8 @@
 """Linear layers, normalisation, activations, softmax: against torch; threads, layouts, memory."""
 
-import ctypes
-import mmap
-
 import numpy as np
 import pytest
+from memory import guarded
 
 from convkern import functional, num_threads, reference
 
@@ -280,21 +278,6 @@ def test_results_have_the_layout_of_the_input(name, arguments):
     got = getattr(functional, name)(*lead, last, *arguments)
     assert got.transpose(0, 2, 3, 1).flags.c_contiguous
     np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-15)
-
-
-def guarded(array, at_end):
-    """Return a copy between two pages that nobody may touch, against one of them."""
-    page, protect = mmap.PAGESIZE, ctypes.CDLL(None).mprotect
-    protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    pages = -(-array.nbytes // page)
-    memory = mmap.mmap(-1, (pages + 2) * page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    offset = page + (pages * page - array.nbytes if at_end else 0)
-    copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
-    copy[...] = array
-    for address in (start, start + (pages + 1) * page):
-        assert protect(address, page, 0) == 0
-    return copy
 
 
 @pytest.mark.parametrize("at_end", (False, True))

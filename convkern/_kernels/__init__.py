@@ -31,6 +31,7 @@ try:
         to_contiguous,
     )
     from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
+    from convkern._kernels.optimizer import adam, sgd, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
     from convkern._kernels.pool import max_pool2d, max_pool2d_backward
@@ -43,6 +44,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "PackedConv",
     "activate",
+    "adam",
     "add",
     "affine",
     "col2im",
@@ -71,8 +73,10 @@ __all__ = [
     "openmp",
     "planes_weight_gradient",
     "prelu",
+    "sgd",
     "softmax",
     "spin_fma",
+    "squares",
     "to_channels_last",
     "to_contiguous",
     "totals",

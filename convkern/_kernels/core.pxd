@@ -55,6 +55,12 @@ cdef extern from "csrc/ck.h" nogil:
         int outputs, taps, size
         ck_patch_fn input, weight, gradient
         ck_output_fn output, weight_gradient
+    ctypedef struct ck_sgd:
+        double rate, weight_decay, momentum, share
+        int nesterov, maximize
+    ctypedef struct ck_adam:
+        double rate, weight_decay, shrink, beta1, beta2, root, eps
+        int maximize
     ctypedef struct ck_kernels:
         int itemsize, lanes, max_dot_rows
         int max_pixels[5]
@@ -104,6 +110,9 @@ cdef extern from "csrc/ck.h" nogil:
         void (*local_response_norm_backward)(const void *, const void *, void *, ptrdiff_t,
                                              ptrdiff_t, double, double, double,
                                              void *) noexcept nogil
+        void (*sgd)(const ck_sgd *, const void *, void *, void *, ptrdiff_t) noexcept nogil
+        void (*adam)(const ck_adam *, const void *, void *, void *, void *, void *,
+                     ptrdiff_t) noexcept nogil
         double (*spin_fma)(ptrdiff_t, void *) noexcept nogil
     const char *const *ck_isa_names()
     int ck_isa_supported(const char *)

@@ -27,7 +27,14 @@ from convkern.functional.conv import (
     conv_transpose2d_backward,
 )
 from convkern.functional.linear import flatten, linear, linear_backward
-from convkern.functional.loss import cross_entropy, cross_entropy_backward
+from convkern.functional.loss import (
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_backward,
+    cross_entropy,
+    cross_entropy_backward,
+    mse_loss,
+    mse_loss_backward,
+)
 from convkern.functional.norm import (
     batch_norm,
     batch_norm_backward,
@@ -58,6 +65,8 @@ __all__ = [
     "avg_pool_channels",
     "batch_norm",
     "batch_norm_backward",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_backward",
     "col2im",
     "conv2d",
     "conv2d_backward",
@@ -80,6 +89,8 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool_channels",
     "max_unpool2d",
+    "mse_loss",
+    "mse_loss_backward",
     "prelu",
     "prelu_backward",
     "relu",

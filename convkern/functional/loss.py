@@ -1,4 +1,4 @@
-"""Losses."""
+"""Losses and their gradients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from convkern import _kernels
 from convkern.arrays import as_array, as_contiguous, cut_at, from_memory, memory_order, to_memory
+from convkern.functional.activation import sigmoid
 from convkern.geometry import LIMIT, integer
 from convkern.threads import get_num_threads
 
@@ -66,8 +67,7 @@ class _Sum(NamedTuple):
         x = as_array(input, "input", tuple(range(1, 33)))
         axis = min(1, x.ndim - 1)
         classes, samples = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+        check_reduction(reduction)
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
         if classes == 0:
@@ -107,6 +107,46 @@ class _Sum(NamedTuple):
             weights[:, None],
             float(label_smoothing),
         )
+
+
+def check_reduction(reduction: Any) -> None:
+    """Raise unless `reduction` is one of the three."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def _reduced(
+    losses: np.ndarray, reduction: str, total: float, dtype: np.dtype[Any]
+) -> np.ndarray | np.floating[Any]:
+    """Return the losses, their sum, or that by `total`; sums are made in float64."""
+    if reduction == "none":
+        return losses.astype(dtype, copy=False)
+    with np.errstate(all="ignore"):  # the mean over nothing is NaN; a sum may be infinite
+        value = losses.sum(dtype=np.float64)
+        if reduction == "mean":
+            value = value / np.float64(total)
+        result: np.floating[Any] = dtype.type(value)
+    return result
+
+
+def _spread(
+    grad_output: Any, reduction: str, shape: tuple[int, ...], total: float, like: np.ndarray
+) -> np.ndarray:
+    """Return the gradient of every single loss, in float64: undo `_reduced`."""
+    if reduction == "none":
+        grad = as_array(grad_output, "grad_output", (len(shape),), like=like)
+    else:
+        grad = np.asarray(grad_output)
+        if grad.dtype.kind not in "fiu":
+            raise TypeError(f"grad_output must be a number, got {grad_output!r}")
+    expected = shape if reduction == "none" else ()
+    if grad.shape != expected:
+        raise ValueError(f"grad_output must have the loss's shape {expected}, got {grad.shape}")
+    grad = grad.astype(np.float64)
+    if reduction == "mean":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            grad = grad / np.float64(total)
+    return grad
 
 
 def _classes(target: np.ndarray, classes: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -184,15 +224,8 @@ def cross_entropy(
         if terms.smoothing:
             losses -= _weighted(logs, terms.smoothing / len(terms.weights) * terms.weights)
         losses[~terms.counted] = 0
-    if reduction == "none":
-        each: np.ndarray = losses.astype(x.dtype).reshape(terms.samples)
-        return each
-    value = losses.sum(dtype=np.float64)
-    if reduction == "mean":
-        with np.errstate(invalid="ignore"):  # the mean over no target at all is NaN
-            value = value / np.float64(terms.total)
-    result: np.floating[Any] = x.dtype.type(value)
-    return result
+    losses = losses.reshape(terms.samples)
+    return _reduced(losses, reduction, terms.total, x.dtype)
 
 
 def _weighted(logs: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -241,23 +274,12 @@ def cross_entropy_backward(
     """
     terms = _Sum.of(input, target, weight, ignore_index, reduction, label_smoothing)
     x = terms.scores
-    if reduction == "none":
-        grad = as_array(grad_output, "grad_output", (len(terms.samples),), like=x)
-    else:
-        grad = np.asarray(grad_output)
-        if grad.dtype.kind not in "fiu":
-            raise TypeError(f"grad_output must be a number, got {grad_output!r}")
-    shape = terms.samples if reduction == "none" else ()
-    if grad.shape != shape:
-        raise ValueError(f"grad_output must have the loss's shape {shape}, got {grad.shape}")
+    grad = _spread(grad_output, reduction, terms.samples, terms.total, x)
     out: np.ndarray = _kernels.empty(x.shape, x.dtype)
     if not x.size:
         return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
     # Gradient of each sample's loss: softmax times the sum of its shares, less each share.
-    factor = np.array(np.broadcast_to(grad, terms.samples), np.float64).reshape(terms.counted.shape)
-    if reduction == "mean":
-        with np.errstate(divide="ignore", invalid="ignore"):
-            factor /= np.float64(terms.total)
+    factor = np.array(np.broadcast_to(grad, terms.samples)).reshape(terms.counted.shape)
     factor[~terms.counted] = 0
     if terms.target.dtype.kind == "f":
         shares = terms.shares()
@@ -284,3 +306,213 @@ def _softmax_into(out: np.ndarray, scores: np.ndarray, scale: np.ndarray) -> Non
 def _sizes(x: np.ndarray, order: tuple[int, ...]) -> list[int]:
     """Return the shape of an array whose axes are in memory order."""
     return [x.shape[axis] for axis in order]
+
+
+@np.errstate(all="ignore")
+def mse_loss(
+    input: np.ndarray, target: np.ndarray, *, reduction: str = "mean"
+) -> np.ndarray | np.floating[Any]:
+    """Return the squared error, ``(input - target) ** 2``.
+
+    Parameters
+    ----------
+    input : ndarray, any shape, float32 or float64
+        What was computed.
+    target : ndarray, shape and dtype of `input`
+        What was wanted.
+    reduction : {"mean", "sum", "none"}
+        Of the elements.
+
+    Returns
+    -------
+    NumPy scalar, or ndarray of the shape of `input` with ``"none"``
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted.
+    ValueError
+        If the shapes differ or `reduction` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import mse_loss
+    >>> mse_loss(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+    np.float64(4.5)
+    """
+    x, t = _elements(input, target, reduction)
+    difference = np.asarray(x - t)
+    difference *= difference
+    return _reduced(difference, reduction, x.size, x.dtype)
+
+
+@np.errstate(all="ignore")
+def mse_loss_backward(
+    grad_output: np.ndarray | float,
+    input: np.ndarray,
+    target: np.ndarray,
+    *,
+    reduction: str = "mean",
+) -> np.ndarray:
+    """Return the gradient of `mse_loss` by its input.
+
+    Parameters
+    ----------
+    grad_output : float or ndarray, shape of the loss
+        Gradient of the loss.
+    input, target, reduction
+        As given to `mse_loss`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `input`
+        ``2 * (input - target)`` times the gradient of every element's loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mse_loss`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import mse_loss_backward
+    >>> mse_loss_backward(1.0, np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+    array([ 0., -3.])
+    """
+    x, t = _elements(input, target, reduction)
+    factor = 2 * _spread(grad_output, reduction, x.shape, x.size, x)
+    gradient = np.asarray(x - t)
+    gradient *= factor.astype(x.dtype)
+    return gradient
+
+
+@np.errstate(all="ignore")
+def binary_cross_entropy_with_logits(
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    *,
+    reduction: str = "mean",
+    pos_weight: np.ndarray | None = None,
+) -> np.ndarray | np.floating[Any]:
+    r"""Return the cross entropy of independent yes-or-no questions.
+
+    .. math:: -w \left(p\, t \log \sigma(x) + (1 - t) \log (1 - \sigma(x))\right)
+
+    of every element, from scores :math:`x` that the sigmoid :math:`\sigma` makes
+    probabilities; computed without overflow from :math:`\log(1 + e^{-|x|})`.
+
+    Parameters
+    ----------
+    input : ndarray, any shape, float32 or float64
+        Scores (logits) :math:`x`.
+    target : ndarray, shape and dtype of `input`
+        Probabilities :math:`t`, mostly 0 or 1.
+    weight : ndarray, broadcast to the shape of `input`, its dtype, optional
+        A factor :math:`w` of the loss.
+    reduction : {"mean", "sum", "none"}
+        Of the elements; the mean is not weighted.
+    pos_weight : ndarray, broadcast to the shape of `input`, its dtype, optional
+        A factor :math:`p` of what a yes costs.
+
+    Returns
+    -------
+    NumPy scalar, or ndarray of the shape of `input` with ``"none"``
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted.
+    ValueError
+        If the shapes do not fit or `reduction` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import binary_cross_entropy_with_logits
+    >>> binary_cross_entropy_with_logits(np.zeros(3), np.array([0.0, 1.0, 1.0])) / np.log(2.0)
+    np.float64(1.0)
+    """
+    x, t = _elements(input, target, reduction)
+    # -log(sigmoid(x)); that of -x is larger by x.
+    yes = np.log1p(np.exp(-abs(x))) - np.minimum(x, 0)
+    if pos_weight is not None:
+        yes *= 1 + (_factor(pos_weight, "pos_weight", x) - 1) * t
+    losses = np.asarray((1 - t) * x + yes)
+    if weight is not None:
+        losses *= _factor(weight, "weight", x)
+    return _reduced(losses, reduction, x.size, x.dtype)
+
+
+@np.errstate(all="ignore")
+def binary_cross_entropy_with_logits_backward(
+    grad_output: np.ndarray | float,
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    *,
+    reduction: str = "mean",
+    pos_weight: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the gradient of `binary_cross_entropy_with_logits` by its input.
+
+    Parameters
+    ----------
+    grad_output : float or ndarray, shape of the loss
+        Gradient of the loss.
+    input, target, weight, reduction, pos_weight
+        As given to `binary_cross_entropy_with_logits`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `input`
+        ``w * ((p * t + 1 - t) * sigmoid(x) - p * t)`` times the gradient of every element's loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy_with_logits`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import binary_cross_entropy_with_logits_backward
+    >>> binary_cross_entropy_with_logits_backward(1.0, np.zeros(2), np.array([0.0, 1.0]))
+    array([ 0.25, -0.25])
+    """
+    x, t = _elements(input, target, reduction)
+    factor = _spread(grad_output, reduction, x.shape, x.size, x).astype(x.dtype)
+    gradient: np.ndarray = sigmoid(x)
+    if pos_weight is None:
+        gradient -= t
+    else:
+        yes = _factor(pos_weight, "pos_weight", x) * t
+        gradient *= yes + (1 - t)
+        gradient -= yes
+    if weight is not None:
+        gradient *= _factor(weight, "weight", x)
+    gradient *= factor
+    return gradient
+
+
+def _elements(input: Any, target: Any, reduction: str) -> tuple[np.ndarray, np.ndarray]:
+    """Check an input and a target of the same shape."""
+    check_reduction(reduction)
+    x = as_array(input, "input", tuple(range(33)))
+    t = as_array(target, "target", tuple(range(33)), like=x)
+    if t.shape != x.shape:
+        raise ValueError(f"target must have shape {x.shape}, got {t.shape}")
+    return x, t
+
+
+def _factor(value: Any, name: str, x: np.ndarray) -> np.ndarray:
+    """Check an array that is broadcast to the shape of `x`."""
+    factor = as_array(value, name, tuple(range(x.ndim + 1)), like=x)
+    try:
+        return np.broadcast_to(factor, x.shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be broadcast to shape {x.shape}, got {factor.shape}"
+        ) from None

@@ -67,6 +67,11 @@ class Parameter:
     def grad(self, gradient: Array) -> None:
         self._grad = self._checked(gradient)
 
+    @property
+    def has_grad(self) -> bool:
+        """Whether there is a gradient since `zero_grad`: one that was added, set or read."""
+        return self._grad is not None
+
     def add_grad(self, gradient: Array, *, fresh: bool = False) -> None:
         """Add to the gradient.
 

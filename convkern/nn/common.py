@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,83 @@ def as_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return kind
 
 
+def real(value: Any, name: str, least: float = -math.inf, *, below: float = math.inf) -> float:
+    """Return `value` as a float, ``least <= value < below`` and finite, or raise."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    number = float(value)
+    if not (math.isfinite(number) and least <= number < below):
+        accepted = "finite"
+        if least > -math.inf:
+            accepted += f", at least {least}"
+        if below < math.inf:
+            accepted += f", below {below}"
+        raise ValueError(f"{name} must be {accepted}, got {value}")
+    return number
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return `value` as a bool, or raise if it is anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def as_parameters(parameters: Any) -> list[Parameter]:
+    """Return a Parameter or an iterable of them as a list, or raise."""
+    if isinstance(parameters, Parameter):
+        return [parameters]
+    if not isinstance(parameters, Iterable) or isinstance(parameters, Mapping):
+        raise TypeError(f"parameters must be Parameters, got {type(parameters).__name__}")
+    found = list(parameters)
+    for parameter in found:
+        if not isinstance(parameter, Parameter):
+            raise TypeError(f"parameters must be Parameters, got {type(parameter).__name__}")
+    return found
+
+
+def as_state(state: Any) -> dict[str, Any]:
+    """Return a copy of a state by name, from which to `take`, or raise."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must map names to values, got {type(state).__name__}")
+    return dict(state)
+
+
+def take(state: dict[str, Any], name: str) -> Any:
+    """Return an entry of a state and remove it, or raise."""
+    if name not in state:
+        raise KeyError(f"state lacks {name}")
+    return state.pop(name)
+
+
+def refuse_rest(state: dict[str, Any]) -> None:
+    """Raise if anything was not taken from a state."""
+    if state:
+        raise KeyError(f"state has unexpected entries: {', '.join(map(str, state))}")
+
+
+def fill_uniform(array: Array, bound: float, generator: np.random.Generator) -> None:
+    """Draw an array from -bound to bound, in place where its memory is one piece."""
+    _fill(array, lambda out: generator.random(out=out, dtype=out.dtype))
+    array -= 0.5
+    array *= 2 * bound
+
+
+def fill_normal(array: Array, std: float, generator: np.random.Generator) -> None:
+    """Draw an array from a normal distribution of mean 0, in place as `fill_uniform`."""
+    _fill(array, lambda out: generator.standard_normal(out=out, dtype=out.dtype))
+    array *= std
+
+
+def _fill(array: Array, draw: Callable[[Array], object]) -> None:
+    """Let a generator fill an array, in C order; it writes to contiguous ones only."""
+    if array.flags.carray:
+        draw(array)
+    else:
+        draw(copy := np.empty(array.shape, array.dtype))
+        array[...] = copy
+
+
 def initial_weights(
     shape: Shape,
     bias: int | None,
@@ -43,10 +121,8 @@ def initial_weights(
     bound = 1 / math.sqrt(math.prod(shape[1:]))
 
     def uniform(shape: Shape) -> Parameter:
-        # In place, as the largest layers have tens of millions of weights.
-        data = generator.random(shape, dtype=kind)
-        data -= 0.5
-        data *= 2 * bound
+        data = np.empty(shape, kind)
+        fill_uniform(data, bound, generator)
         return Parameter(data)
 
     return uniform(shape), None if bias is None else uniform((bias,))

@@ -154,6 +154,28 @@ typedef struct {
     ck_output_fn weight_gradient; /* to taps x taps weights */
 } ck_winograd;
 
+/* ---- Optimisers: one step of n parameters p by their gradients g, in place ----
+ *
+ * d = (maximize ? -g : g) + p*weight_decay, the second only if that is not 0; then
+ *
+ * sgd:  without a momentum buffer b: p = p - d*rate
+ *       b = b*momentum + d*share; p = p - (nesterov ? d + b*momentum : b)*rate
+ * adam: m = m*beta1 + d*(1 - beta1); v = v*beta2 + d*d*(1 - beta2);
+ *       p = p*shrink - m / (sqrt(v) / root + eps) * rate
+ *       with a buffer `most` of the largest v so far, its new value takes the place of v
+ *
+ * Every operation is rounded to `real`, in the order of NumPy.
+ */
+typedef struct {
+    double rate, weight_decay, momentum, share;
+    int nesterov, maximize;
+} ck_sgd;
+
+typedef struct {
+    double rate, weight_decay, shrink, beta1, beta2, root, eps;
+    int maximize;
+} ck_adam;
+
 typedef struct {
     int dtype, itemsize, lanes;
     int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
@@ -238,6 +260,10 @@ typedef struct {
     void (*local_response_norm_backward)(const void *g, const void *x, void *dx,
                                          ptrdiff_t channels, ptrdiff_t size, double alpha,
                                          double beta, double k, void *scratch);
+    /* Buffers may be NULL: that of the momentum, and `most`. */
+    void (*sgd)(const ck_sgd *rule, const void *g, void *p, void *momentum, ptrdiff_t n);
+    void (*adam)(const ck_adam *rule, const void *g, void *p, void *mean, void *square, void *most,
+                 ptrdiff_t n);
     /* Spin on independent FMA chains; returns the number of floating-point operations done. */
     double (*spin_fma)(ptrdiff_t iterations, void *sink);
 } ck_kernels;

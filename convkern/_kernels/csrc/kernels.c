@@ -44,6 +44,7 @@ CK_INLINE vec activate(vec v, int activation, vec slope)
 #include "columns.inc"
 #include "conv.inc"
 #include "dense.inc"
+#include "optimizer.inc"
 #include "pool.inc"
 #include "winograd.inc"
 
@@ -88,5 +89,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .affine_pixels = CK_SYMBOL(affine_pixels),
     .local_response_norm = CK_SYMBOL(local_response_norm),
     .local_response_norm_backward = CK_SYMBOL(local_response_norm_backward),
+    .sgd = CK_SYMBOL(sgd),
+    .adam = CK_SYMBOL(adam),
     .spin_fma = CK_SYMBOL(spin_fma),
 };

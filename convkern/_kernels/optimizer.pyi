@@ -1,0 +1,9 @@
+import numpy as np
+
+def sgd(
+    updates: list[tuple[np.ndarray, list[np.ndarray], tuple[float, ...]]], threads: int
+) -> None: ...
+def adam(
+    updates: list[tuple[np.ndarray, list[np.ndarray], tuple[float, ...]]], threads: int
+) -> None: ...
+def squares(arrays: list[np.ndarray], threads: int) -> float: ...
