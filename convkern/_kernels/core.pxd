@@ -29,11 +29,15 @@ cdef extern from "csrc/ck.h" nogil:
                                  void *) noexcept nogil
     ctypedef struct ck_window:
         ptrdiff_t pixels, channels, rows, columns, x_pixel, x_row, x_column, out_pixel
-        int64_t index, index_pixel
-        int32_t index_row, index_column
         ptrdiff_t w_row, w_column
         int activation
         double slope
+    ctypedef struct ck_pool:
+        ptrdiff_t steps, width, rows, columns, x_step, x_row, out_step
+        const ptrdiff_t *x_columns
+        const int32_t *first
+        int64_t index, index_step
+        int32_t index_lane, index_row, index_column
     ctypedef struct ck_kernels:
         int itemsize, lanes, max_dot_rows
         int max_pixels[5]
@@ -44,13 +48,11 @@ cdef extern from "csrc/ck.h" nogil:
                           ptrdiff_t) noexcept nogil
         void (*scatter_transposed)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                                    const ptrdiff_t *) noexcept nogil
-        void (*max_pool)(const ck_window *, const void *, void *, int64_t *) noexcept nogil
-        void (*max_pool_row)(const ck_window *, const void *, const ptrdiff_t *, const int32_t *,
-                             void *, int64_t *) noexcept nogil
+        void (*max_pool)(const ck_pool *, const void *, void *, int64_t *) noexcept nogil
         void (*scatter_add)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                             void *) noexcept nogil
-        void (*split_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
-                          ptrdiff_t) noexcept nogil
+        void (*split_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                           ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*depthwise)(const ck_window *, const void *, const void *, const void *,
                           void *) noexcept nogil
         void (*depthwise_outer)(const ck_outer_layout *, ptrdiff_t, const void *, const void *,

@@ -12,7 +12,7 @@ from convkern._kernels.core cimport (
     axis,
     ceil_div,
     ck_kernels,
-    ck_window,
+    ck_pool,
     give,
     kernels_of,
     new_spans,
@@ -21,6 +21,11 @@ from convkern._kernels.core cimport (
 )
 
 cnp.import_array()
+
+
+cdef enum:
+    BLOCK_BYTES = 192 << 10  # of input that an item reads, more or less
+    SPLIT_BYTES = 24 << 10   # of split rows: they stay in the first-level cache
 
 
 cdef struct PoolJob:
@@ -33,11 +38,14 @@ cdef struct PoolJob:
     Span *columns
     Py_ssize_t row_spans, column_spans
     Py_ssize_t channels, x_image, x_row, x_column
-    # Contiguous planes only: how rows are split into phases of the stride, and how many output
-    # rows make an item.
-    Py_ssize_t phases, phase, row_blocks
-    ptrdiff_t *starts
+    # Items per image or group of planes.
+    Py_ssize_t blocks
+    # Where the taps of a row of windows begin, and the window's first element inside the image.
+    ptrdiff_t *taps
     int32_t *first
+    # Contiguous planes only: how many there are and make an item, and how rows are split.
+    Py_ssize_t planes, group, phases, used, length
+    bint split
 
 
 cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) noexcept nogil:
@@ -45,73 +53,125 @@ cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) no
     return min(o * a.stride - a.pad + tap * a.dilation, a.size - 1)
 
 
-cdef void max_pool_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One image and output row, channels-last."""
+cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A block of output rows of one image, channels-last."""
     cdef const PoolJob *job = <const PoolJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.h.out, row = item % job.h.out
-    cdef Py_ssize_t i, at_row, at_column, out_at
+    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
+    cdef Py_ssize_t block = item % job.blocks, row, i, at_row, at_column, out_at
     cdef const Span *rows = job.rows
     cdef const Span *columns
-    cdef ck_window window
-    while rows.stop <= row:
-        rows += 1
-    at_row = first_tap(&job.h, row, rows.first)
-    window.channels = window.out_pixel = job.channels
-    window.rows = rows.last - rows.first
-    window.x_pixel = job.w.stride * job.x_column
-    window.x_row, window.x_column = job.h.dilation * job.x_row, job.w.dilation * job.x_column
-    window.index_pixel = job.w.stride
-    window.index_row, window.index_column = (
+    cdef ck_pool pool
+    pool.width = pool.out_step = job.channels
+    pool.x_step, pool.x_row = job.w.stride * job.x_column, job.h.dilation * job.x_row
+    pool.x_columns, pool.first = job.taps, NULL
+    pool.index_step, pool.index_lane = job.w.stride, 0
+    pool.index_row, pool.index_column = (
         <int32_t>(job.h.dilation * job.w.size), <int32_t>job.w.dilation)
-    for i in range(job.column_spans):
-        columns = &job.columns[i]
-        at_column = first_tap(&job.w, columns.start, columns.first)
-        window.pixels = columns.stop - columns.start
-        window.columns = columns.last - columns.first
-        window.index = at_row * job.w.size + at_column
-        out_at = ((image * job.h.out + row) * job.w.out + columns.start) * job.channels
-        job.kernels.max_pool(
-            &window,
-            job.x + (image * job.x_image + at_row * job.x_row + at_column * job.x_column) * size,
-            job.out + out_at * size, NULL if job.indices == NULL else job.indices + out_at)
+    for row in range(job.h.out * block // job.blocks, job.h.out * (block + 1) // job.blocks):
+        while rows.stop <= row:
+            rows += 1
+        at_row = first_tap(&job.h, row, rows.first)
+        pool.rows = rows.last - rows.first
+        for i in range(job.column_spans):
+            columns = &job.columns[i]
+            at_column = first_tap(&job.w, columns.start, columns.first)
+            pool.steps = columns.stop - columns.start
+            pool.columns = columns.last - columns.first
+            pool.index = at_row * job.w.size + at_column
+            out_at = ((image * job.h.out + row) * job.w.out + columns.start) * job.channels
+            job.kernels.max_pool(
+                &pool,
+                job.x + (image * job.x_image + at_row * job.x_row + at_column * job.x_column) * size,
+                job.out + out_at * size, NULL if job.indices == NULL else job.indices + out_at)
 
 
-cdef void max_pool_plane_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of output rows of one contiguous plane.
+cdef void max_pool_plane(const PoolJob *job, Py_ssize_t plane, Py_ssize_t begin, Py_ssize_t end,
+                         char *scratch) noexcept nogil:
+    """Output rows begin .. end-1 of one contiguous plane.
 
     Input rows are split into the phases of the stride, edges filled with -inf,
     so that every tap of a row of windows is a contiguous load.
     """
-    cdef const PoolJob *job = <const PoolJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, plane = item // job.row_blocks
-    cdef Py_ssize_t block = item % job.row_blocks, row, out_at, split = job.phases * job.phase, top_row
-    cdef Py_ssize_t begin = job.h.out * block // job.row_blocks
-    cdef Py_ssize_t end = job.h.out * (block + 1) // job.row_blocks
+    cdef Py_ssize_t size = kernels.itemsize, at_row, out_at, i
     cdef Py_ssize_t top = max(0, begin * job.h.stride - job.h.pad)
     cdef Py_ssize_t bottom = min(job.h.size, (end - 1) * job.h.stride - job.h.pad
                                  + (job.h.kernel - 1) * job.h.dilation + 1)
-    cdef const char *x = job.x + plane * job.h.size * job.w.size * size
-    cdef const Span *rows = job.rows
-    cdef ck_window window
-    for row in range(top, bottom):
-        kernels.split_row(x + row * job.w.size * size, job.w.size, job.w.stride, job.phases,
-                          job.w.pad, scratch + (row - top) * split * size, job.phase)
-    window.pixels, window.columns = job.w.out, job.w.kernel
-    window.x_row = job.h.dilation * split
-    window.index_pixel = job.w.stride
-    window.index_row, window.index_column = (
+    cdef Py_ssize_t row = job.phases * job.length if job.split else job.w.size
+    cdef const char *x = job.x + (plane * job.h.size + top) * job.w.size * size
+    cdef const Span *rows
+    cdef ck_pool pool
+    if job.split:
+        kernels.split_rows(x, bottom - top, job.w.size, job.w.stride, job.w.pad, scratch,
+                           job.phases, job.used, job.length)
+        x = scratch
+    pool.width = pool.out_step = job.w.out
+    pool.columns, pool.x_columns, pool.first = job.w.kernel, job.taps, job.first
+    pool.x_step, pool.x_row = job.h.stride * row, job.h.dilation * row
+    pool.index_step, pool.index_lane = job.h.stride * job.w.size, <int32_t>job.w.stride
+    pool.index_row, pool.index_column = (
         <int32_t>(job.h.dilation * job.w.size), <int32_t>job.w.dilation)
-    for row in range(begin, end):
-        while rows.stop <= row:
-            rows += 1
-        top_row = first_tap(&job.h, row, rows.first)
-        window.rows = rows.last - rows.first
-        window.index = top_row * job.w.size - job.w.pad
-        out_at = (plane * job.h.out + row) * job.w.out
-        kernels.max_pool_row(&window, scratch + (top_row - top) * split * size, job.starts,
-                             job.first, job.out + out_at * size,
-                             NULL if job.indices == NULL else job.indices + out_at)
+    for i in range(job.row_spans):
+        rows = &job.rows[i]
+        pool.steps = min(end, rows.stop) - max(begin, rows.start)
+        if pool.steps <= 0:
+            continue
+        at_row = first_tap(&job.h, max(begin, rows.start), rows.first)
+        pool.rows = rows.last - rows.first
+        pool.index = at_row * job.w.size - job.w.pad
+        out_at = (plane * job.h.out + max(begin, rows.start)) * job.w.out
+        kernels.max_pool(&pool, x + (at_row - top) * row * size, job.out + out_at * size,
+                         NULL if job.indices == NULL else job.indices + out_at)
+
+
+cdef void max_pool_planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A group of contiguous planes, or a block of output rows of each plane of it."""
+    cdef const PoolJob *job = <const PoolJob *>job_
+    cdef Py_ssize_t plane, first = item // job.blocks * job.group, block = item % job.blocks
+    for plane in range(first, min(first + job.group, job.planes)):
+        max_pool_plane(job, plane, job.h.out * block // job.blocks,
+                       job.h.out * (block + 1) // job.blocks, scratch)
+
+
+cdef int max_pool_pixels(PoolJob *job, Py_ssize_t images, int threads) except -1:
+    cdef Py_ssize_t s
+    cdef double row_bytes = job.h.stride * job.x_row * job.kernels.itemsize
+    cdef double row_work = 2.0 * job.w.out * job.channels * job.h.kernel * job.w.kernel
+    job.columns = new_spans(&job.w, &job.column_spans)
+    for s in range(job.w.kernel):
+        job.taps[s] = s * job.w.dilation * job.x_column
+    job.blocks = <Py_ssize_t>min(<double>job.h.out, job.h.out * row_bytes / BLOCK_BYTES + 1)
+    return run(max_pool_pixels_item, job, images * job.blocks,
+               row_work * ceil_div(job.h.out, job.blocks), threads, 0)
+
+
+cdef int max_pool_planes(PoolJob *job, int threads) except -1:
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t lanes = kernels.lanes, extent = (job.w.kernel - 1) * job.w.dilation + 1
+    cdef Py_ssize_t padded = ceil_div(job.w.out, lanes) * lanes, block, rows, row_bytes, s, o, tap
+    job.split = job.w.stride > 1 or job.w.pad > 0 or job.w.out + extent - 1 > job.w.size
+    job.phases = min(job.w.stride, extent)
+    job.used = job.w.out + (extent - 1) // job.w.stride
+    job.length = max(job.used, ceil_div(job.w.pad + job.w.size, job.w.stride)) + lanes
+    for s in range(job.w.kernel):
+        tap = s * job.w.dilation
+        job.taps[s] = tap
+        if job.split:
+            job.taps[s] = tap % job.w.stride * job.length + tap // job.w.stride
+    if job.w.pad > 0:
+        job.first = <int32_t *>take(<size_t>padded * sizeof(int32_t))
+        for o in range(padded):
+            s = max(0, ceil_div(job.w.pad - o * job.w.stride, job.w.dilation))
+            job.first[o] = <int32_t>(first_tap(&job.w, o, s) - o * job.w.stride + job.w.pad)
+    row_bytes = (job.phases * job.length if job.split else job.w.size) * kernels.itemsize
+    block = max(1, SPLIT_BYTES // (job.h.stride * row_bytes))
+    job.blocks = ceil_div(job.h.out, block)
+    block = ceil_div(job.h.out, job.blocks)
+    rows = min(job.h.size, (block - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1)
+    job.group = max(1, min(job.planes // 64, SPLIT_BYTES // (rows * row_bytes)))
+    return run(max_pool_planes_item, job, ceil_div(job.planes, job.group) * job.blocks,
+               2.0 * job.group * block * padded * job.w.kernel * job.h.kernel, threads,
+               <size_t>(rows * row_bytes) if job.split else 0)
 
 
 def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, tuple columns,
@@ -122,50 +182,28 @@ def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, 
     between its rows, columns and images) or contiguous NCHW.
     """
     cdef PoolJob job
-    cdef const ck_kernels *kernels = kernels_of(x)
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, s, o, block, split_rows
-    cdef double work
-    job.kernels, job.x = kernels, <const char *>cnp.PyArray_DATA(x)
-    job.out = <char *>cnp.PyArray_DATA(out)
-    job.indices = NULL if indices is None else <int64_t *>cnp.PyArray_DATA(indices)
-    job.h = axis(x.shape[2], out.shape[2], rows)
-    job.w = axis(x.shape[3], out.shape[3], columns)
-    job.channels = x.shape[1]
-    job.rows, job.columns, job.starts, job.first = NULL, NULL, NULL, NULL
-    cdef Py_ssize_t taps = job.h.kernel * job.w.kernel
+    cdef Py_ssize_t size
+    job.kernels, job.x = kernels_of(x), <const char *>cnp.PyArray_DATA(x)
+    size = job.kernels.itemsize
+    job.out, job.indices = <char *>cnp.PyArray_DATA(out), NULL
+    if indices is not None:
+        job.indices = <int64_t *>cnp.PyArray_DATA(indices)
+    job.h, job.w = axis(x.shape[2], out.shape[2], rows), axis(x.shape[3], out.shape[3], columns)
+    job.channels, job.planes = x.shape[1], x.shape[0] * x.shape[1]
+    job.x_image, job.x_row, job.x_column = (
+        x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
+    job.rows, job.columns, job.taps, job.first = NULL, NULL, NULL, NULL
     try:
         job.rows = new_spans(&job.h, &job.row_spans)
+        job.taps = <ptrdiff_t *>take(<size_t>job.w.kernel * sizeof(ptrdiff_t))
         if channels_last:
-            job.columns = new_spans(&job.w, &job.column_spans)
-            job.x_image, job.x_row, job.x_column = (
-                x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
-            work = 2.0 * job.w.out * job.channels * taps
-            run(max_pool_item, &job, x.shape[0] * job.h.out, work, threads, 0)
-            return
-        job.starts = <ptrdiff_t *>take(<size_t>job.w.kernel * sizeof(ptrdiff_t))
-        job.first = <int32_t *>take(<size_t>job.w.out * sizeof(int32_t))
-        job.phases = min(job.w.stride, (job.w.kernel - 1) * job.w.dilation + 1)
-        job.phase = (ceil_div(job.w.out, lanes) * lanes
-                     + (job.w.kernel - 1) * job.w.dilation // job.w.stride)
-        for s in range(job.w.kernel):
-            job.starts[s] = (s * job.w.dilation % job.w.stride * job.phase
-                             + s * job.w.dilation // job.w.stride)
-        for o in range(job.w.out):
-            s = max(0, ceil_div(job.w.pad - o * job.w.stride, job.w.dilation))
-            job.first[o] = <int32_t>(first_tap(&job.w, o, s) - o * job.w.stride + job.w.pad)
-        # Rows whose split copies stay in the first-level cache.
-        block = max(1, (24 << 10) // (job.h.stride * job.phases * job.phase * size))
-        job.row_blocks = ceil_div(job.h.out, block)
-        block = ceil_div(job.h.out, job.row_blocks)
-        split_rows = min(job.h.size,
-                         (block - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1)
-        work = 2.0 * block * job.phase * taps
-        run(max_pool_plane_item, &job, x.shape[0] * job.channels * job.row_blocks, work, threads,
-            <size_t>(split_rows * job.phases * job.phase * size))
+            max_pool_pixels(&job, x.shape[0], threads)
+        else:
+            max_pool_planes(&job, threads)
     finally:
         give(job.rows)
         give(job.columns)
-        give(job.starts)
+        give(job.taps)
         give(job.first)
 
 

@@ -98,15 +98,31 @@ typedef struct {
     ptrdiff_t rows, columns;
     ptrdiff_t x_pixel, x_row, x_column;
     ptrdiff_t out_pixel;
-    /* max pooling: flat index of a pixel's first tap, and what a pixel, a tap row and a
-     * tap column add to it */
-    int64_t index, index_pixel;
-    int32_t index_row, index_column;
-    /* depthwise convolution */
     ptrdiff_t w_row, w_column;
     int activation;
     double slope;
 } ck_window;
+
+/* ---- Max pooling: lanes along a pixel's channels, or along a row of outputs ----
+ *
+ * out[j*out_step + i] = max over taps r < rows, s < columns of
+ *     x[j*x_step + r*x_row + x_columns[s] + i]
+ *
+ * for j < steps and i < width; the index of such an element is
+ *     index + j*index_step + i*index_lane + r*index_row + s*index_column.
+ *
+ * The first maximum wins, the last NaN does before it; where nothing is above -inf, the index is
+ * that of an element first[i] (NULL: 0) further than the first tap; `first` is readable up to a
+ * multiple of the lanes.
+ */
+typedef struct {
+    ptrdiff_t steps, width, rows, columns;
+    ptrdiff_t x_step, x_row, out_step;
+    const ptrdiff_t *x_columns;
+    const int32_t *first;
+    int64_t index, index_step;
+    int32_t index_lane, index_row, index_column;
+} ck_pool;
 
 typedef struct {
     int dtype, itemsize, lanes;
@@ -123,20 +139,17 @@ typedef struct {
      * negative; i goes on to a multiple of the lanes, with zeros */
     void (*scatter_transposed)(const void *src, ptrdiff_t src_row, ptrdiff_t rows,
                                ptrdiff_t columns, void *dst, const ptrdiff_t *offsets);
-    /* out = max over the taps, index = position of the first maximum (of the last NaN); no taps:
-     * -inf.  indices may be NULL. */
-    void (*max_pool)(const ck_window *window, const void *x, void *out, int64_t *indices);
+    /* See ck_pool; indices may be NULL. */
+    void (*max_pool)(const ck_pool *pool, const void *x, void *out, int64_t *indices);
     /* out[indices[o*row + c]*row + c] += grad[o*row + c] for o < count, c < inner, in that order */
     void (*scatter_add)(const void *grad, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
                         ptrdiff_t row, void *out);
-    /* One output row of a plane whose rows were split by split_row: `columns[s]` is where the
-     * tap column s starts in a split row, `first[ow]` the offset of the first tap inside. */
-    void (*max_pool_row)(const ck_window *window, const void *x, const ptrdiff_t *columns,
-                         const int32_t *first, void *out, int64_t *indices);
-    /* dst[p*dst_phase + i] = src[i*stride + p - left], or -inf outside 0..width, for
-     * p < phases, i < dst_phase */
-    void (*split_row)(const void *src, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t phases,
-                      ptrdiff_t left, void *dst, ptrdiff_t dst_phase);
+    /* dst[(r*phases + p)*length + i] = src[r*width + i*stride + p - left], -inf where that is outside
+     * the row, for r < rows, p < phases, i < used.  `length` is at least `used` and
+     * (left + width + stride - 1)/stride, plus the lanes: what lies between is scratch. */
+    void (*split_rows)(const void *src, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
+                       ptrdiff_t left, void *dst, ptrdiff_t phases, ptrdiff_t used,
+                       ptrdiff_t length);
     /* out[c] = activation(bias[c] + sum over taps x[c] * w[tap][c]) */
     void (*depthwise)(const ck_window *window, const void *x, const void *w, const void *bias,
                       void *out);

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define CK_INLINE static inline __attribute__((always_inline))
+#define CK_UNROLL _Pragma("GCC unroll 16")
 
 #ifdef CK_DTYPE_F64
 typedef double real;
@@ -36,32 +37,40 @@ typedef int32_t lane_int;
 #define CK_REGISTERS 16
 #endif
 
-enum { VL = CK_VECTOR_BYTES / (int)sizeof(real) };
+enum { VL = CK_VECTOR_BYTES / (int)sizeof(real), LONGS = CK_VECTOR_BYTES / 8 };
 
 typedef real vec __attribute__((vector_size(CK_VECTOR_BYTES)));
 typedef real vec_unaligned
     __attribute__((vector_size(CK_VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 typedef lane_int mask __attribute__((vector_size(CK_VECTOR_BYTES)));
+typedef int64_t v_long __attribute__((vector_size(CK_VECTOR_BYTES)));
 
 CK_INLINE vec v_load(const real *p) { return *(const vec_unaligned *)p; }
 CK_INLINE void v_store(real *p, vec v) { *(vec_unaligned *)p = v; }
 /* A value minus the zero vector is the one spelling that GCC turns into a plain broadcast load. */
 CK_INLINE vec v_set1(real x) { return x - (vec){0}; }
-CK_INLINE vec v_select(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & ~m)); }
 
-/* ---- what each instruction set adds: v_fma(a, b, c) = a*b + c; the first n lanes ---- */
+/* ---- what each instruction set adds: v_fma(a, b, c) = a*b + c; v_select(m, a, b) = m ? a : b;
+ * loads and stores of the first n lanes, v_store_long_part those of 64-bit integers ---- */
 #if defined(CK_ISA_AVX512)
 #include <immintrin.h>
 #ifdef CK_DTYPE_F64
 #define CK_MM(op) _mm512_##op##_pd
 #define CK_LANES(n) ((__mmask8)((1u << (n)) - 1))
+#define CK_TO_MASK(m) _mm512_movepi64_mask((__m512i)(m))
 #else
 #define CK_MM(op) _mm512_##op##_ps
 #define CK_LANES(n) ((__mmask16)((1u << (n)) - 1))
+#define CK_TO_MASK(m) _mm512_movepi32_mask((__m512i)(m))
 #endif
 CK_INLINE vec v_fma(vec a, vec b, vec c) { return CK_MM(fmadd)(a, b, c); }
 CK_INLINE vec v_load_part(const real *p, ptrdiff_t n) { return CK_MM(maskz_loadu)(CK_LANES(n), p); }
 CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n) { CK_MM(mask_storeu)(p, CK_LANES(n), v); }
+CK_INLINE vec v_select(mask m, vec a, vec b) { return CK_MM(mask_blend)(CK_TO_MASK(m), b, a); }
+CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
+{
+    _mm512_mask_storeu_epi64(p, (__mmask8)((1u << n) - 1), (__m512i)v);
+}
 
 #elif defined(CK_ISA_AVX2)
 #include <immintrin.h>
@@ -75,6 +84,11 @@ CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n) { CK_MM(mask_storeu)(p,
 CK_INLINE vec v_fma(vec a, vec b, vec c) { return CK_MM(fmadd)(a, b, c); }
 CK_INLINE vec v_load_part(const real *p, ptrdiff_t n) { return CK_MM(maskload)(p, CK_LANES(n)); }
 CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n) { CK_MM(maskstore)(p, CK_LANES(n), v); }
+CK_INLINE vec v_select(mask m, vec a, vec b) { return CK_MM(blendv)(b, a, (vec)m); }
+CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
+{
+    _mm256_maskstore_epi64((long long *)p, (__m256i)((v_long){0, 1, 2, 3} < n), (__m256i)v);
+}
 
 #else /* NEON and the portable path */
 #if defined(CK_ISA_NEON)
@@ -95,6 +109,12 @@ CK_INLINE vec v_load_part(const real *p, ptrdiff_t n)
     return v;
 }
 CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+        p[i] = v[i];
+}
+CK_INLINE vec v_select(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & ~m)); }
+CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 {
     for (ptrdiff_t i = 0; i < n; i++)
         p[i] = v[i];
@@ -132,6 +152,42 @@ CK_INLINE void v_store_n(real *p, vec v, ptrdiff_t n)
         v_store_part(p, v, n);
 }
 
+/* The number of each lane. */
+CK_INLINE mask v_lane_numbers(void)
+{
+    mask m;
+    for (int i = 0; i < VL; i++)
+        m[i] = i;
+    return m;
+}
+
+/* The first n lanes of memory, `rest` in the others. */
+CK_INLINE vec v_load_or(const real *p, ptrdiff_t n, real rest)
+{
+    if (n >= VL)
+        return v_load(p);
+    const vec others = v_set1(rest);
+    return n <= 0 ? others : v_select(v_lane_numbers() < (lane_int)n, v_load_part(p, n), others);
+}
+
+/* Store base + v, n lanes, as 64-bit integers. */
+CK_INLINE void v_store_long_n(int64_t *p, int64_t base, mask v, ptrdiff_t n)
+{
+    lane_int lane[VL];
+    memcpy(lane, &v, sizeof v);
+    CK_UNROLL
+    for (int i = 0; i < VL; i += LONGS) {
+        typedef lane_int part __attribute__((vector_size(LONGS * sizeof(lane_int))));
+        part few;
+        memcpy(&few, lane + i, sizeof few);
+        const v_long wide = base + __builtin_convertvector(few, v_long);
+        if (n >= i + LONGS)
+            memcpy(p + i, &wide, sizeof wide);
+        else if (n > i)
+            v_store_long_part(p + i, wide, n - i);
+    }
+}
+
 /* The sum of the lanes, halves added to halves: the same tree for every caller. */
 CK_INLINE real v_sum(vec v)
 {
@@ -145,22 +201,32 @@ CK_INLINE real v_sum(vec v)
     return lane[0];
 }
 
-/* Interleave the lower (upper) halves of two vectors; shuffles of constants become one or two
- * instructions. */
+/* Interleave the lower (upper) halves of two vectors, or take every other lane of both; shuffles of
+ * constants become one or two instructions. */
 #if CK_VECTOR_BYTES == 64 && !defined(CK_DTYPE_F64)
 #define CK_ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define CK_ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define CK_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define CK_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif CK_VECTOR_BYTES / 8 == 8 || (CK_VECTOR_BYTES == 32 && !defined(CK_DTYPE_F64))
 #define CK_ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define CK_ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define CK_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define CK_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #elif CK_VECTOR_BYTES == 32 || !defined(CK_DTYPE_F64)
 #define CK_ZIP_LOW 0, 4, 1, 5
 #define CK_ZIP_HIGH 2, 6, 3, 7
+#define CK_EVEN 0, 2, 4, 6
+#define CK_ODD 1, 3, 5, 7
 #else
 #define CK_ZIP_LOW 0, 2
 #define CK_ZIP_HIGH 1, 3
+#define CK_EVEN 0, 2
+#define CK_ODD 1, 3
 #endif
 CK_INLINE vec v_zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ZIP_LOW); }
 CK_INLINE vec v_zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ZIP_HIGH); }
+CK_INLINE vec v_even(vec a, vec b) { return __builtin_shufflevector(a, b, CK_EVEN); }
+CK_INLINE vec v_odd(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ODD); }
 
 #endif
