@@ -48,6 +48,11 @@ cdef struct PoolJob:
     bint split
 
 
+cdef double window_work(const PoolJob *job) noexcept nogil:
+    """Work of one output, in what `run` counts."""
+    return 6.0 * job.h.kernel * job.w.kernel + 12
+
+
 cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) noexcept nogil:
     """Input position of a window's tap, moved inside where the whole window is in the padding."""
     return min(o * a.stride - a.pad + tap * a.dilation, a.size - 1)
@@ -136,7 +141,7 @@ cdef void max_pool_planes_item(const void *job_, Py_ssize_t item, char *scratch)
 cdef int max_pool_pixels(PoolJob *job, Py_ssize_t images, int threads) except -1:
     cdef Py_ssize_t s
     cdef double row_bytes = job.h.stride * job.x_row * job.kernels.itemsize
-    cdef double row_work = 2.0 * job.w.out * job.channels * job.h.kernel * job.w.kernel
+    cdef double row_work = job.w.out * job.channels * window_work(job)
     job.columns = new_spans(&job.w, &job.column_spans)
     for s in range(job.w.kernel):
         job.taps[s] = s * job.w.dilation * job.x_column
@@ -170,7 +175,7 @@ cdef int max_pool_planes(PoolJob *job, int threads) except -1:
     rows = min(job.h.size, (block - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1)
     job.group = max(1, min(job.planes // 64, SPLIT_BYTES // (rows * row_bytes)))
     return run(max_pool_planes_item, job, ceil_div(job.planes, job.group) * job.blocks,
-               2.0 * job.group * block * padded * job.w.kernel * job.h.kernel, threads,
+               window_work(job) * job.group * block * padded, threads,
                <size_t>(rows * row_bytes) if job.split else 0)
 
 

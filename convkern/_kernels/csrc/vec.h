@@ -49,24 +49,39 @@ CK_INLINE vec v_load(const real *p) { return *(const vec_unaligned *)p; }
 CK_INLINE void v_store(real *p, vec v) { *(vec_unaligned *)p = v; }
 /* A value minus the zero vector is the one spelling that GCC turns into a plain broadcast load. */
 CK_INLINE vec v_set1(real x) { return x - (vec){0}; }
+CK_INLINE vec v_select(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & ~m)); }
 
-/* ---- what each instruction set adds: v_fma(a, b, c) = a*b + c; v_select(m, a, b) = m ? a : b;
- * loads and stores of the first n lanes, v_store_long_part those of 64-bit integers ---- */
+/* ---- what each instruction set adds: v_fma(a, b, c) = a*b + c; loads and stores of the first n
+ * lanes, v_store_long_part those of 64-bit integers, v_widen makes them of half a vector; v_beats: which lanes of v are greater than max
+ * or NaN; v_choose(c, a, b): a where c says so, otherwise b ---- */
 #if defined(CK_ISA_AVX512)
 #include <immintrin.h>
 #ifdef CK_DTYPE_F64
 #define CK_MM(op) _mm512_##op##_pd
 #define CK_LANES(n) ((__mmask8)((1u << (n)) - 1))
-#define CK_TO_MASK(m) _mm512_movepi64_mask((__m512i)(m))
+#define CK_CMP _mm512_cmp_pd_mask
+typedef __mmask8 choice;
+CK_INLINE v_long v_widen(mask v, int half) { return (void)half, v; }
 #else
 #define CK_MM(op) _mm512_##op##_ps
 #define CK_LANES(n) ((__mmask16)((1u << (n)) - 1))
-#define CK_TO_MASK(m) _mm512_movepi32_mask((__m512i)(m))
+#define CK_CMP _mm512_cmp_ps_mask
+typedef __mmask16 choice;
+CK_INLINE v_long v_widen(mask v, int half)
+{
+    const __m512i m = (__m512i)v;
+    return (v_long)_mm512_cvtepi32_epi64(half ? _mm512_extracti64x4_epi64(m, 1)
+                                              : _mm512_castsi512_si256(m));
+}
 #endif
 CK_INLINE vec v_fma(vec a, vec b, vec c) { return CK_MM(fmadd)(a, b, c); }
 CK_INLINE vec v_load_part(const real *p, ptrdiff_t n) { return CK_MM(maskz_loadu)(CK_LANES(n), p); }
 CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n) { CK_MM(mask_storeu)(p, CK_LANES(n), v); }
-CK_INLINE vec v_select(mask m, vec a, vec b) { return CK_MM(mask_blend)(CK_TO_MASK(m), b, a); }
+CK_INLINE choice v_beats(vec v, vec max)
+{
+    return CK_CMP(v, max, _CMP_GT_OQ) | CK_CMP(v, v, _CMP_UNORD_Q);
+}
+CK_INLINE vec v_choose(choice c, vec a, vec b) { return CK_MM(mask_blend)(c, b, a); }
 CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 {
     _mm512_mask_storeu_epi64(p, (__mmask8)((1u << n) - 1), (__m512i)v);
@@ -77,14 +92,23 @@ CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 #ifdef CK_DTYPE_F64
 #define CK_MM(op) _mm256_##op##_pd
 #define CK_LANES(n) (__m256i)((mask){0, 1, 2, 3} < (lane_int)(n))
+CK_INLINE v_long v_widen(mask v, int half) { return (void)half, v; }
 #else
 #define CK_MM(op) _mm256_##op##_ps
 #define CK_LANES(n) (__m256i)((mask){0, 1, 2, 3, 4, 5, 6, 7} < (lane_int)(n))
+CK_INLINE v_long v_widen(mask v, int half)
+{
+    const __m256i m = (__m256i)v;
+    return (v_long)_mm256_cvtepi32_epi64(half ? _mm256_extracti128_si256(m, 1)
+                                              : _mm256_castsi256_si128(m));
+}
 #endif
 CK_INLINE vec v_fma(vec a, vec b, vec c) { return CK_MM(fmadd)(a, b, c); }
 CK_INLINE vec v_load_part(const real *p, ptrdiff_t n) { return CK_MM(maskload)(p, CK_LANES(n)); }
 CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n) { CK_MM(maskstore)(p, CK_LANES(n), v); }
-CK_INLINE vec v_select(mask m, vec a, vec b) { return CK_MM(blendv)(b, a, (vec)m); }
+typedef mask choice;
+CK_INLINE choice v_beats(vec v, vec max) { return (v > max) | (v != v); }
+CK_INLINE vec v_choose(choice c, vec a, vec b) { return CK_MM(blendv)(b, a, (vec)c); }
 CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 {
     _mm256_maskstore_epi64((long long *)p, (__m256i)((v_long){0, 1, 2, 3} < n), (__m256i)v);
@@ -113,7 +137,13 @@ CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n)
     for (ptrdiff_t i = 0; i < n; i++)
         p[i] = v[i];
 }
-CK_INLINE vec v_select(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & ~m)); }
+typedef mask choice;
+CK_INLINE choice v_beats(vec v, vec max) { return (v > max) | (v != v); }
+CK_INLINE vec v_choose(choice c, vec a, vec b) { return v_select(c, a, b); }
+CK_INLINE v_long v_widen(mask v, int half)
+{
+    return (v_long){v[half * LONGS], v[half * LONGS + 1]};
+}
 CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 {
     for (ptrdiff_t i = 0; i < n; i++)
@@ -173,18 +203,13 @@ CK_INLINE vec v_load_or(const real *p, ptrdiff_t n, real rest)
 /* Store base + v, n lanes, as 64-bit integers. */
 CK_INLINE void v_store_long_n(int64_t *p, int64_t base, mask v, ptrdiff_t n)
 {
-    lane_int lane[VL];
-    memcpy(lane, &v, sizeof v);
     CK_UNROLL
-    for (int i = 0; i < VL; i += LONGS) {
-        typedef lane_int part __attribute__((vector_size(LONGS * sizeof(lane_int))));
-        part few;
-        memcpy(&few, lane + i, sizeof few);
-        const v_long wide = base + __builtin_convertvector(few, v_long);
-        if (n >= i + LONGS)
-            memcpy(p + i, &wide, sizeof wide);
-        else if (n > i)
-            v_store_long_part(p + i, wide, n - i);
+    for (int half = 0; half < VL / LONGS; half++, p += LONGS, n -= LONGS) {
+        const v_long wide = base + v_widen(v, half);
+        if (n >= LONGS)
+            memcpy(p, &wide, sizeof wide);
+        else if (n > 0)
+            v_store_long_part(p, wide, n);
     }
 }
 
