@@ -33,11 +33,12 @@ cdef extern from "csrc/ck.h" nogil:
         int activation
         double slope
     ctypedef struct ck_pool:
-        ptrdiff_t steps, width, rows, columns, x_step, x_row, out_step
-        const ptrdiff_t *x_columns
+        ptrdiff_t steps, width, rows, columns, x_step, tap_row, out_step
+        const ptrdiff_t *taps
         const int32_t *first
         int64_t index, index_step
         int32_t index_lane, index_row, index_column
+        int ordered
     ctypedef struct ck_kernels:
         int itemsize, lanes, max_dot_rows
         int max_pixels[5]
@@ -51,8 +52,8 @@ cdef extern from "csrc/ck.h" nogil:
         void (*max_pool)(const ck_pool *, const void *, void *, int64_t *) noexcept nogil
         void (*scatter_add)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                             void *) noexcept nogil
-        void (*split_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
-                           ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
+        int (*split_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                          ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*depthwise)(const ck_window *, const void *, const void *, const void *,
                           void *) noexcept nogil
         void (*depthwise_outer)(const ck_outer_layout *, ptrdiff_t, const void *, const void *,

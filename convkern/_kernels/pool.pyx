@@ -43,9 +43,10 @@ cdef struct PoolJob:
     # Where the taps of a row of windows begin, and the window's first element inside the image.
     ptrdiff_t *taps
     int32_t *first
-    # Contiguous planes only: how many there are and make an item, and how rows are split.
-    Py_ssize_t planes, group, phases, used, length
-    bint split
+    # Contiguous planes only: how many there are and make an item; how rows are split, all of a
+    # block as one if they are `joined`; what an output row takes of the split ones.
+    Py_ssize_t planes, group, phases, used, length, step
+    bint joined
 
 
 cdef double window_work(const PoolJob *job) noexcept nogil:
@@ -67,8 +68,8 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
     cdef const Span *columns
     cdef ck_pool pool
     pool.width = pool.out_step = job.channels
-    pool.x_step, pool.x_row = job.w.stride * job.x_column, job.h.dilation * job.x_row
-    pool.x_columns, pool.first = job.taps, NULL
+    pool.x_step, pool.tap_row = job.w.stride * job.x_column, job.w.kernel
+    pool.taps, pool.first, pool.ordered = job.taps, NULL, False
     pool.index_step, pool.index_lane = job.w.stride, 0
     pool.index_row, pool.index_column = (
         <int32_t>(job.h.dilation * job.w.size), <int32_t>job.w.dilation)
@@ -102,17 +103,17 @@ cdef void max_pool_plane(const PoolJob *job, Py_ssize_t plane, Py_ssize_t begin,
     cdef Py_ssize_t top = max(0, begin * job.h.stride - job.h.pad)
     cdef Py_ssize_t bottom = min(job.h.size, (end - 1) * job.h.stride - job.h.pad
                                  + (job.h.kernel - 1) * job.h.dilation + 1)
-    cdef Py_ssize_t row = job.phases * job.length if job.split else job.w.size
-    cdef const char *x = job.x + (plane * job.h.size + top) * job.w.size * size
+    cdef Py_ssize_t height = bottom - top, width = job.w.size
     cdef const Span *rows
     cdef ck_pool pool
-    if job.split:
-        kernels.split_rows(x, bottom - top, job.w.size, job.w.stride, job.w.pad, scratch,
-                           job.phases, job.used, job.length)
-        x = scratch
+    if job.joined:
+        height, width = 1, height * width
+    pool.ordered = not kernels.split_rows(
+        job.x + (plane * job.h.size + top) * job.w.size * size, height, width, job.w.stride,
+        job.w.pad, scratch, job.phases, job.used, job.length)
     pool.width = pool.out_step = job.w.out
-    pool.columns, pool.x_columns, pool.first = job.w.kernel, job.taps, job.first
-    pool.x_step, pool.x_row = job.h.stride * row, job.h.dilation * row
+    pool.columns, pool.first = job.w.kernel, job.first
+    pool.taps, pool.tap_row, pool.x_step = job.taps, job.w.kernel, job.step
     pool.index_step, pool.index_lane = job.h.stride * job.w.size, <int32_t>job.w.stride
     pool.index_row, pool.index_column = (
         <int32_t>(job.h.dilation * job.w.size), <int32_t>job.w.dilation)
@@ -125,7 +126,8 @@ cdef void max_pool_plane(const PoolJob *job, Py_ssize_t plane, Py_ssize_t begin,
         pool.rows = rows.last - rows.first
         pool.index = at_row * job.w.size - job.w.pad
         out_at = (plane * job.h.out + max(begin, rows.start)) * job.w.out
-        kernels.max_pool(&pool, x + (at_row - top) * row * size, job.out + out_at * size,
+        kernels.max_pool(&pool, scratch + (at_row - top) * job.step // job.h.stride * size,
+                         job.out + out_at * size,
                          NULL if job.indices == NULL else job.indices + out_at)
 
 
@@ -139,12 +141,13 @@ cdef void max_pool_planes_item(const void *job_, Py_ssize_t item, char *scratch)
 
 
 cdef int max_pool_pixels(PoolJob *job, Py_ssize_t images, int threads) except -1:
-    cdef Py_ssize_t s
+    cdef Py_ssize_t r, s
     cdef double row_bytes = job.h.stride * job.x_row * job.kernels.itemsize
     cdef double row_work = job.w.out * job.channels * window_work(job)
     job.columns = new_spans(&job.w, &job.column_spans)
-    for s in range(job.w.kernel):
-        job.taps[s] = s * job.w.dilation * job.x_column
+    for r in range(job.h.kernel):
+        for s in range(job.w.kernel):
+            job.taps[r * job.w.kernel + s] = job.h.dilation * r * job.x_row + job.w.dilation * s * job.x_column
     job.blocks = <Py_ssize_t>min(<double>job.h.out, job.h.out * row_bytes / BLOCK_BYTES + 1)
     return run(max_pool_pixels_item, job, images * job.blocks,
                row_work * ceil_div(job.h.out, job.blocks), threads, 0)
@@ -152,31 +155,43 @@ cdef int max_pool_pixels(PoolJob *job, Py_ssize_t images, int threads) except -1
 
 cdef int max_pool_planes(PoolJob *job, int threads) except -1:
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t lanes = kernels.lanes, extent = (job.w.kernel - 1) * job.w.dilation + 1
-    cdef Py_ssize_t padded = ceil_div(job.w.out, lanes) * lanes, block, rows, row_bytes, s, o, tap
-    job.split = job.w.stride > 1 or job.w.pad > 0 or job.w.out + extent - 1 > job.w.size
-    job.phases = min(job.w.stride, extent)
-    job.used = job.w.out + (extent - 1) // job.w.stride
-    job.length = max(job.used, ceil_div(job.w.pad + job.w.size, job.w.stride)) + lanes
-    for s in range(job.w.kernel):
-        tap = s * job.w.dilation
-        job.taps[s] = tap
-        if job.split:
-            job.taps[s] = tap % job.w.stride * job.length + tap // job.w.stride
+    cdef Py_ssize_t lanes = kernels.lanes, stride = job.w.stride, size = kernels.itemsize
+    cdef Py_ssize_t extent = (job.w.kernel - 1) * job.w.dilation + 1
+    cdef Py_ssize_t padded = ceil_div(job.w.out, lanes) * lanes, block, height, row, r, s, o, at
+    # Rows of windows that keep inside the row and begin in the same phase are split as one.
+    job.joined = (job.h.pad == 0 and job.w.pad == 0 and job.h.stride * job.w.size % stride == 0
+                  and (job.w.out - 1) * stride + extent <= job.w.size)
+    job.phases = stride if job.joined else min(stride, extent)
+    job.used = 0 if job.joined else job.w.out + (extent - 1) // stride
+    row = max(job.used, ceil_div(job.w.pad + job.w.size, stride)) + 2 * lanes
+    block = max(1, SPLIT_BYTES // (job.h.stride * job.phases * row * size))
+    job.blocks = ceil_div(job.h.out, block)
+    block = ceil_div(job.h.out, job.blocks)
+    height = min(job.h.size,
+                 (block - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1)
+    if job.joined:
+        job.length = (height * job.w.size // stride // lanes + 2) * lanes
+        job.step = job.h.stride * job.w.size // stride
+        row, height = job.length, 1
+    else:
+        job.length = row // lanes * lanes
+        job.step = job.h.stride * job.phases * job.length
+    for r in range(job.h.kernel):
+        for s in range(job.w.kernel):
+            at = s * job.w.dilation + (r * job.h.dilation * job.w.size if job.joined else 0)
+            job.taps[r * job.w.kernel + s] = at % stride * job.length + at // stride
+            if not job.joined:
+                job.taps[r * job.w.kernel + s] += r * job.h.dilation * job.phases * job.length
     if job.w.pad > 0:
         job.first = <int32_t *>take(<size_t>padded * sizeof(int32_t))
         for o in range(padded):
-            s = max(0, ceil_div(job.w.pad - o * job.w.stride, job.w.dilation))
-            job.first[o] = <int32_t>(first_tap(&job.w, o, s) - o * job.w.stride + job.w.pad)
-    row_bytes = (job.phases * job.length if job.split else job.w.size) * kernels.itemsize
-    block = max(1, SPLIT_BYTES // (job.h.stride * row_bytes))
-    job.blocks = ceil_div(job.h.out, block)
-    block = ceil_div(job.h.out, job.blocks)
-    rows = min(job.h.size, (block - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1)
-    job.group = max(1, min(job.planes // 64, SPLIT_BYTES // (rows * row_bytes)))
+            s = max(0, ceil_div(job.w.pad - o * stride, job.w.dilation))
+            job.first[o] = <int32_t>(first_tap(&job.w, o, s) - o * stride + job.w.pad)
+    job.group = max(1, min(job.planes // 64,
+                           SPLIT_BYTES // (job.h.size * job.w.size * size)))
     return run(max_pool_planes_item, job, ceil_div(job.planes, job.group) * job.blocks,
                window_work(job) * job.group * block * padded, threads,
-               <size_t>(rows * row_bytes) if job.split else 0)
+               <size_t>(height * job.phases * job.length * size))
 
 
 def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, tuple columns,
@@ -200,7 +215,8 @@ def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, 
     job.rows, job.columns, job.taps, job.first = NULL, NULL, NULL, NULL
     try:
         job.rows = new_spans(&job.h, &job.row_spans)
-        job.taps = <ptrdiff_t *>take(<size_t>job.w.kernel * sizeof(ptrdiff_t))
+        job.taps = <ptrdiff_t *>take(
+            <size_t>(job.h.kernel * job.w.kernel) * sizeof(ptrdiff_t))
         if channels_last:
             max_pool_pixels(&job, x.shape[0], threads)
         else:

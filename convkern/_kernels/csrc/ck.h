@@ -106,7 +106,7 @@ typedef struct {
 /* ---- Max pooling: lanes along a pixel's channels, or along a row of outputs ----
  *
  * out[j*out_step + i] = max over taps r < rows, s < columns of
- *     x[j*x_step + r*x_row + x_columns[s] + i]
+ *     x[j*x_step + taps[r*tap_row + s] + i]
  *
  * for j < steps and i < width; the index of such an element is
  *     index + j*index_step + i*index_lane + r*index_row + s*index_column.
@@ -117,11 +117,12 @@ typedef struct {
  */
 typedef struct {
     ptrdiff_t steps, width, rows, columns;
-    ptrdiff_t x_step, x_row, out_step;
-    const ptrdiff_t *x_columns;
+    ptrdiff_t x_step, tap_row, out_step;
+    const ptrdiff_t *taps;
     const int32_t *first;
     int64_t index, index_step;
     int32_t index_lane, index_row, index_column;
+    int ordered; /* no element is NaN: faster */
 } ck_pool;
 
 typedef struct {
@@ -146,8 +147,9 @@ typedef struct {
                         ptrdiff_t row, void *out);
     /* dst[(r*phases + p)*length + i] = src[r*width + i*stride + p - left], -inf where that is outside
      * the row, for r < rows, p < phases, i < used.  `length` is at least `used` and
-     * (left + width + stride - 1)/stride, plus the lanes: what lies between is scratch. */
-    void (*split_rows)(const void *src, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
+     * (left + width + stride - 1)/stride, plus the lanes: what lies between is scratch.  Returns
+     * whether an element is NaN. */
+    int (*split_rows)(const void *src, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
                        ptrdiff_t left, void *dst, ptrdiff_t phases, ptrdiff_t used,
                        ptrdiff_t length);
     /* out[c] = activation(bias[c] + sum over taps x[c] * w[tap][c]) */

@@ -52,8 +52,9 @@ CK_INLINE vec v_set1(real x) { return x - (vec){0}; }
 CK_INLINE vec v_select(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & ~m)); }
 
 /* ---- what each instruction set adds: v_fma(a, b, c) = a*b + c; loads and stores of the first n
- * lanes, v_store_long_part those of 64-bit integers, v_widen makes them of half a vector; v_beats: which lanes of v are greater than max
- * or NaN; v_choose(c, a, b): a where c says so, otherwise b ---- */
+ * lanes, v_store_long_part those of 64-bit integers, v_widen makes them of half a vector.  A choice
+ * says something of each lane: v_greater: a > b; v_unordered: a or b is NaN; v_choose(c, a, b): a
+ * where c says so, otherwise b.  v_max(a, b) = a > b ? a : b. ---- */
 #if defined(CK_ISA_AVX512)
 #include <immintrin.h>
 #ifdef CK_DTYPE_F64
@@ -77,11 +78,11 @@ CK_INLINE v_long v_widen(mask v, int half)
 CK_INLINE vec v_fma(vec a, vec b, vec c) { return CK_MM(fmadd)(a, b, c); }
 CK_INLINE vec v_load_part(const real *p, ptrdiff_t n) { return CK_MM(maskz_loadu)(CK_LANES(n), p); }
 CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n) { CK_MM(mask_storeu)(p, CK_LANES(n), v); }
-CK_INLINE choice v_beats(vec v, vec max)
-{
-    return CK_CMP(v, max, _CMP_GT_OQ) | CK_CMP(v, v, _CMP_UNORD_Q);
-}
 CK_INLINE vec v_choose(choice c, vec a, vec b) { return CK_MM(mask_blend)(c, b, a); }
+CK_INLINE choice v_unordered(vec a, vec b) { return CK_CMP(a, b, _CMP_UNORD_Q); }
+CK_INLINE int v_any(choice c) { return c != 0; }
+CK_INLINE choice v_greater(vec a, vec b) { return CK_CMP(a, b, _CMP_GT_OQ); }
+CK_INLINE vec v_max(vec a, vec b) { return CK_MM(max)(a, b); }
 CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 {
     _mm512_mask_storeu_epi64(p, (__mmask8)((1u << n) - 1), (__m512i)v);
@@ -107,8 +108,11 @@ CK_INLINE vec v_fma(vec a, vec b, vec c) { return CK_MM(fmadd)(a, b, c); }
 CK_INLINE vec v_load_part(const real *p, ptrdiff_t n) { return CK_MM(maskload)(p, CK_LANES(n)); }
 CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n) { CK_MM(maskstore)(p, CK_LANES(n), v); }
 typedef mask choice;
-CK_INLINE choice v_beats(vec v, vec max) { return (v > max) | (v != v); }
 CK_INLINE vec v_choose(choice c, vec a, vec b) { return CK_MM(blendv)(b, a, (vec)c); }
+CK_INLINE choice v_unordered(vec a, vec b) { return (choice)CK_MM(cmp)(a, b, _CMP_UNORD_Q); }
+CK_INLINE int v_any(choice c) { return CK_MM(movemask)((vec)c) != 0; }
+CK_INLINE choice v_greater(vec a, vec b) { return a > b; }
+CK_INLINE vec v_max(vec a, vec b) { return CK_MM(max)(a, b); }
 CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 {
     _mm256_maskstore_epi64((long long *)p, (__m256i)((v_long){0, 1, 2, 3} < n), (__m256i)v);
@@ -138,8 +142,17 @@ CK_INLINE void v_store_part(real *p, vec v, ptrdiff_t n)
         p[i] = v[i];
 }
 typedef mask choice;
-CK_INLINE choice v_beats(vec v, vec max) { return (v > max) | (v != v); }
 CK_INLINE vec v_choose(choice c, vec a, vec b) { return v_select(c, a, b); }
+CK_INLINE choice v_unordered(vec a, vec b) { return (a != a) | (b != b); }
+CK_INLINE int v_any(choice c)
+{
+    lane_int any = 0;
+    for (int i = 0; i < VL; i++)
+        any |= c[i];
+    return any != 0;
+}
+CK_INLINE choice v_greater(vec a, vec b) { return a > b; }
+CK_INLINE vec v_max(vec a, vec b) { return v_select(a > b, a, b); }
 CK_INLINE v_long v_widen(mask v, int half)
 {
     return (v_long){v[half * LONGS], v[half * LONGS + 1]};
@@ -191,13 +204,14 @@ CK_INLINE mask v_lane_numbers(void)
     return m;
 }
 
-/* The first n lanes of memory, `rest` in the others. */
+/* The first n lanes of memory, if that many, `rest` in the others. */
 CK_INLINE vec v_load_or(const real *p, ptrdiff_t n, real rest)
 {
     if (n >= VL)
         return v_load(p);
-    const vec others = v_set1(rest);
-    return n <= 0 ? others : v_select(v_lane_numbers() < (lane_int)n, v_load_part(p, n), others);
+    if (n <= 0)
+        return v_set1(rest);
+    return v_select(v_lane_numbers() < (lane_int)n, v_load_part(p, n), v_set1(rest));
 }
 
 /* Store base + v, n lanes, as 64-bit integers. */
