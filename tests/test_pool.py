@@ -19,6 +19,43 @@ def random_pooling(rng):
     return (kernel, stride, pads), size
 
 
+# Image size, kernel, stride, padding, dilation: the ways in which the rows of a plane are split.
+SPLITS = [
+    ((55, 55), 3, 2, 0, 1),  # all rows of a block as one, in pairs
+    ((27, 13), 2, 2, 0, 1),
+    ((13, 27), (3, 2), (2, 3), 0, 1),  # rows begin in any phase: row by row
+    ((20, 40), 3, (3, 4), 0, 2),  # as one, in four phases, taps of which some are unused
+    ((9, 36), (2, 3), 1, 0, (1, 9)),
+    ((30, 33), 3, 2, 1, 1),  # pairs with edges
+    ((30, 34), 4, 1, 2, 1),
+    ((23, 21), 2, 5, 1, 1),  # a step larger than the window
+    ((300, 130), 3, 2, 0, 1),  # several blocks of rows
+    ((300, 130), 3, 2, (1, 0), 1),
+    ((7, 3), 1, 2, 0, 1),
+]
+
+
+@pytest.mark.parametrize("ceil_mode", (False, True))
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_max_pool2d_of_nan_inf_and_zeros(dtype, channels_last, ceil_mode):
+    for seed, (size, *window) in enumerate(SPLITS):
+        rng = np.random.default_rng(seed)
+        values = np.array([-np.inf, -1, -0.0, 0.0, 1, np.inf, np.nan], dtype)
+        for nans in (0, 0.001, 0.2):
+            share = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0]) * (1 - nans) + nans * np.eye(7)[6]
+            x = rng.choice(values, (2, 35 if max(size) < 100 else 3, *size), p=share)
+            x = functional.to_channels_last(x) if channels_last else x
+            options = {"ceil_mode": ceil_mode, "return_indices": True}
+            got, where = functional.max_pool2d(x, *window, **options)
+            expected, position = reference.max_pool2d(x, *window, **options)
+            np.testing.assert_array_equal(where, position, f"{size} {window}")
+            np.testing.assert_array_equal(got, expected, f"{size} {window}")
+            np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
+            alone = functional.max_pool2d(x, *window, ceil_mode=ceil_mode)
+            assert alone.tobytes() == got.tobytes()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_max_pool2d_backward(dtype):
     for seed in range(SHAPES):

@@ -25,6 +25,7 @@ cnp.import_array()
 
 cdef enum:
     BLOCK_BYTES = 192 << 10  # of input that an item reads, more or less
+    LEAST_ITEMS = 64         # that work is cut into if it is little, for the threads to share
     SPLIT_BYTES = 24 << 10   # of split rows: they stay in the first-level cache
 
 
@@ -38,13 +39,13 @@ cdef struct PoolJob:
     Span *columns
     Py_ssize_t row_spans, column_spans
     Py_ssize_t channels, x_image, x_row, x_column
-    # Items per image or group of planes.
+    # Of output rows, in an image or a plane.
     Py_ssize_t blocks
     # Where the taps of a row of windows begin, and the window's first element inside the image.
     ptrdiff_t *taps
     int32_t *first
-    # Contiguous planes only: how many there are and make an item; how rows are split, all of a
-    # block as one if they are `joined`; what an output row takes of the split ones.
+    # Contiguous planes only: how many there are; blocks of rows in an item; how rows are split, all
+    # of a block as one if they are `joined`; what an output row takes of the split ones.
     Py_ssize_t planes, group, phases, used, length, step
     bint joined
 
@@ -132,11 +133,12 @@ cdef void max_pool_plane(const PoolJob *job, Py_ssize_t plane, Py_ssize_t begin,
 
 
 cdef void max_pool_planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A group of contiguous planes, or a block of output rows of each plane of it."""
+    """A group of blocks of output rows of contiguous planes."""
     cdef const PoolJob *job = <const PoolJob *>job_
-    cdef Py_ssize_t plane, first = item // job.blocks * job.group, block = item % job.blocks
-    for plane in range(first, min(first + job.group, job.planes)):
-        max_pool_plane(job, plane, job.h.out * block // job.blocks,
+    cdef Py_ssize_t i, block
+    for i in range(item * job.group, min((item + 1) * job.group, job.planes * job.blocks)):
+        block = i % job.blocks
+        max_pool_plane(job, i // job.blocks, job.h.out * block // job.blocks,
                        job.h.out * (block + 1) // job.blocks, scratch)
 
 
@@ -187,9 +189,9 @@ cdef int max_pool_planes(PoolJob *job, int threads) except -1:
         for o in range(padded):
             s = max(0, ceil_div(job.w.pad - o * stride, job.w.dilation))
             job.first[o] = <int32_t>(first_tap(&job.w, o, s) - o * stride + job.w.pad)
-    job.group = max(1, min(job.planes // 64,
-                           SPLIT_BYTES // (job.h.size * job.w.size * size)))
-    return run(max_pool_planes_item, job, ceil_div(job.planes, job.group) * job.blocks,
+    job.group = max(1, min(job.planes * job.blocks // LEAST_ITEMS,
+                           BLOCK_BYTES // (job.h.stride * block * job.w.size * size)))
+    return run(max_pool_planes_item, job, ceil_div(job.planes * job.blocks, job.group),
                window_work(job) * job.group * block * padded, threads,
                <size_t>(height * job.phases * job.length * size))
 
