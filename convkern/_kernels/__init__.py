@@ -29,7 +29,7 @@ try:
         to_contiguous,
     )
     from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
-    from convkern._kernels.pool import max_pool2d, max_pool2d_backward
+    from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
 except ModuleNotFoundError as error:
     raise ImportError(
         "convkern's compiled modules are missing: this looks like a source folder that was not "
@@ -40,11 +40,13 @@ __all__ = [
     "PackedConv",
     "activate",
     "affine",
+    "box_sums",
     "col2im",
     "conv2d",
     "empty",
     "empty_cache",
     "fma_peak",
+    "gather",
     "gradient_sums",
     "idle_bytes",
     "im2col",
@@ -56,11 +58,11 @@ __all__ = [
     "linear_weight_gradient",
     "local_response_norm",
     "max_pool2d",
-    "max_pool2d_backward",
     "moments",
     "negative_products",
     "openmp",
     "prelu",
+    "scatter",
     "softmax",
     "spin_fma",
     "to_channels_last",

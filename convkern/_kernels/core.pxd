@@ -39,6 +39,11 @@ cdef extern from "csrc/ck.h" nogil:
         int64_t index, index_step
         int32_t index_lane, index_row, index_column
         int ordered
+    ctypedef struct ck_boxes:
+        ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end
+        const ptrdiff_t *begin
+        const ptrdiff_t *end
+        const void *divisors
     ctypedef struct ck_kernels:
         int itemsize, lanes, max_dot_rows
         int max_pixels[5]
@@ -50,8 +55,12 @@ cdef extern from "csrc/ck.h" nogil:
         void (*scatter_transposed)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                                    const ptrdiff_t *) noexcept nogil
         void (*max_pool)(const ck_pool *, const void *, void *, int64_t *) noexcept nogil
-        void (*scatter_add)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t,
-                            void *) noexcept nogil
+        int (*scatter)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                       int, void *) noexcept nogil
+        int (*gather)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                      void *) noexcept nogil
+        void (*box_pixels)(const ck_boxes *, const void *, const void *, void *) noexcept nogil
+        void (*box_row)(const ck_boxes *, const void *, const void *, void *, void *) noexcept nogil
         int (*split_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                           ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*depthwise)(const ck_window *, const void *, const void *, const void *,

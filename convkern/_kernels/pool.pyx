@@ -1,20 +1,24 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=False
-"""Max pooling with indices."""
+"""Pooling: maxima with indices, moves by index, sums over boxes."""
 
 from libc.stdint cimport int32_t, int64_t
 
 cimport numpy as cnp
+import numpy as np
 
 from convkern._kernels.core cimport (
     Axis,
     Span,
     axis,
     ceil_div,
+    ck_boxes,
     ck_kernels,
     ck_pool,
+    data_of,
     give,
     kernels_of,
+    moved,
     new_spans,
     run,
     take,
@@ -22,6 +26,8 @@ from convkern._kernels.core cimport (
 
 cnp.import_array()
 
+
+# ---------------------------------------------------------------- maxima
 
 cdef enum:
     BLOCK_BYTES = 192 << 10  # of input that an item reads, more or less
@@ -230,39 +236,162 @@ def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, 
         give(job.first)
 
 
-cdef struct ScatterJob:
+# ---------------------------------------------------------------- back to where maxima were
+
+cdef enum Move:
+    PUT   # elements to their indices, zero elsewhere; the last of several stays
+    ADD   # the same, several are added up
+    TAKE  # elements from their indices
+
+cdef struct MoveJob:
     const ck_kernels *kernels
-    const char *grad
+    const char *src
     const int64_t *indices
     char *out
-    # Outputs and inputs per plane; channels of a pixel; channels and blocks of them in an item.
-    Py_ssize_t outputs, inputs, channels, block, blocks
+    Move what
+    # Indices and elements per plane; channels of a pixel; channels and blocks of them in an item.
+    Py_ssize_t count, size, channels, block, blocks
+    int *outside
 
 
-cdef void scatter_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+cdef void move_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """A block of channels of one image, or one plane where `channels` is 1: its only owner."""
-    cdef const ScatterJob *job = <const ScatterJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
+    cdef const MoveJob *job = <const MoveJob *>job_
+    cdef Py_ssize_t bytes = job.kernels.itemsize, image = item // job.blocks
     cdef Py_ssize_t first = item % job.blocks * job.block
-    cdef Py_ssize_t at = image * job.outputs * job.channels + first
-    job.kernels.scatter_add(
-        job.grad + at * size, job.indices + at, job.outputs,
-        min(job.block, job.channels - first), job.channels,
-        job.out + (image * job.inputs * job.channels + first) * size)
+    cdef Py_ssize_t channels = min(job.block, job.channels - first)
+    cdef Py_ssize_t few = image * job.count * job.channels + first
+    cdef Py_ssize_t many = (image * job.size * job.channels + first) * bytes
+    cdef int outside
+    if job.what == TAKE:
+        outside = job.kernels.gather(job.src + many, job.indices + few, job.count, channels,
+                                     job.channels, job.size, job.out + few * bytes)
+    else:
+        outside = job.kernels.scatter(
+            job.src + few * bytes, job.indices + few, job.count, channels, job.channels, job.size,
+            job.what == ADD, job.out + many)
+    if outside:
+        job.outside[0] = 1
 
 
-def max_pool2d_backward(cnp.ndarray grad, cnp.ndarray indices, cnp.ndarray out, int threads):
-    """Add gradients to zeroed `out` where the indices say.
+cdef bint move(Move what, cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out, Py_ssize_t size,
+               int threads) except -1:
+    """Move elements; return whether all indices lie inside the plane.
 
-    All three are dense: (images, pixels, channels) for channels-last arrays,
+    The arrays are dense: (images, pixels, channels) for channels-last ones,
     (planes, pixels, 1) for contiguous NCHW.
     """
-    cdef ScatterJob job
-    job.kernels = kernels_of(grad)
-    job.grad, job.out = <const char *>cnp.PyArray_DATA(grad), <char *>cnp.PyArray_DATA(out)
+    cdef MoveJob job
+    cdef int outside = 0
+    job.kernels, job.what, job.outside = kernels_of(src), what, &outside
+    job.src, job.out = <const char *>cnp.PyArray_DATA(src), <char *>cnp.PyArray_DATA(out)
     job.indices = <const int64_t *>cnp.PyArray_DATA(indices)
-    job.outputs, job.inputs, job.channels = grad.shape[1], out.shape[1], grad.shape[2]
+    job.count, job.size, job.channels = indices.shape[1], size, indices.shape[2]
     job.block = 32
     job.blocks = ceil_div(job.channels, job.block)
-    run(scatter_item, &job, grad.shape[0] * job.blocks,
-        4.0 * job.outputs * min(job.block, job.channels), threads, 0)
+    run(move_item, &job, indices.shape[0] * job.blocks,
+        (8.0 * job.count + job.size) * min(job.block, job.channels), threads, 0)
+    return not outside
+
+
+def scatter(cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out, bint add, int threads):
+    """Put elements where the indices say, zeros elsewhere; with `add` sum up those that meet."""
+    return move(ADD if add else PUT, src, indices, out, out.shape[1], threads)
+
+
+def gather(cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out, int threads):
+    """Take elements from where the indices say."""
+    return move(TAKE, src, indices, out, src.shape[1], threads)
+
+
+# ---------------------------------------------------------------- sums over boxes
+
+cdef struct BoxJob:
+    const ck_kernels *kernels
+    const char *x
+    char *out
+    const ptrdiff_t *row_begin
+    const ptrdiff_t *row_end
+    const char *row_divisors
+    ck_boxes boxes
+    # Output rows and columns, blocks of rows in an image or plane, blocks in an item, all blocks.
+    Py_ssize_t height, width, blocks, group, count
+    Py_ssize_t x_image, out_pixel
+    bint channels_last
+
+
+cdef void box_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A group of blocks of output rows."""
+    cdef const BoxJob *job = <const BoxJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, i, block, row
+    cdef ck_boxes boxes = job.boxes
+    cdef const char *x
+    cdef const char *divisor
+    cdef char *out
+    for i in range(item * job.group, min((item + 1) * job.group, job.count)):
+        block = i % job.blocks
+        for row in range(job.height * block // job.blocks, job.height * (block + 1) // job.blocks):
+            boxes.rows = job.row_end[row] - job.row_begin[row]
+            x = job.x + (i // job.blocks * job.x_image + job.row_begin[row] * boxes.x_row) * size
+            out = job.out + (i // job.blocks * job.height + row) * job.width * job.out_pixel * size
+            divisor = moved(job.row_divisors, row * size)
+            if job.channels_last:
+                job.kernels.box_pixels(&boxes, x, divisor, out)
+            else:
+                job.kernels.box_row(&boxes, x, divisor, scratch, out)
+
+
+def box_sums(cnp.ndarray x, cnp.ndarray out, tuple rows, tuple columns, divisors,
+             bint channels_last, int threads):
+    """Sum x over boxes of rows and columns, divide.
+
+    rows and columns are (begin, end), int64 arrays of out's height or width;
+    divisors is None or two arrays of these sizes and x's dtype, whose products
+    divide.  `out` has the layout of x: channels-last (x may have gaps) or contiguous.
+    """
+    cdef BoxJob job
+    cdef Py_ssize_t size, images, j, start
+    cdef cnp.ndarray row_begin = rows[0], row_end = rows[1]
+    cdef cnp.ndarray column_begin = columns[0], column_end = columns[1]
+    cdef double row_bytes, taps
+    job.kernels, job.x = kernels_of(x), <const char *>cnp.PyArray_DATA(x)
+    size = job.kernels.itemsize
+    job.out, job.channels_last = <char *>cnp.PyArray_DATA(out), channels_last
+    job.row_begin = <const ptrdiff_t *>cnp.PyArray_DATA(row_begin)
+    job.row_end = <const ptrdiff_t *>cnp.PyArray_DATA(row_end)
+    job.row_divisors, job.boxes.divisors = NULL, NULL
+    if divisors is not None:
+        job.row_divisors, job.boxes.divisors = data_of(divisors[0]), data_of(divisors[1])
+    job.boxes.begin = <const ptrdiff_t *>cnp.PyArray_DATA(column_begin)
+    job.boxes.end = <const ptrdiff_t *>cnp.PyArray_DATA(column_end)
+    job.height, job.width = out.shape[2], out.shape[3]
+    job.boxes.count = job.width
+    if channels_last:
+        images, job.out_pixel = x.shape[0], x.shape[1]
+        job.boxes.width = x.shape[1]
+        job.x_image, job.boxes.x_row, job.boxes.x_pixel = (
+            x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
+    else:
+        images, job.out_pixel = x.shape[0] * x.shape[1], 1
+        job.boxes.width = job.boxes.x_row = x.shape[3]
+        job.x_image, job.boxes.x_pixel = x.shape[2] * x.shape[3], 1
+    # The longest run of columns whose boxes are alike and one column apart.
+    job.boxes.run_begin = job.boxes.run_end = start = 0
+    for j in range(1, job.width + 1):
+        if (j < job.width and job.boxes.begin[j] == job.boxes.begin[j - 1] + 1
+                and job.boxes.end[j] == job.boxes.end[j - 1] + 1):
+            continue
+        if j - start > job.boxes.run_end - job.boxes.run_begin:
+            job.boxes.run_begin, job.boxes.run_end = start, j
+        start = j
+    row_bytes = <double>size * (job.width * job.out_pixel
+                                + x.shape[2] * x.shape[3] * job.out_pixel / <double>job.height)
+    job.blocks = <Py_ssize_t>min(<double>job.height, job.height * row_bytes / BLOCK_BYTES + 1)
+    job.count = images * job.blocks
+    job.group = <Py_ssize_t>max(1.0, min(job.count / <double>LEAST_ITEMS,
+                                         BLOCK_BYTES / (row_bytes * ceil_div(job.height, job.blocks))))
+    taps = (<double>np.subtract(row_end, row_begin).mean()
+            * <double>np.subtract(column_end, column_begin).mean())
+    run(box_item, &job, ceil_div(job.count, job.group),
+        job.group * ceil_div(job.height, job.blocks) * job.width * job.out_pixel * (2 * taps + 4),
+        threads, <size_t>(job.boxes.width * size))

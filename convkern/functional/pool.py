@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -140,19 +141,29 @@ def max_pool2d_backward(
     """
     grad_output = as_array(grad_output, "grad_output", (3, 4))
     shape = _input_shape(input_shape, grad_output)
-    _check_indices(indices, grad_output, shape[-2] * shape[-1])
-    grad, channels_last = as_images(grad_output)
-    places = indices if indices.ndim == 4 else indices[None]
-    out = empty_images((len(grad), *shape[-3:]), grad.dtype, channels_last)
-    out[...] = 0
-    if out.size and grad.size:
-        _kernels.max_pool2d_backward(
-            _pixels(grad, channels_last),
-            _pixels(places, channels_last),
-            _pixels(out, channels_last),
-            get_num_threads(),
-        )
-    return out[0] if grad_output.ndim == 3 else out
+    return _scattered(grad_output, indices, shape[-2:], add=True)
+
+
+def _scattered(
+    values: np.ndarray, indices: Any, size: tuple[int, ...], *, add: bool
+) -> np.ndarray:
+    """Return zero images of a size with the values at their indices, added up or the last one."""
+    _check_indices(indices, values.shape)
+    images, channels_last = as_images(values)
+    out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
+    if not out.size:
+        return out[0] if values.ndim == 3 else out
+    if not images.size:
+        out[...] = 0
+    elif not _kernels.scatter(
+        _pixels(images, channels_last),
+        _pixels(indices if indices.ndim == 4 else indices[None], channels_last),
+        _pixels(out, channels_last),
+        add,
+        get_num_threads(),
+    ):
+        raise _index_error(indices, math.prod(size))
+    return out[0] if values.ndim == 3 else out
 
 
 def _pixels(x: np.ndarray, channels_last: bool) -> np.ndarray:
@@ -178,17 +189,19 @@ def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
     return shape
 
 
-def _check_indices(indices: Any, values: np.ndarray, plane: int) -> None:
-    """Raise unless there is an index inside the plane for every value."""
+def _check_indices(indices: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless there is an int64 index for every value."""
     if not isinstance(indices, np.ndarray) or indices.dtype != np.int64:
         given = indices.dtype if isinstance(indices, np.ndarray) else type(indices).__name__
         raise TypeError(f"indices must be an int64 array, got {given}")
-    if indices.shape != values.shape:
-        raise ValueError(f"indices must have shape {values.shape}, got {indices.shape}")
-    if indices.size:
-        for index in (int(indices.min()), int(indices.max())):
-            if not 0 <= index < plane:
-                raise ValueError(f"indices must be from 0 to {plane - 1}, got {index}")
+    if indices.shape != shape:
+        raise ValueError(f"indices must have shape {shape}, got {indices.shape}")
+
+
+def _index_error(indices: np.ndarray, plane: int) -> ValueError:
+    """Return the error that names the first index outside the plane."""
+    outside = indices[(indices < 0) | (indices >= plane)]
+    return ValueError(f"indices must be from 0 to {plane - 1}, got {outside[0]}")
 
 
 def max_unpool2d(
@@ -250,77 +263,142 @@ def max_unpool2d(
         size = (wanted[-2], wanted[-1])
     if min(size) < 1:
         raise ValueError(f"the output would have size {size}: the padding is too large")
-    _check_indices(indices, input, size[0] * size[1])
-    x, channels_last = as_images(input)
-    out = empty_images((*x.shape[:2], *size), x.dtype, channels_last)
-    out[...] = 0
-    if x.size:
-        places = indices if indices.ndim == 4 else indices[None]
-        np.put_along_axis(
-            _pixels(out, channels_last),
-            _pixels(places, channels_last),
-            _pixels(x, channels_last),
-            axis=1,
-        )
-    return out[0] if input.ndim == 3 else out
+    return _scattered(input, indices, size, add=False)
 
 
-class _Average(NamedTuple):
-    """The checked arguments of average pooling."""
+def max_unpool2d_backward(grad_output: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return the gradient of `max_unpool2d` by its input: what `indices` point at.
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    outputs: tuple[int, int]
-    #: How many elements each window's sum is divided by, (OH, OW) or (OH, 1) and so on.
+    Of equal indices in a plane each gets the gradient, as in torch.
+
+    Parameters
+    ----------
+    grad_output : ndarray, (N, C, OH, OW) or (C, OH, OW), float32 or float64
+        Gradient of the output.
+    indices : ndarray of int64, (N, C, H, W) or (C, H, W)
+        As given to `max_unpool2d`.
+
+    Returns
+    -------
+    ndarray, shape of `indices`, dtype of `grad_output`
+        Channels-last in memory where `grad_output` is.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted.
+    ValueError
+        If shapes do not fit or an index lies outside its plane.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import max_unpool2d_backward
+    >>> max_unpool2d_backward(np.array([[[1.0, 2.0], [3.0, 4.0]]]), np.array([[[3]]]))
+    array([[[4.]]])
+    """
+    grad_output = as_array(grad_output, "grad_output", (3, 4))
+    lead = grad_output.shape[:-2]
+    size = np.shape(indices)[-2:]
+    _check_indices(indices, (*lead, *size))
+    images, channels_last = as_images(grad_output)
+    out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
+    if out.size and not _kernels.gather(
+        _pixels(images, channels_last),
+        _pixels(indices if indices.ndim == 4 else indices[None], channels_last),
+        _pixels(out, channels_last),
+        get_num_threads(),
+    ):
+        raise _index_error(indices, images.shape[2] * images.shape[3])
+    return out[0] if grad_output.ndim == 3 else out
+
+
+class _Boxes(NamedTuple):
+    """Windows along one axis, and what their sums are divided by."""
+
+    begin: np.ndarray
+    end: np.ndarray
     divisors: np.ndarray
 
-    @classmethod
-    def of(
-        cls,
-        shape: tuple[int, ...],
-        kernel_size: IntPair,
-        stride: IntPair | None,
-        padding: IntPair,
-        ceil_mode: bool,
-        count_include_pad: bool,
-        divisor_override: int | None,
-    ) -> _Average:
-        """Check a pooling of an input of this shape."""
-        if 0 in shape[-3:]:
-            raise ValueError(f"input must have no empty channel or spatial axis, got {shape}")
-        kernel = pair(kernel_size, "kernel_size")
-        steps = kernel if stride is None else pair(stride, "stride")
-        pads = pair(padding, "padding", 0)
-        counts = []
-        for i in (0, 1):
-            if pads[i] > kernel[i] // 2:
-                raise ValueError(
-                    f"padding must be at most half the window ({kernel[i]}), got {pads[i]}"
-                )
-            outputs = output_size(
-                shape[i - 2], kernel[i], steps[i], (pads[i], pads[i]), 1, bool(ceil_mode)
+    def turned(self, size: int) -> _Boxes:
+        """Return the windows that each of `size` positions is in, to go the way back."""
+        positions = np.arange(size)
+        begin = np.searchsorted(self.end, positions, side="right")
+        end = np.maximum(begin, np.searchsorted(self.begin, positions, side="right"))
+        return _Boxes(begin, end, self.divisors)
+
+
+def _box_means(x: np.ndarray, rows: _Boxes, columns: _Boxes) -> np.ndarray:
+    """Return the sums over windows of 3-D or 4-D images, divided."""
+    return _box_sums(x, rows, columns, (rows.divisors, columns.divisors))
+
+
+def _box_shares(
+    grad: np.ndarray, size: tuple[int, ...], rows: _Boxes, columns: _Boxes
+) -> np.ndarray:
+    """Return the gradient of `_box_means` by its input, of the given size."""
+    each = (
+        _Boxes(np.arange(n), np.arange(1, n + 1), axis.divisors)
+        for n, axis in zip(grad.shape[-2:], (rows, columns), strict=True)
+    )
+    return _box_sums(_box_means(grad, *each), rows.turned(size[0]), columns.turned(size[1]))
+
+
+def _box_sums(
+    x: np.ndarray,
+    rows: _Boxes,
+    columns: _Boxes,
+    divisors: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Return the sums over windows of 3-D or 4-D images, divided by products of the divisors."""
+    images, channels_last = as_images(x)
+    size = (len(rows.begin), len(columns.begin))
+    out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
+    if out.size:
+        if divisors is not None:
+            divisors = (divisors[0].astype(x.dtype), divisors[1].astype(x.dtype))
+        _kernels.box_sums(
+            images, out, rows[:2], columns[:2], divisors, channels_last, get_num_threads()
+        )
+    return out[0] if x.ndim == 3 else out
+
+
+def _average_windows(
+    shape: tuple[int, ...],
+    kernel_size: IntPair,
+    stride: IntPair | None,
+    padding: IntPair,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> tuple[_Boxes, _Boxes]:
+    """Check an average pooling of an input of this shape; return its windows along both axes."""
+    if 0 in shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {shape}")
+    kernel = pair(kernel_size, "kernel_size")
+    steps = kernel if stride is None else pair(stride, "stride")
+    pads = pair(padding, "padding", 0)
+    axes = []
+    for i in (0, 1):
+        if pads[i] > kernel[i] // 2:
+            raise ValueError(
+                f"padding must be at most half the window ({kernel[i]}), got {pads[i]}"
             )
-            first = np.arange(outputs) * steps[i] - pads[i]
-            last = np.minimum(first + kernel[i], shape[i - 2] + pads[i])
-            if not count_include_pad:
-                first, last = np.maximum(first, 0), np.minimum(last, shape[i - 2])
-            counts.append(last - first)
-        divisors = counts[0][:, None] * counts[1]
-        if divisor_override is not None:
-            if integer(divisor_override, "divisor_override", -(2**31) + 1) == 0:
-                raise ValueError("divisor_override must not be 0")
-            divisors = np.full_like(divisors, divisor_override)
-        return cls(kernel, steps, pads, (len(counts[0]), len(counts[1])), divisors)
-
-    def axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-        """Return (kernel, stride, padding, dilation) of rows and of columns."""
-        rows, columns = ((self.kernel[i], self.stride[i], self.padding[i], 1) for i in (0, 1))
+        size = shape[i - 2]
+        outputs = output_size(size, kernel[i], steps[i], (pads[i], pads[i]), 1, bool(ceil_mode))
+        first = np.arange(outputs) * steps[i] - pads[i]
+        last = np.minimum(first + kernel[i], size + pads[i])
+        begin, end = np.maximum(first, 0), np.minimum(last, size)
+        axes.append(_Boxes(begin, end, last - first if count_include_pad else end - begin))
+    rows, columns = axes
+    if divisor_override is None:
         return rows, columns
-
-    def ones(self, like: np.ndarray) -> np.ndarray:
-        """Return the depthwise weights with which a convolution sums over windows."""
-        return np.ones((like.shape[1], 1, *self.kernel), like.dtype)
+    if integer(divisor_override, "divisor_override", -(2**31) + 1) == 0:
+        raise ValueError("divisor_override must not be 0")
+    return (
+        rows._replace(divisors=np.full(len(rows.begin), int(divisor_override))),
+        columns._replace(divisors=np.ones(len(columns.begin))),
+    )
 
 
 def avg_pool2d(
@@ -332,7 +410,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> np.ndarray:
-    """Average every window: a depthwise convolution with ones, divided.
+    """Average every window.
 
     Parameters
     ----------
@@ -372,17 +450,18 @@ def avg_pool2d(
     array([[[3., 4.]]])
     """
     input = as_array(input, "input", (3, 4))
-    window = _Average.of(
-        input.shape, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    return _box_means(
+        input,
+        *_average_windows(
+            input.shape,
+            kernel_size,
+            stride,
+            padding,
+            ceil_mode,
+            count_include_pad,
+            divisor_override,
+        ),
     )
-    x, channels_last = as_images(input)
-    out = empty_images((*x.shape[:2], *window.outputs), x.dtype, channels_last)
-    if out.size:
-        threads = get_num_threads()
-        packed = _kernels.PackedConv(window.ones(x), None, x.shape[1], threads)
-        _kernels.conv2d(x, packed, out, *window.axes(), 0, 0.0, channels_last, threads)
-        out /= window.divisors.astype(x.dtype)
-    return out[0] if input.ndim == 3 else out
 
 
 def avg_pool2d_backward(
@@ -428,30 +507,16 @@ def avg_pool2d_backward(
     """
     grad_output = as_array(grad_output, "grad_output", (3, 4))
     shape = _input_shape(input_shape, grad_output)
-    window = _Average.of(
+    rows, columns = _average_windows(
         shape, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
-    if grad_output.shape[-2:] != window.outputs:
+    outputs = (len(rows.begin), len(columns.begin))
+    if grad_output.shape[-2:] != outputs:
         raise ValueError(
-            f"grad_output must have the output's shape {(*shape[:-2], *window.outputs)}, got "
+            f"grad_output must have the output's shape {(*shape[:-2], *outputs)}, got "
             f"{grad_output.shape}"
         )
-    images, channels_last = as_images(grad_output)
-    grad = empty_images(images.shape, images.dtype, channels_last)
-    np.divide(images, window.divisors.astype(images.dtype), out=grad)
-    out = empty_images((len(grad), *shape[-3:]), grad.dtype, channels_last)
-    if out.size:
-        _kernels.input_gradient(
-            grad,
-            window.ones(out),
-            None,
-            out,
-            *window.axes(),
-            out.shape[1],
-            channels_last,
-            get_num_threads(),
-        )
-    return out[0] if grad_output.ndim == 3 else out
+    return _box_shares(grad_output, shape[-2:], rows, columns)
 
 
 def _lp_window(norm_type: Any, kernel_size: IntPair) -> tuple[float, int]:
@@ -696,14 +761,14 @@ def adaptive_avg_pool2d(
         size if wanted is None else integer(wanted, "output_size", 1)
         for wanted, size in zip(sizes, (height, width), strict=True)
     )
-    x, channels_last = as_images(input)
-    out = empty_images((*x.shape[:2], rows, columns), x.dtype, channels_last)
-    for i in range(rows):
-        top, bottom = i * height // rows, -(-(i + 1) * height // rows)
-        for j in range(columns):
-            left, right = j * width // columns, -(-(j + 1) * width // columns)
-            x[:, :, top:bottom, left:right].mean(axis=(2, 3), out=out[:, :, i, j])
-    return out[0] if input.ndim == 3 else out
+    return _box_means(input, _parts(height, rows), _parts(width, columns))
+
+
+def _parts(size: int, parts: int) -> _Boxes:
+    """Return the windows that divide an axis into parts, which may overlap by one."""
+    number = np.arange(parts)
+    begin, end = number * size // parts, -(-(number + 1) * size // parts)
+    return _Boxes(begin, end, end - begin)
 
 
 def adaptive_avg_pool2d_backward(grad_output: np.ndarray, input_shape: Sequence[int]) -> np.ndarray:
@@ -738,14 +803,5 @@ def adaptive_avg_pool2d_backward(grad_output: np.ndarray, input_shape: Sequence[
     """
     grad_output = as_array(grad_output, "grad_output", (3, 4))
     shape = _input_shape(input_shape, grad_output)
-    grad, channels_last = as_images(grad_output)
-    out = empty_images((len(grad), *shape[-3:]), grad.dtype, channels_last)
-    out[...] = 0
-    (height, width), (rows, columns) = shape[-2:], grad.shape[-2:]
-    for i in range(rows):
-        top, bottom = i * height // rows, -(-(i + 1) * height // rows)
-        for j in range(columns):
-            left, right = j * width // columns, -(-(j + 1) * width // columns)
-            area = (bottom - top) * (right - left)
-            out[:, :, top:bottom, left:right] += grad[:, :, i : i + 1, j : j + 1] / area
-    return out[0] if grad_output.ndim == 3 else out
+    rows, columns = map(_parts, shape[-2:], grad_output.shape[-2:])
+    return _box_shares(grad_output, shape[-2:], rows, columns)

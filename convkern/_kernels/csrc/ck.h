@@ -125,6 +125,24 @@ typedef struct {
     int ordered; /* no element is NaN: faster */
 } ck_pool;
 
+/* ---- Sums over boxes: averages and their gradients ----
+ *
+ * Box j < count is columns begin[j] .. end[j]-1 of `rows` rows; its sum is divided by
+ * divisor * divisors[j] (`divisors` NULL: not at all).
+ *
+ * box_pixels, channels-last with `width` channels:
+ *     out[j*width + c] = sum of x[r*x_row + s*x_pixel + c] over the box
+ * box_row, rows of `width` elements:
+ *     out[j] = sum of x[r*x_row + s] over the box
+ *
+ * In box_row boxes run_begin .. run_end-1 have one size and each begins a column after the last.
+ */
+typedef struct {
+    ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end;
+    const ptrdiff_t *begin, *end;
+    const void *divisors;
+} ck_boxes;
+
 typedef struct {
     int dtype, itemsize, lanes;
     int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
@@ -142,9 +160,19 @@ typedef struct {
                                ptrdiff_t columns, void *dst, const ptrdiff_t *offsets);
     /* See ck_pool; indices may be NULL. */
     void (*max_pool)(const ck_pool *pool, const void *x, void *out, int64_t *indices);
-    /* out[indices[o*row + c]*row + c] += grad[o*row + c] for o < count, c < inner, in that order */
-    void (*scatter_add)(const void *grad, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
-                        ptrdiff_t row, void *out);
+    /* out[i*row + c] = 0 for i < size, then out[indices[o*row + c]*row + c] = src[o*row + c], or += with
+     * `add`, for o < count in that order; c < inner.  An index outside 0 .. size-1 is passed over;
+     * returns whether there was one. */
+    int (*scatter)(const void *src, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
+                   ptrdiff_t row, ptrdiff_t size, int add, void *out);
+    /* out[o*row + c] = src[indices[o*row + c]*row + c], zero for an index outside; returns whether
+     * there was one. */
+    int (*gather)(const void *src, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
+                  ptrdiff_t row, ptrdiff_t size, void *out);
+    /* See ck_boxes.  `divisor` points to one element, `scratch` to `width` of them. */
+    void (*box_pixels)(const ck_boxes *boxes, const void *x, const void *divisor, void *out);
+    void (*box_row)(const ck_boxes *boxes, const void *x, const void *divisor, void *scratch,
+                    void *out);
     /* dst[(r*phases + p)*length + i] = src[r*width + i*stride + p - left], -inf where that is outside
      * the row, for r < rows, p < phases, i < used.  `length` is at least `used` and
      * (left + width + stride - 1)/stride, plus the lanes: what lies between is scratch.  Returns
