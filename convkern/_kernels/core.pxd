@@ -40,7 +40,7 @@ cdef extern from "csrc/ck.h" nogil:
         int32_t index_lane, index_row, index_column
         int ordered
     ctypedef struct ck_boxes:
-        ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end
+        ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end, least, most
         const ptrdiff_t *begin
         const ptrdiff_t *end
         const void *divisors

@@ -249,29 +249,33 @@ cdef struct MoveJob:
     const int64_t *indices
     char *out
     Move what
-    # Indices and elements per plane; channels of a pixel; channels and blocks of them in an item.
-    Py_ssize_t count, size, channels, block, blocks
+    # Indices and elements per plane; channels of a pixel, of a block; blocks of an image, of all, in
+    # an item.
+    Py_ssize_t count, size, channels, block, blocks, all_blocks, group
     int *outside
 
 
 cdef void move_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of channels of one image, or one plane where `channels` is 1: its only owner."""
+    """Blocks of channels of images, or planes where `channels` is 1: their only owner."""
     cdef const MoveJob *job = <const MoveJob *>job_
-    cdef Py_ssize_t bytes = job.kernels.itemsize, image = item // job.blocks
-    cdef Py_ssize_t first = item % job.blocks * job.block
-    cdef Py_ssize_t channels = min(job.block, job.channels - first)
-    cdef Py_ssize_t few = image * job.count * job.channels + first
-    cdef Py_ssize_t many = (image * job.size * job.channels + first) * bytes
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t i, image, first, channels, few, many
     cdef int outside
-    if job.what == TAKE:
-        outside = job.kernels.gather(job.src + many, job.indices + few, job.count, channels,
-                                     job.channels, job.size, job.out + few * bytes)
-    else:
-        outside = job.kernels.scatter(
-            job.src + few * bytes, job.indices + few, job.count, channels, job.channels, job.size,
-            job.what == ADD, job.out + many)
-    if outside:
-        job.outside[0] = 1
+    for i in range(item * job.group, min((item + 1) * job.group, job.all_blocks)):
+        image, first = i // job.blocks, i % job.blocks * job.block
+        channels = min(job.block, job.channels - first)
+        few = image * job.count * job.channels + first
+        many = image * job.size * job.channels + first
+        if job.what == TAKE:
+            outside = kernels.gather(job.src + many * kernels.itemsize, job.indices + few, job.count,
+                                     channels, job.channels, job.size,
+                                     job.out + few * kernels.itemsize)
+        else:
+            outside = kernels.scatter(job.src + few * kernels.itemsize, job.indices + few, job.count,
+                                      channels, job.channels, job.size, job.what == ADD,
+                                      job.out + many * kernels.itemsize)
+        if outside:
+            job.outside[0] = 1
 
 
 cdef bint move(Move what, cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out, Py_ssize_t size,
@@ -287,10 +291,15 @@ cdef bint move(Move what, cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out,
     job.src, job.out = <const char *>cnp.PyArray_DATA(src), <char *>cnp.PyArray_DATA(out)
     job.indices = <const int64_t *>cnp.PyArray_DATA(indices)
     job.count, job.size, job.channels = indices.shape[1], size, indices.shape[2]
-    job.block = 32
+    # All channels where the images are enough for the threads, otherwise whole cache lines of them.
+    job.blocks = min(ceil_div(job.channels, 16), ceil_div(LEAST_ITEMS // 4, indices.shape[0]))
+    job.block = ceil_div(ceil_div(job.channels, job.blocks), 16) * 16
     job.blocks = ceil_div(job.channels, job.block)
-    run(move_item, &job, indices.shape[0] * job.blocks,
-        (8.0 * job.count + job.size) * min(job.block, job.channels), threads, 0)
+    job.all_blocks = indices.shape[0] * job.blocks
+    job.group = max(1, min(job.all_blocks // LEAST_ITEMS,
+                           BLOCK_BYTES // (size * job.block * job.kernels.itemsize)))
+    run(move_item, &job, ceil_div(job.all_blocks, job.group),
+        (20.0 * job.count + size) * min(job.block, job.channels) * job.group, threads, 0)
     return not outside
 
 
@@ -390,8 +399,9 @@ def box_sums(cnp.ndarray x, cnp.ndarray out, tuple rows, tuple columns, divisors
     job.count = images * job.blocks
     job.group = <Py_ssize_t>max(1.0, min(job.count / <double>LEAST_ITEMS,
                                          BLOCK_BYTES / (row_bytes * ceil_div(job.height, job.blocks))))
-    taps = (<double>np.subtract(row_end, row_begin).mean()
-            * <double>np.subtract(column_end, column_begin).mean())
+    sizes = np.subtract(column_end, column_begin)
+    job.boxes.least, job.boxes.most = sizes.min(), sizes.max()
+    taps = <double>np.subtract(row_end, row_begin).mean() * <double>sizes.mean()
     run(box_item, &job, ceil_div(job.count, job.group),
         job.group * ceil_div(job.height, job.blocks) * job.width * job.out_pixel * (2 * taps + 4),
-        threads, <size_t>(job.boxes.width * size))
+        threads, <size_t>((job.boxes.width + job.boxes.most) * size))

@@ -40,12 +40,15 @@ from convkern.functional.pool import (
     avg_pool2d,
     avg_pool2d_backward,
     avg_pool_channels,
+    avg_pool_channels_backward,
     lp_pool2d,
     lp_pool2d_backward,
     max_pool2d,
     max_pool2d_backward,
     max_pool_channels,
+    max_pool_channels_backward,
     max_unpool2d,
+    max_unpool2d_backward,
 )
 from convkern.geometry import conv_output_size
 
@@ -56,6 +59,7 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_backward",
     "avg_pool_channels",
+    "avg_pool_channels_backward",
     "batch_norm",
     "batch_norm_backward",
     "col2im",
@@ -79,7 +83,9 @@ __all__ = [
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool_channels",
+    "max_pool_channels_backward",
     "max_unpool2d",
+    "max_unpool2d_backward",
     "prelu",
     "prelu_backward",
     "relu",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, as_contiguous, as_images, empty_images
+from convkern.arrays import as_array, as_contiguous, as_images, empty_images, in_layout
 from convkern.geometry import IntPair, integer, output_size, pair, window_extent
 from convkern.threads import get_num_threads
 
@@ -144,9 +144,7 @@ def max_pool2d_backward(
     return _scattered(grad_output, indices, shape[-2:], add=True)
 
 
-def _scattered(
-    values: np.ndarray, indices: Any, size: tuple[int, ...], *, add: bool
-) -> np.ndarray:
+def _scattered(values: np.ndarray, indices: Any, size: tuple[int, ...], *, add: bool) -> np.ndarray:
     """Return zero images of a size with the values at their indices, added up or the last one."""
     _check_indices(indices, values.shape)
     images, channels_last = as_images(values)
@@ -173,11 +171,16 @@ def _pixels(x: np.ndarray, channels_last: bool) -> np.ndarray:
     return as_contiguous(x).reshape(-1, x.shape[2] * x.shape[3], 1)
 
 
-def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
-    """Return the shape of the input whose pooling has this gradient."""
+def _sizes(input_shape: Any) -> tuple[int, ...]:
+    """Return the sizes of a shape, or raise."""
     if not hasattr(input_shape, "__len__") or isinstance(input_shape, str):
         raise TypeError(f"input_shape must be a sequence of integers, got {input_shape!r}")
-    shape = tuple(integer(size, "input_shape", 0) for size in input_shape)
+    return tuple(integer(size, "input_shape", 0) for size in input_shape)
+
+
+def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
+    """Return the shape of the input whose pooling has this gradient."""
+    shape = _sizes(input_shape)
     lead = grad_output.shape[:-2]
     if len(shape) != grad_output.ndim or shape[:-2] != lead or 0 in shape[-3:]:
         raise ValueError(
@@ -510,12 +513,7 @@ def avg_pool2d_backward(
     rows, columns = _average_windows(
         shape, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
-    outputs = (len(rows.begin), len(columns.begin))
-    if grad_output.shape[-2:] != outputs:
-        raise ValueError(
-            f"grad_output must have the output's shape {(*shape[:-2], *outputs)}, got "
-            f"{grad_output.shape}"
-        )
+    _output_gradient(grad_output, (*shape[:-2], len(rows.begin), len(columns.begin)))
     return _box_shares(grad_output, shape[-2:], rows, columns)
 
 
@@ -575,7 +573,7 @@ def lp_pool2d(
     means = avg_pool2d(input**norm, kernel_size, stride, 0, ceil_mode)
     means *= elements
     with np.errstate(invalid="ignore"):  # a root of a negative sum is NaN, as in torch
-        np.power(means, 1 / norm, out=means)
+        means **= 1 / norm
     return means
 
 
@@ -621,11 +619,7 @@ def lp_pool2d_backward(
     norm, elements = _lp_window(norm_type, kernel_size)
     input = as_array(input, "input", (3, 4))
     output = as_array(output, "output", (input.ndim,), like=input)
-    grad_output = as_array(grad_output, "grad_output", (input.ndim,), like=input)
-    if output.shape != grad_output.shape:
-        raise ValueError(
-            f"grad_output must have the output's shape {output.shape}, got {grad_output.shape}"
-        )
+    grad_output = _output_gradient(grad_output, output.shape, input)
     with np.errstate(divide="ignore", invalid="ignore"):
         slope = np.where(output == 0, 0, output ** (1 - norm)) * (grad_output * elements)
     grad = avg_pool2d_backward(
@@ -635,15 +629,57 @@ def lp_pool2d_backward(
     return result
 
 
-def _channel_windows(input: np.ndarray, kernel_size: int, stride: int | None) -> np.ndarray:
-    """Return (N, OC, H, W, kernel_size): views of the windows along the channels."""
-    input = as_array(input, "input", (3, 4))
-    size = integer(kernel_size, "kernel_size", 1)
-    step = size if stride is None else integer(stride, "stride", 1)
-    if size > input.shape[-3]:
-        raise ValueError(f"kernel_size must be at most the {input.shape[-3]} channels, got {size}")
-    windows = np.lib.stride_tricks.sliding_window_view(input, size, axis=-3)
-    return windows[..., ::step, :, :, :]
+class _ChannelPooling(NamedTuple):
+    """A pooling over channels as one over images that have the channels on a spatial axis."""
+
+    channels_last: bool
+    batch: tuple[int, ...]
+    outputs: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls, like: np.ndarray, channels: int, kernel_size: int, stride: int | None
+    ) -> _ChannelPooling:
+        """Check a pooling of so many channels, in the layout of an array."""
+        width = integer(kernel_size, "kernel_size", 1)
+        step = width if stride is None else integer(stride, "stride", 1)
+        if width > channels:
+            raise ValueError(f"kernel_size must be at most the {channels} channels, got {width}")
+        *batch, _, height, columns = like.shape
+        last = as_images(like)[1]
+        return cls(
+            last,
+            tuple(batch),
+            (channels - width) // step + 1,
+            (height, columns),
+            (1, width) if last else (width, 1),
+            (1, step) if last else (step, 1),
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the output."""
+        return (*self.batch, self.outputs, *self.size)
+
+    def images(self, x: np.ndarray) -> np.ndarray:
+        """Return images to pool: each pixel a row, or each pixel a channel with rows of channels.
+
+        In both cases their memory is that of `x`.
+        """
+        x = in_layout(x, self.channels_last)
+        if self.channels_last:
+            return x.transpose(0, 2, 3, 1).reshape(1, 1, -1, x.shape[1])
+        return x.reshape(len(x), x.shape[1], 1, -1).transpose(0, 3, 1, 2)
+
+    def back(self, images: np.ndarray) -> np.ndarray:
+        """Undo `images`."""
+        if self.channels_last:
+            pixels = images.reshape(*self.batch, *self.size, -1)
+            return np.moveaxis(pixels, -1, -3)
+        return images.transpose(0, 2, 3, 1).reshape(*self.batch, -1, *self.size)
 
 
 def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = None) -> np.ndarray:
@@ -677,8 +713,67 @@ def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     >>> max_pool_channels(np.array([1.0, 4.0, 3.0, 2.0]).reshape(4, 1, 1), 2).ravel()
     array([4., 3.])
     """
-    result: np.ndarray = _channel_windows(input, kernel_size, stride).max(axis=-1)
-    return result
+    input = as_array(input, "input", (3, 4))
+    pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
+    if not input.size:
+        return np.empty(pooling.shape, input.dtype)
+    output = max_pool2d(pooling.images(input), pooling.kernel, pooling.stride)
+    assert isinstance(output, np.ndarray)
+    return pooling.back(output)
+
+
+def max_pool_channels_backward(
+    grad_output: np.ndarray, input: np.ndarray, kernel_size: int, stride: int | None = None
+) -> np.ndarray:
+    """Return the gradient of `max_pool_channels` by its input; the first maximum gets it.
+
+    Parameters
+    ----------
+    grad_output : ndarray, (N, OC, H, W) or (OC, H, W), dtype of `input`
+        Gradient of the output.
+    input : ndarray, (N, C, H, W) or (C, H, W), float32 or float64
+        What `max_pool_channels` was given.
+    kernel_size, stride
+        As given to `max_pool_channels`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `input`
+        Channels-last in memory where `input` is.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted.
+    ValueError
+        If shapes do not fit each other or a value is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import max_pool_channels_backward
+    >>> x, grad = np.array([1.0, 4.0, 3.0]), np.array([5.0, 6.0])
+    >>> max_pool_channels_backward(grad.reshape(2, 1, 1), x.reshape(3, 1, 1), 2, 1).ravel()
+    array([ 0., 11.,  0.])
+    """
+    input = as_array(input, "input", (3, 4))
+    pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
+    grad_output = _output_gradient(grad_output, pooling.shape, input)
+    if not input.size:
+        return np.empty_like(input)
+    images = pooling.images(input)
+    _, indices = max_pool2d(images, pooling.kernel, pooling.stride, return_indices=True)
+    return pooling.back(max_pool2d_backward(pooling.images(grad_output), indices, images.shape))
+
+
+def _output_gradient(
+    grad_output: Any, shape: tuple[int, ...], like: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the gradient as an array of the output's shape, or raise."""
+    grad = as_array(grad_output, "grad_output", (len(shape),), like=like)
+    if grad.shape != shape:
+        raise ValueError(f"grad_output must have the output's shape {shape}, got {grad.shape}")
+    return grad
 
 
 def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = None) -> np.ndarray:
@@ -712,8 +807,62 @@ def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     >>> avg_pool_channels(np.array([1.0, 4.0, 3.0, 2.0]).reshape(4, 1, 1), 2).ravel()
     array([2.5, 2.5])
     """
-    result: np.ndarray = _channel_windows(input, kernel_size, stride).mean(axis=-1)
-    return result
+    input = as_array(input, "input", (3, 4))
+    pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
+    if not input.size:
+        return np.empty(pooling.shape, input.dtype)
+    return pooling.back(avg_pool2d(pooling.images(input), pooling.kernel, pooling.stride))
+
+
+def avg_pool_channels_backward(
+    grad_output: np.ndarray,
+    input_shape: Sequence[int],
+    kernel_size: int,
+    stride: int | None = None,
+) -> np.ndarray:
+    """Return the gradient of `avg_pool_channels` by its input.
+
+    Parameters
+    ----------
+    grad_output : ndarray, (N, OC, H, W) or (OC, H, W), float32 or float64
+        Gradient of the output.
+    input_shape : sequence of int
+        Shape of the input, (N, C, H, W) or (C, H, W).
+    kernel_size, stride
+        As given to `avg_pool_channels`.
+
+    Returns
+    -------
+    ndarray, `input_shape`, dtype of `grad_output`
+        Channels-last in memory where `grad_output` is.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted.
+    ValueError
+        If shapes do not fit each other or a value is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import avg_pool_channels_backward
+    >>> avg_pool_channels_backward(np.array([4.0, 8.0]).reshape(2, 1, 1), (3, 1, 1), 2, 1).ravel()
+    array([2., 6., 4.])
+    """
+    grad_output = as_array(grad_output, "grad_output", (3, 4))
+    shape = _sizes(input_shape)
+    if len(shape) != grad_output.ndim:
+        raise ValueError(f"input_shape must be {grad_output.ndim}-D as grad_output, got {shape}")
+    pooling = _ChannelPooling.of(grad_output, shape[-3], kernel_size, stride)
+    _output_gradient(grad_output, (*shape[:-3], pooling.outputs, *shape[-2:]))
+    if not grad_output.size:
+        return np.empty(shape, grad_output.dtype)
+    images = pooling.images(grad_output)
+    size = (images.shape[2], shape[-3]) if pooling.channels_last else (shape[-3], 1)
+    return pooling.back(
+        avg_pool2d_backward(images, (*images.shape[:2], *size), pooling.kernel, pooling.stride)
+    )
 
 
 def adaptive_avg_pool2d(

@@ -135,10 +135,11 @@ typedef struct {
  * box_row, rows of `width` elements:
  *     out[j] = sum of x[r*x_row + s] over the box
  *
- * In box_row boxes run_begin .. run_end-1 have one size and each begins a column after the last.
+ * In box_row boxes run_begin .. run_end-1 have one size and each begins a column after the last;
+ * boxes have from `least` to `most` columns.
  */
 typedef struct {
-    ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end;
+    ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end, least, most;
     const ptrdiff_t *begin, *end;
     const void *divisors;
 } ck_boxes;
@@ -169,7 +170,8 @@ typedef struct {
      * there was one. */
     int (*gather)(const void *src, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
                   ptrdiff_t row, ptrdiff_t size, void *out);
-    /* See ck_boxes.  `divisor` points to one element, `scratch` to `width` of them. */
+    /* See ck_boxes.  `divisor` points to one element, `scratch` to
+     * `width` + `most` of them. */
     void (*box_pixels)(const ck_boxes *boxes, const void *x, const void *divisor, void *out);
     void (*box_row)(const ck_boxes *boxes, const void *x, const void *divisor, void *scratch,
                     void *out);
