@@ -60,7 +60,8 @@ cdef extern from "csrc/ck.h" nogil:
         int (*gather)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                       void *) noexcept nogil
         void (*box_pixels)(const ck_boxes *, const void *, const void *, void *) noexcept nogil
-        void (*box_row)(const ck_boxes *, const void *, const void *, void *, void *) noexcept nogil
+        void (*box_rows)(const ck_boxes *, ptrdiff_t, const ptrdiff_t *, const ptrdiff_t *,
+                         const void *, const void *, void *, void *) noexcept nogil
         int (*split_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                           ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*depthwise)(const ck_window *, const void *, const void *, const void *,

@@ -332,22 +332,24 @@ cdef struct BoxJob:
 cdef void box_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """A group of blocks of output rows."""
     cdef const BoxJob *job = <const BoxJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, i, block, row
+    cdef Py_ssize_t size = job.kernels.itemsize, i, row, end
     cdef ck_boxes boxes = job.boxes
     cdef const char *x
-    cdef const char *divisor
     cdef char *out
     for i in range(item * job.group, min((item + 1) * job.group, job.count)):
-        block = i % job.blocks
-        for row in range(job.height * block // job.blocks, job.height * (block + 1) // job.blocks):
+        row = job.height * (i % job.blocks) // job.blocks
+        end = job.height * (i % job.blocks + 1) // job.blocks
+        x = job.x + i // job.blocks * job.x_image * size
+        out = job.out + (i // job.blocks * job.height + row) * job.width * job.out_pixel * size
+        if not job.channels_last:
+            job.kernels.box_rows(&boxes, end - row, job.row_begin + row, job.row_end + row, x,
+                                 moved(job.row_divisors, row * size), scratch, out)
+            continue
+        for row in range(row, end):
             boxes.rows = job.row_end[row] - job.row_begin[row]
-            x = job.x + (i // job.blocks * job.x_image + job.row_begin[row] * boxes.x_row) * size
-            out = job.out + (i // job.blocks * job.height + row) * job.width * job.out_pixel * size
-            divisor = moved(job.row_divisors, row * size)
-            if job.channels_last:
-                job.kernels.box_pixels(&boxes, x, divisor, out)
-            else:
-                job.kernels.box_row(&boxes, x, divisor, scratch, out)
+            job.kernels.box_pixels(&boxes, x + job.row_begin[row] * boxes.x_row * size,
+                                   moved(job.row_divisors, row * size), out)
+            out += job.width * job.out_pixel * size
 
 
 def box_sums(cnp.ndarray x, cnp.ndarray out, tuple rows, tuple columns, divisors,
@@ -363,6 +365,7 @@ def box_sums(cnp.ndarray x, cnp.ndarray out, tuple rows, tuple columns, divisors
     cdef cnp.ndarray row_begin = rows[0], row_end = rows[1]
     cdef cnp.ndarray column_begin = columns[0], column_end = columns[1]
     cdef double row_bytes, taps
+    cdef size_t scratch
     job.kernels, job.x = kernels_of(x), <const char *>cnp.PyArray_DATA(x)
     size = job.kernels.itemsize
     job.out, job.channels_last = <char *>cnp.PyArray_DATA(out), channels_last
@@ -395,13 +398,19 @@ def box_sums(cnp.ndarray x, cnp.ndarray out, tuple rows, tuple columns, divisors
         start = j
     row_bytes = <double>size * (job.width * job.out_pixel
                                 + x.shape[2] * x.shape[3] * job.out_pixel / <double>job.height)
-    job.blocks = <Py_ssize_t>min(<double>job.height, job.height * row_bytes / BLOCK_BYTES + 1)
+    job.blocks = <Py_ssize_t>min(
+        <double>job.height,
+        job.height * row_bytes / (BLOCK_BYTES if channels_last else SPLIT_BYTES) + 1)
     job.count = images * job.blocks
     job.group = <Py_ssize_t>max(1.0, min(job.count / <double>LEAST_ITEMS,
                                          BLOCK_BYTES / (row_bytes * ceil_div(job.height, job.blocks))))
     sizes = np.subtract(column_end, column_begin)
     job.boxes.least, job.boxes.most = sizes.min(), sizes.max()
+    scratch = 0
+    if not channels_last:
+        scratch = <size_t>(ceil_div(job.height, job.blocks) * (job.boxes.width + job.boxes.most)
+                           * size)
     taps = <double>np.subtract(row_end, row_begin).mean() * <double>sizes.mean()
     run(box_item, &job, ceil_div(job.count, job.group),
         job.group * ceil_div(job.height, job.blocks) * job.width * job.out_pixel * (2 * taps + 4),
-        threads, <size_t>((job.boxes.width + job.boxes.most) * size))
+        threads, scratch)

@@ -132,10 +132,10 @@ typedef struct {
  *
  * box_pixels, channels-last with `width` channels:
  *     out[j*width + c] = sum of x[r*x_row + s*x_pixel + c] over the box
- * box_row, rows of `width` elements:
+ * box_rows, rows of `width` elements:
  *     out[j] = sum of x[r*x_row + s] over the box
  *
- * In box_row boxes run_begin .. run_end-1 have one size and each begins a column after the last;
+ * In box_rows boxes run_begin .. run_end-1 have one size and each begins a column after the last;
  * boxes have from `least` to `most` columns.
  */
 typedef struct {
@@ -170,11 +170,13 @@ typedef struct {
      * there was one. */
     int (*gather)(const void *src, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
                   ptrdiff_t row, ptrdiff_t size, void *out);
-    /* See ck_boxes.  `divisor` points to one element, `scratch` to
-     * `width` + `most` of them. */
+    /* See ck_boxes.  `divisor` points to one element. */
     void (*box_pixels)(const ck_boxes *boxes, const void *x, const void *divisor, void *out);
-    void (*box_row)(const ck_boxes *boxes, const void *x, const void *divisor, void *scratch,
-                    void *out);
+    /* Output row i < rows is made of rows begin[i] .. end[i]-1 of x and has a divisor of its own;
+     * `scratch` holds `width` + `most` elements for each. */
+    void (*box_rows)(const ck_boxes *boxes, ptrdiff_t rows, const ptrdiff_t *begin,
+                     const ptrdiff_t *end, const void *x, const void *divisors, void *scratch,
+                     void *out);
     /* dst[(r*phases + p)*length + i] = src[r*width + i*stride + p - left], -inf where that is outside
      * the row, for r < rows, p < phases, i < used.  `length` is at least `used` and
      * (left + width + stride - 1)/stride, plus the lanes: what lies between is scratch.  Returns
