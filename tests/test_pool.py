@@ -175,7 +175,7 @@ def test_adaptive_avg_pool2d(dtype):
     for seed in range(300):
         rng = np.random.default_rng(seed)
         size = tuple(random_size(rng, 40) for _ in range(2))
-        parts = tuple(int(rng.integers(1, n + 4)) for n in size)
+        parts = tuple(1 if seed % 8 == 0 else int(rng.integers(1, n + 4)) for n in size)
         shape = (2, random_size(rng, 70), *size)
         x = any_layout(rng, integers(rng, shape, dtype))
         got = functional.adaptive_avg_pool2d(x, parts)

@@ -347,6 +347,14 @@ def _box_shares(
     return _box_sums(_box_means(grad, *each), rows.turned(size[0]), columns.turned(size[1]))
 
 
+def _is_whole(images: np.ndarray, rows: _Boxes, columns: _Boxes) -> bool:
+    """Tell whether there is one window, all of the plane."""
+    return bool(images.size) and all(
+        len(axis.begin) == 1 and axis.begin[0] == 0 and axis.end[0] == size
+        for axis, size in zip((rows, columns), images.shape[2:], strict=True)
+    )
+
+
 def _box_sums(
     x: np.ndarray,
     rows: _Boxes,
@@ -357,7 +365,11 @@ def _box_sums(
     images, channels_last = as_images(x)
     size = (len(rows.begin), len(columns.begin))
     out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
-    if out.size:
+    if divisors is not None and not channels_last and _is_whole(images, rows, columns):
+        planes, elements = math.prod(images.shape[:2]), math.prod(images.shape[2:])
+        sums = _kernels.totals(images, (1, planes, elements), get_num_threads())
+        out.reshape(-1)[...] = sums / (divisors[0] * divisors[1])
+    elif out.size:
         if divisors is not None:
             divisors = (divisors[0].astype(x.dtype), divisors[1].astype(x.dtype))
         _kernels.box_sums(
