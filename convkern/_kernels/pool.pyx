@@ -70,7 +70,7 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
     """A block of output rows of one image, channels-last."""
     cdef const PoolJob *job = <const PoolJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
-    cdef Py_ssize_t block = item % job.blocks, row, i, at_row, at_column, out_at
+    cdef Py_ssize_t block = item % job.blocks, row, i, at_row, at_column, at, out_at
     cdef const Span *rows = job.rows
     cdef const Span *columns
     cdef ck_pool pool
@@ -92,10 +92,9 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
             pool.columns = columns.last - columns.first
             pool.index = at_row * job.w.size + at_column
             out_at = ((image * job.h.out + row) * job.w.out + columns.start) * job.channels
-            job.kernels.max_pool(
-                &pool,
-                job.x + (image * job.x_image + at_row * job.x_row + at_column * job.x_column) * size,
-                job.out + out_at * size, NULL if job.indices == NULL else job.indices + out_at)
+            at = image * job.x_image + at_row * job.x_row + at_column * job.x_column
+            job.kernels.max_pool(&pool, job.x + at * size, job.out + out_at * size,
+                                 NULL if job.indices == NULL else job.indices + out_at)
 
 
 cdef void max_pool_plane(const PoolJob *job, Py_ssize_t plane, Py_ssize_t begin, Py_ssize_t end,
@@ -155,7 +154,8 @@ cdef int max_pool_pixels(PoolJob *job, Py_ssize_t images, int threads) except -1
     job.columns = new_spans(&job.w, &job.column_spans)
     for r in range(job.h.kernel):
         for s in range(job.w.kernel):
-            job.taps[r * job.w.kernel + s] = job.h.dilation * r * job.x_row + job.w.dilation * s * job.x_column
+            job.taps[r * job.w.kernel + s] = (
+                r * job.h.dilation * job.x_row + s * job.w.dilation * job.x_column)
     job.blocks = <Py_ssize_t>min(<double>job.h.out, job.h.out * row_bytes / BLOCK_BYTES + 1)
     return run(max_pool_pixels_item, job, images * job.blocks,
                row_work * ceil_div(job.h.out, job.blocks), threads, 0)
@@ -249,8 +249,8 @@ cdef struct MoveJob:
     const int64_t *indices
     char *out
     Move what
-    # Indices and elements per plane; channels of a pixel, of a block; blocks of an image, of all, in
-    # an item.
+    # Indices and elements per plane; channels of a pixel and of a block; blocks of an image, of all
+    # and of an item.
     Py_ssize_t count, size, channels, block, blocks, all_blocks, group
     int *outside
 
@@ -259,7 +259,7 @@ cdef void move_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     """Blocks of channels of images, or planes where `channels` is 1: their only owner."""
     cdef const MoveJob *job = <const MoveJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t i, image, first, channels, few, many
+    cdef Py_ssize_t size = kernels.itemsize, i, image, first, channels, few, many
     cdef int outside
     for i in range(item * job.group, min((item + 1) * job.group, job.all_blocks)):
         image, first = i // job.blocks, i % job.blocks * job.block
@@ -267,13 +267,12 @@ cdef void move_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         few = image * job.count * job.channels + first
         many = image * job.size * job.channels + first
         if job.what == TAKE:
-            outside = kernels.gather(job.src + many * kernels.itemsize, job.indices + few, job.count,
-                                     channels, job.channels, job.size,
-                                     job.out + few * kernels.itemsize)
+            outside = kernels.gather(job.src + many * size, job.indices + few, job.count, channels,
+                                     job.channels, job.size, job.out + few * size)
         else:
-            outside = kernels.scatter(job.src + few * kernels.itemsize, job.indices + few, job.count,
-                                      channels, job.channels, job.size, job.what == ADD,
-                                      job.out + many * kernels.itemsize)
+            outside = kernels.scatter(job.src + few * size, job.indices + few, job.count, channels,
+                                      job.channels, job.size, job.what == ADD,
+                                      job.out + many * size)
         if outside:
             job.outside[0] = 1
 
@@ -361,7 +360,7 @@ def box_sums(cnp.ndarray x, cnp.ndarray out, tuple rows, tuple columns, divisors
     divide.  `out` has the layout of x: channels-last (x may have gaps) or contiguous.
     """
     cdef BoxJob job
-    cdef Py_ssize_t size, images, j, start
+    cdef Py_ssize_t size, images, j, start, block
     cdef cnp.ndarray row_begin = rows[0], row_end = rows[1]
     cdef cnp.ndarray column_begin = columns[0], column_end = columns[1]
     cdef double row_bytes, taps
@@ -402,15 +401,15 @@ def box_sums(cnp.ndarray x, cnp.ndarray out, tuple rows, tuple columns, divisors
         <double>job.height,
         job.height * row_bytes / (BLOCK_BYTES if channels_last else SPLIT_BYTES) + 1)
     job.count = images * job.blocks
+    block = ceil_div(job.height, job.blocks)
     job.group = <Py_ssize_t>max(1.0, min(job.count / <double>LEAST_ITEMS,
-                                         BLOCK_BYTES / (row_bytes * ceil_div(job.height, job.blocks))))
+                                         BLOCK_BYTES / (row_bytes * block)))
     sizes = np.subtract(column_end, column_begin)
     job.boxes.least, job.boxes.most = sizes.min(), sizes.max()
     scratch = 0
     if not channels_last:
-        scratch = <size_t>(ceil_div(job.height, job.blocks) * (job.boxes.width + job.boxes.most)
-                           * size)
+        scratch = <size_t>(block * (job.boxes.width + job.boxes.most) * size)
     taps = <double>np.subtract(row_end, row_begin).mean() * <double>sizes.mean()
     run(box_item, &job, ceil_div(job.count, job.group),
-        job.group * ceil_div(job.height, job.blocks) * job.width * job.out_pixel * (2 * taps + 4),
+        job.group * block * job.width * job.out_pixel * (2 * taps + 4),
         threads, scratch)
