@@ -112,7 +112,12 @@ extensions = [
         "conv",
         "convgrad",
         "dense",
+        "packing",
+        "planes",
+        "planes_gradient",
         "pool",
+        "winograd",
+        "winograd_gradient",
     )
 ]
 

@@ -2,6 +2,7 @@
 
 from convkern import nn
 from convkern.config import empty_cache, show_config
+from convkern.freeze import Plan, freeze
 from convkern.functional import (
     adaptive_avg_pool2d,
     avg_pool2d,
@@ -24,11 +25,13 @@ from convkern.functional import (
     max_pool_channels,
     max_unpool2d,
 )
+from convkern.precision import get_float32_precision, set_float32_precision
 from convkern.threads import get_num_threads, num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Plan",
     "adaptive_avg_pool2d",
     "avg_pool2d",
     "avg_pool2d_backward",
@@ -41,6 +44,8 @@ __all__ = [
     "conv_transpose2d",
     "cross_entropy",
     "empty_cache",
+    "freeze",
+    "get_float32_precision",
     "get_num_threads",
     "im2col",
     "linear",
@@ -53,6 +58,7 @@ __all__ = [
     "max_unpool2d",
     "nn",
     "num_threads",
+    "set_float32_precision",
     "set_num_threads",
     "show_config",
 ]

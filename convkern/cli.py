@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     alexnet.add_argument("--top", type=_positive, default=5, metavar="K", help="classes to show")
     alexnet.add_argument("--threads", type=_positive, metavar="N", help="default: all processors")
+    alexnet.add_argument(
+        "--figure", metavar="FILE", help="draw the filters, feature maps and classes of one image"
+    )
     alexnet.add_argument("--seed", type=int, default=0, metavar="S", help="of random weights")
     alexnet.set_defaults(run=_alexnet)
 
@@ -120,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
         help="print the layers of a network",
         description="Print the layers of a network: shapes, parameters, multiply-adds.",
     )
-    summary.add_argument("model", choices=["alexnet"], metavar="MODEL", help="alexnet")
+    networks = [*models.INPUT_SHAPE]
+    summary.add_argument("model", choices=networks, metavar="MODEL", help=", ".join(networks))
     summary.add_argument(
         "--input-shape", type=_shape, metavar="C,H,W", help="default: the network's own"
     )
@@ -132,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (alexnet, summary):
         command.add_argument(
-            "--variant", choices=[*models.INPUT_SIZE], default="article", help="of AlexNet"
+            "--variant", choices=models.ALEXNET_VARIANTS, help="of AlexNet; default: article"
         )
     for command in (alexnet, info):
         command.add_argument("--json", action="store_true", help="print one JSON document")
@@ -157,9 +161,15 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _summary(options: argparse.Namespace) -> None:
     """Print the table of a network's layers."""
-    side = models.INPUT_SIZE[options.variant]
-    net = models.alexnet(variant=options.variant)
-    print(net.summary(options.input_shape or (3, side, side)))
+    shape = models.INPUT_SHAPE[options.model]
+    arguments = {}
+    if options.variant:
+        if options.model != "alexnet":
+            raise ValueError(f"--variant is for alexnet, {options.model} has none")
+        side = models.INPUT_SIZE[options.variant]
+        shape, arguments = (3, side, side), {"variant": options.variant}
+    net = getattr(models, options.model)(**arguments)
+    print(net.summary(options.input_shape or shape))
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -174,8 +184,11 @@ def _alexnet(options: argparse.Namespace) -> None:
     """Classify images, and print the way through the network."""
     from convkern.images import load_image, sample_photo
 
+    options.variant = options.variant or "article"
     side = models.INPUT_SIZE[options.variant]
     paths = options.images or [sample_photo()]
+    if options.figure and len(paths) > 1:
+        raise ValueError(f"--figure draws one image, got {len(paths)}")
     batch = np.stack([load_image(path, side) for path in paths])
     net = _network(options)
     with convkern.num_threads(options.threads or convkern.get_num_threads()):
@@ -200,6 +213,7 @@ def _alexnet(options: argparse.Namespace) -> None:
         "weights": options.weights,
         "seed": None if options.weights else options.seed,
         "sample_photo": not options.images,
+        "figure": options.figure,
         "input_shape": list(batch.shape),
         "dtype": str(batch.dtype),
         "threads": threads,
@@ -227,6 +241,8 @@ def _alexnet(options: argparse.Namespace) -> None:
             for path, row, best in zip(paths, probabilities, ranking, strict=True)
         ],
     }
+    if options.figure:
+        _draw(options.figure, net, batch, report)
     print(json.dumps(report, indent=2) if options.json else _alexnet_text(report))
 
 
@@ -297,12 +313,31 @@ def _read_labels(path: str, classes: int) -> list[str]:
     return [label.strip() for label in labels]
 
 
+def _draw(path: str, net: Sequential, batch: Any, report: dict[str, Any]) -> None:
+    """Draw what `_alexnet` found for one image."""
+    from convkern.figure import draw_walk
+
+    image = report["images"][0]
+    draw_walk(
+        path,
+        net,
+        batch,
+        [
+            (entry["label"] or f"class {entry['class']}", entry["probability"])
+            for entry in image["top"]
+        ],
+        title=f"AlexNet sees {os.path.basename(image['path'])}",
+        subtitle=f"variant {report['variant']}, {report['parameters']:,} parameters, "
+        + _source(report)
+        + ("" if report["weights"] else ": untrained, the classes mean nothing"),
+    )
+
+
 def _alexnet_text(report: dict[str, Any]) -> str:
     """Lay out what `_alexnet` found, in at most 100 columns but for paths and labels."""
     trained, total, threads = report["weights"], report["total"], report["threads"]
-    source = f"weights from {trained}" if trained else f"random weights (seed {report['seed']})"
     lines = [
-        f"AlexNet ({report['variant']}), {report['parameters']:,} parameters, {source}",
+        f"AlexNet ({report['variant']}), {report['parameters']:,} parameters, {_source(report)}",
         f"input {_times(report['input_shape'])} {report['dtype']}, "
         f"{threads} thread{'s' * (threads > 1)}, {report['instruction_set']}",
     ]
@@ -341,7 +376,16 @@ def _alexnet_text(report: dict[str, Any]) -> str:
         for entry in image["top"]:
             label = entry["label"] or ""
             lines.append(f"{entry['probability']:7.2%}  class {entry['class']:<4} {label}".rstrip())
+    if report["figure"]:
+        lines += ["", f"figure: {report['figure']}"]
     return "\n".join(lines)
+
+
+def _source(report: dict[str, Any]) -> str:
+    """Say where the weights come from."""
+    if report["weights"]:
+        return f"weights from {report['weights']}"
+    return f"random weights (seed {report['seed']})"
 
 
 def _times(shape: Sequence[int]) -> str:

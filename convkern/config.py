@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from convkern import _kernels
+from convkern.precision import get_float32_precision
 from convkern.threads import get_num_threads
 
 
@@ -24,7 +25,7 @@ def show_config(mode: str = "print") -> dict[str, Any] | None:
     -------
     dict or None
         version; instruction_set in use and those available and built; openmp
-        (a date, or None); threads; idle_bytes of kept memory; numpy, python
+        (a date, or None); threads; float32_precision; idle_bytes of kept memory; numpy, python
         and machine.
 
     Raises
@@ -50,6 +51,7 @@ def show_config(mode: str = "print") -> dict[str, Any] | None:
         "instruction_sets_built": _kernels.isa_names(supported_only=False),
         "openmp": _kernels.openmp or None,
         "threads": get_num_threads(),
+        "float32_precision": get_float32_precision(),
         "idle_bytes": _kernels.idle_bytes(),
         "numpy": np.__version__,
         "python": platform.python_version(),

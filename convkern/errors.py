@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import stat
+import struct
 from io import BufferedReader
 from types import ModuleType
 
@@ -20,6 +21,24 @@ class FormatError(ValueError):
     """
 
 
+#: What parsers raise when bytes are damaged, and what then becomes a FormatError.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception in one line of bearable length, or its type."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a file for reading; a folder, pipe or device is a FormatError, not an endless read."""
     if not stat.S_ISREG(os.stat(path).st_mode):
@@ -27,9 +46,9 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     return open(path, "rb")
 
 
-def import_extra(module: str) -> ModuleType:
-    """Import a module of the extra ``app``; the ImportError of a missing one says how to get it."""
+def import_extra(module: str, extra: str = "app") -> ModuleType:
+    """Import a module of an extra; the ImportError of a missing one says how to get it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f'{error}; install it with: pip install "convkern[app]"') from error
+        raise ImportError(f'{error}; install it with: pip install "convkern[{extra}]"') from error

@@ -78,10 +78,6 @@ def load_image(
     >>> load_image(sample_photo(), 227).shape
     (3, 227, 227)
     """
-    height, width = pair(size, "size")
-    if resize is None:
-        resize = round(max(height, width) * 256 / 224)
-    short = integer(resize, "resize", max(height, width))
     scalar = np.dtype(dtype)
     if scalar not in (np.float32, np.float64):
         raise TypeError(f"dtype must be float32 or float64, got {scalar}")
@@ -89,16 +85,47 @@ def load_image(
     if not (spread > 0).all():
         raise ValueError(f"std must be positive, got {std!r}")
 
+    cropped = load_pixels(path, size, resize=resize).astype(scalar)
+    normalised = (cropped / 255 - center) / spread
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1), scalar)
+
+
+def load_pixels(
+    path: str | os.PathLike[str], size: IntPair, *, resize: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """Read a photo as `load_image` does, without normalising it.
+
+    Parameters
+    ----------
+    path, size, resize
+        As for `load_image`.
+
+    Returns
+    -------
+    (H, W, 3) array of uint8
+        Red, green and blue, pixel by pixel.
+
+    Raises
+    ------
+    FormatError, TypeError, ValueError, OSError, ImportError
+        As `load_image`.
+
+    Examples
+    --------
+    >>> from convkern.images import load_pixels, sample_photo
+    >>> load_pixels(sample_photo(), (24, 32)).shape
+    (24, 32, 3)
+    """
+    height, width = pair(size, "size")
+    if resize is None:
+        resize = round(max(height, width) * 256 / 224)
+    short = integer(resize, "resize", max(height, width))
     picture = _to_rgb(_decode(path), path)
     # Only the part that the crop keeps is resized: a long and thin file would become huge.
     left, right = _kept(picture.width, short * picture.width // min(picture.size), width)
     top, bottom = _kept(picture.height, short * picture.height // min(picture.size), height)
     bilinear = import_extra("PIL.Image").Resampling.BILINEAR
-    cropped = np.asarray(
-        picture.resize((width, height), bilinear, box=(left, top, right, bottom)), scalar
-    )
-    normalised = (cropped / 255 - center) / spread
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1), scalar)
+    return np.asarray(picture.resize((width, height), bilinear, box=(left, top, right, bottom)))
 
 
 def sample_photo() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import convkern
-from convkern import functional, reference
+from convkern import data, functional, reference
 
 PACKAGE = Path(convkern.__file__).parent
 
@@ -18,6 +18,8 @@ RANKS = {
     "_kernels": 0,
     "geometry": 0,
     "errors": 0,
+    "precision": 0,
+    "pickles": 1,
     "threads": 1,
     "shapes": 1,
     "reference": 1,
@@ -26,9 +28,12 @@ RANKS = {
     "functional": 3,
     "nn": 4,
     "models": 5,
+    "freeze": 5,
     "images": 5,
     "interop": 5,
     "checkpoint": 6,
+    "data": 6,
+    "figure": 6,
     "bench": 6,
     "cli": 7,
     "__main__": 8,
@@ -79,14 +84,14 @@ def test_only_numpy_is_needed(name, path):
 
 
 def test_import_loads_nothing_but_numpy():
-    code = "import sys, convkern; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, convkern.data; print(*{m.split('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in ("PIL", "matplotlib", "safetensors", "torch", "rich", "tqdm"):
+    for name in ("PIL", "matplotlib", "safetensors", "torch", "rich", "tqdm", "pooch", "sklearn"):
         assert name not in done.stdout.split()
 
 
 def test_public_names_exist_and_are_documented():
-    for module in (convkern, functional, convkern.nn):
+    for module in (convkern, functional, convkern.nn, data):
         for name in module.__all__:
             value = getattr(module, name)
             assert name == "nn" or inspect.getdoc(value), name

@@ -90,11 +90,43 @@ def test_alexnet_on_the_sample_photo(capsys):
     assert sum("%  class " in line for line in lines) == 5
 
 
-@pytest.mark.parametrize("variant", models.INPUT_SIZE)
+@pytest.mark.parametrize("variant", models.ALEXNET_VARIANTS)
 def test_alexnet_lines_fit(capsys, photos, variant):
     lines = run(capsys, "alexnet", photos[0], "--variant", variant, "--top", 1).splitlines()
     assert max(len(line) for line in lines if line != photos[0]) <= 100
     assert not any("sample photo" in line for line in lines)
+
+
+def test_alexnet_figure(capsys, small, photos, tmp_path):
+    names = ["cost: $5 and $6", "\u732b", "x" * 99, "d", "e", "f", "g", "h", "i", "j"]
+    save_weights(tmp_path / "w", small(10).state_dict())
+    (tmp_path / "labels").write_text("\n".join(names), encoding="utf-8")
+    files = ("--weights", tmp_path / "w", "--labels", tmp_path / "labels", "--top", 10)
+    for variant, extension in zip(models.ALEXNET_VARIANTS, ("png", "svg", "pdf"), strict=True):
+        if variant == "2012":
+            files = ()  # has other channels: random weights
+        path = tmp_path / f"figure.{extension}"
+        out = run(capsys, "alexnet", photos[0], "--figure", path, "--variant", variant, *files)
+        assert out.endswith(f"\nfigure: {path}\n")
+        assert path.stat().st_size > 5000
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert picture.size[0] == 1920
+    text = (tmp_path / "figure.svg").read_text()
+    assert "features.0  Conv2d + ReLU" in text
+    report = json.loads(run(capsys, "alexnet", photos[0], "--figure", path, "--json"))
+    assert report["figure"] == str(path)
+
+
+def test_figures_that_cannot_be(capsys, small, photos, tmp_path, monkeypatch):
+    message = error(capsys, "alexnet", *photos, "--figure", tmp_path / "f.png")
+    assert "--figure draws one image, got 3" in message
+    message = error(capsys, "alexnet", photos[0], "--figure", tmp_path / "f.xyz")
+    assert "xyz" in message and "png" in message
+    message = error(capsys, "alexnet", photos[0], "--figure", tmp_path / "none" / "f.png")
+    assert "No such file" in message
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    message = error(capsys, "alexnet", photos[0], "--figure", tmp_path / "f.png")
+    assert 'pip install "convkern[app]"' in message
 
 
 def test_alexnet_json(capsys, small, photos):
@@ -231,6 +263,15 @@ def test_summary(capsys):
     assert "features.0" in error(capsys, "summary", "alexnet", "--input-shape", "3,9,9")
 
 
+@pytest.mark.parametrize("name", ["mnist_cnn", "resnet20", "googlenet", "cifar_basic"])
+def test_summary_of_every_network(capsys, name):
+    net = getattr(models, name)()
+    assert run(capsys, "summary", name) == f"{net.summary(models.INPUT_SHAPE[name])}\n"
+    assert f"--variant is for alexnet, {name} has none" in error(
+        capsys, "summary", name, "--variant", "2012"
+    )
+
+
 def test_info(capsys):
     report = json.loads(run(capsys, "info", "--json"))
     assert report == convkern.show_config("dicts")
@@ -256,7 +297,7 @@ def test_bench_gets_its_arguments(monkeypatch):
         (["alexnet", "--variant", "2013"], "torchvision"),
         (["alexnet", "--seed", "-1"], "non-negative"),
         (["alexnet", "--what"], "--what"),
-        (["summary", "resnet"], "alexnet"),
+        (["summary", "resnet"], "resnet18"),
         (["summary", "alexnet", "--input-shape", "3,227"], "C,H,W"),
         (["summary", "alexnet", "--input-shape", "3,227,x"], "--input-shape"),
         (["summary", "alexnet", "--input-shape", "3,0,227"], "at least 1"),

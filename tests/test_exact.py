@@ -1,12 +1,11 @@
 """Bit-for-bit results: with small integers every float sum is exact, so nothing may differ."""
 
-import ctypes
-import mmap
-
 import numpy as np
 import pytest
 
 from convkern import functional, num_threads, reference
+
+from .guarded import Guarded
 
 DTYPES = (np.float32, np.float64)
 SHAPES = 10_000
@@ -61,7 +60,7 @@ def test_conv2d(dtype):
         x, w, window = random_convolution(rng, dtype)
         bias = integers(rng, len(w), dtype) if rng.random() < 0.5 else None
         activation = [None, "relu", "relu6"][int(rng.integers(3))]
-        y = functional.conv2d(x, w, bias, *window, activation=activation)
+        y = functional.conv2d(x, w, bias, *window, activation=activation, algorithm="direct")
         expected = reference.conv2d(x, w, bias, *window, activation=activation)
         assert y.dtype == dtype
         np.testing.assert_array_equal(y, expected, f"seed {seed}: {x.shape} {w.shape} {window}")
@@ -76,12 +75,12 @@ def test_conv2d_backward(dtype):
         grad = random_layout(rng, integers(rng, (len(x), len(w), *out_size), dtype))
         message = f"seed {seed}: {x.shape} {w.shape} {window}"
         expected = reference.conv2d_backward(grad, x, w, *window)
-        got = functional.conv2d_backward(grad, x, w, *window)
+        got = functional.conv2d_backward(grad, x, w, *window, algorithm="direct")
         for mine, true in zip(got, expected, strict=True):
             assert mine.dtype == dtype
             np.testing.assert_array_equal(mine, true, message)
         mask = tuple(bool(b) for b in rng.integers(0, 2, 3))
-        part = functional.conv2d_backward(grad, x, w, *window, output_mask=mask)
+        part = functional.conv2d_backward(grad, x, w, *window, output_mask=mask, algorithm="direct")
         for wanted, mine, whole in zip(mask, part, got, strict=True):
             assert (mine is not None) == wanted
             assert mine is None or mine.tobytes() == whole.tobytes(), message
@@ -214,7 +213,7 @@ def test_same_bits_for_every_thread_count_and_batch(dtype, channels_last):
     for threads in (1, 2, 3, 4, 7):
         with num_threads(threads):
             results = (
-                functional.conv2d(x, w, padding=1),
+                functional.conv2d(x, w, padding=1, algorithm="direct"),
                 *functional.max_pool2d(x, 3, 2, 1, return_indices=True),
                 functional.linear(features, matrix),
                 functional.local_response_norm(x, 5),
@@ -223,28 +222,9 @@ def test_same_bits_for_every_thread_count_and_batch(dtype, channels_last):
         for one, other in zip(first, results, strict=True):
             assert one.tobytes() == other.tobytes(), f"{threads} threads"
     for n in range(5):
-        alone = functional.conv2d(x[n : n + 1], w, padding=1)
+        alone = functional.conv2d(x[n : n + 1], w, padding=1, algorithm="direct")
         assert alone.tobytes() == first[0][n : n + 1].tobytes()
         np.testing.assert_array_equal(functional.linear(features[n], matrix), first[3][n])
-
-
-class Guarded:
-    """An array between two pages that nobody may touch, against one of them."""
-
-    page = mmap.PAGESIZE
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-    def __init__(self, array, at_end):
-        pages = -(-array.nbytes // self.page)
-        self.memory = mmap.mmap(-1, (pages + 2) * self.page)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        offset = self.page + (pages * self.page - array.nbytes if at_end else 0)
-        self.array = np.frombuffer(self.memory, array.dtype, array.size, offset)
-        self.array = self.array.reshape(array.shape)
-        self.array[...] = array
-        for page in (start, start + (pages + 1) * self.page):
-            assert self.protect(page, self.page, mmap.PROT_READ & 0) == 0
 
 
 @pytest.mark.parametrize("at_end", (False, True))
@@ -260,7 +240,9 @@ def test_reads_stay_inside_the_arrays(dtype, at_end):
             bias = Guarded(integers(rng, 19, dtype), at_end)
             for x in (nhwc.array.transpose(0, 3, 1, 2), nchw.array):
                 for stride, padding in ((1, 1), (2, 0), (1, (2, 0))):
-                    y = functional.conv2d(x, w.array, bias.array, stride, padding)
+                    y = functional.conv2d(
+                        x, w.array, bias.array, stride, padding, algorithm="direct"
+                    )
                     expected = reference.conv2d(x, w.array, bias.array, stride, padding)
                     np.testing.assert_array_equal(y, expected)
                 y = functional.conv2d(x, depthwise.array, padding=1, groups=channels)

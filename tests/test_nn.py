@@ -152,7 +152,7 @@ def test_padding_modes_by_hand():
         (ValueError, "names", lambda: nn.Sequential(("a", nn.ReLU()), ("a", nn.ReLU()))),
         (ValueError, "names", lambda: nn.Sequential(("1", nn.ReLU()), nn.ReLU())),
         (ValueError, "names", lambda: nn.Sequential(("a.b", nn.ReLU()))),
-        (ValueError, "names", lambda: nn.Sequential(("", nn.ReLU()))),
+        (ValueError, "names", lambda: nn.Sequential(("", nn.ReLU()), ("", nn.ReLU()))),
     ],
 )
 def test_refused_arguments(error, match, make):

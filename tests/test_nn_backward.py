@@ -692,7 +692,7 @@ def test_walk_gives_a_residual_as_one_step():
     net = residual_net().eval()
     x = normal((2, 3, 9, 8))
     steps = list(net.walk(x))
-    assert [step.name for step in steps][:4] == ["stem.0", "norm", "block", "act"]
+    assert [step.name for step in steps][:4] == ["stem.0", "norm", "block", "same"]
     shape = x.shape
     for step in steps:
         shape = step.layer.output_shape(shape)

@@ -4,7 +4,7 @@ Everything here trusts its arguments; `convkern.functional` is what checks them.
 """
 
 try:
-    from convkern._kernels.activation import activate, prelu, softmax
+    from convkern._kernels.activation import activate, add, prelu, softmax
     from convkern._kernels.channels import (
         affine,
         gradient_sums,
@@ -14,7 +14,7 @@ try:
         totals,
     )
     from convkern._kernels.columns import col2im, im2col
-    from convkern._kernels.conv import PackedConv, conv2d
+    from convkern._kernels.conv import conv2d, conv2d_planes
     from convkern._kernels.convgrad import input_gradient, weight_gradient
     from convkern._kernels.core import (
         empty,
@@ -23,12 +23,15 @@ try:
         idle_bytes,
         isa,
         isa_names,
+        lanes,
         openmp,
         spin_fma,
         to_channels_last,
         to_contiguous,
     )
     from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
+    from convkern._kernels.packing import PackedConv
+    from convkern._kernels.planes_gradient import planes_weight_gradient
     from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -39,10 +42,12 @@ except ModuleNotFoundError as error:
 __all__ = [
     "PackedConv",
     "activate",
+    "add",
     "affine",
     "box_sums",
     "col2im",
     "conv2d",
+    "conv2d_planes",
     "empty",
     "empty_cache",
     "fma_peak",
@@ -53,6 +58,7 @@ __all__ = [
     "input_gradient",
     "isa",
     "isa_names",
+    "lanes",
     "linear",
     "linear_input_gradient",
     "linear_weight_gradient",
@@ -61,6 +67,7 @@ __all__ = [
     "moments",
     "negative_products",
     "openmp",
+    "planes_weight_gradient",
     "prelu",
     "scatter",
     "softmax",

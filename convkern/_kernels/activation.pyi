@@ -8,6 +8,9 @@ def activate(
     threads: int,
     grad: np.ndarray | None = None,
 ) -> None: ...
+def add(
+    a: np.ndarray, b: np.ndarray, y: np.ndarray, activation: int, slope: float, threads: int
+) -> None: ...
 def prelu(
     x: np.ndarray,
     weight: np.ndarray,

@@ -1,6 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=False
-"""Activations and softmax, on elements in memory order."""
+"""Activations, sums and softmax, on elements in memory order."""
+
+from libc.string cimport memcpy
 
 cimport numpy as cnp
 
@@ -19,6 +21,7 @@ cnp.import_array()
 
 cdef enum:
     BLOCK = 16384  # elements of an item
+    PIECE = 2048   # elements that stay in the first-level cache between two kernels
 
 
 # ---------------------------------------------------------------- element by element
@@ -57,6 +60,31 @@ def activate(cnp.ndarray x, cnp.ndarray y, int activation, double slope, int thr
     job.g = data_of(grad)
     job.length, job.activation, job.slope = x.size, activation, slope
     run(activate_item, &job, ceil_div(job.length, BLOCK), 8.0 * BLOCK, threads, 0)
+
+
+cdef void add_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    cdef const MapJob *job = <const MapJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, i = item * BLOCK, length
+    cdef Py_ssize_t end = min(i + BLOCK, job.length)
+    while i < end:
+        length = min(<Py_ssize_t>PIECE, end - i)
+        if job.x != job.y:
+            memcpy(job.y + i * size, job.x + i * size, <size_t>(length * size))
+        job.kernels.add(job.g + i * size, job.y + i * size, length)
+        if job.activation:
+            job.kernels.activate(job.y + i * size, job.y + i * size, length, job.activation,
+                                 job.slope)
+        i += length
+
+
+def add(cnp.ndarray a, cnp.ndarray b, cnp.ndarray y, int activation, double slope, int threads):
+    """Compute y = activation(a + b); all arrays are laid out alike, and y may be a, but not b."""
+    cdef MapJob job
+    job.kernels = kernels_of(a)
+    job.x, job.g = <const char *>cnp.PyArray_DATA(a), <const char *>cnp.PyArray_DATA(b)
+    job.y = <char *>cnp.PyArray_DATA(y)
+    job.length, job.activation, job.slope = a.size, activation, slope
+    run(add_item, &job, ceil_div(job.length, BLOCK), 4.0 * BLOCK, threads, 0)
 
 
 # ---------------------------------------------------------------- one slope per channel

@@ -1,27 +1,10 @@
-"""Convolutions as the gradients use them: packed weights, and parts that fill an output."""
+"""Convolutions as the gradients use them: parts that fill an output."""
 
-cimport numpy as cnp
-
-from convkern._kernels.core cimport Axis, Span, ck_kernels
+from convkern._kernels.core cimport Axis, Images, Span, ck_kernels
+from convkern._kernels.packing cimport PackedConv
 
 cdef enum:
     GROUP_BYTES = 8 << 20  # channels-last copies that an NCHW operator holds at a time
-
-cdef struct Taps:
-    # Taps of one axis of a window: first, first + step, ... (count of them).
-    Py_ssize_t first, step, count
-
-cdef struct Images:
-    # Channels-last pixels; strides in elements, channels are contiguous.
-    char *data
-    Py_ssize_t image, row, column
-
-cdef class PackedConv:
-    cdef char *weight
-    cdef char *bias
-    cdef const ck_kernels *kernels
-    cdef Py_ssize_t out_channels, channels, groups, kh, kw, vectors, blocks
-    cdef bint depthwise
 
 cdef class Part:
     cdef PackedConv packed
@@ -48,6 +31,3 @@ cdef struct ConvJob:
     bint filters_fastest
     int activation
     double slope
-
-cdef Images images_of(cnp.ndarray a) noexcept
-cdef Images packed_images(char *data, cnp.ndarray a) noexcept

@@ -1,9 +1,6 @@
 import numpy as np
 
-class PackedConv:
-    def __init__(
-        self, weight: np.ndarray, bias: np.ndarray | None, groups: int, threads: int
-    ) -> None: ...
+from convkern._kernels.packing import PackedConv
 
 def conv2d(
     x: np.ndarray,
@@ -14,5 +11,17 @@ def conv2d(
     activation: int,
     slope: float,
     channels_last: bool,
+    threads: int,
+) -> None: ...
+def conv2d_planes(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    rows: tuple[int, int, int, int],
+    columns: tuple[int, int, int, int],
+    groups: int,
+    activation: int,
+    slope: float,
     threads: int,
 ) -> None: ...

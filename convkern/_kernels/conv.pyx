@@ -1,9 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=False
-"""Convolution: packing, the direct algorithm, depthwise."""
+"""Convolution: the direct algorithm, depthwise, and the way to Winograd's."""
 
 cimport cython
-from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
@@ -17,137 +16,21 @@ from convkern._kernels.core cimport (
     ck_kernels,
     ck_tile_layout,
     ck_window,
+    data_of,
     give,
+    images_of,
     kernels_of,
     new_spans,
+    packed_images,
     run,
     take,
     transpose,
 )
+from convkern._kernels.packing cimport PackedConv
+from convkern._kernels.planes cimport convolve_planes
+from convkern._kernels.winograd cimport winograd_images
 
 cnp.import_array()
-
-
-cdef enum:
-    PACK_CHANNELS = 16  # transposed at a time
-
-cdef struct PackJob:
-    const ck_kernels *kernels
-    const char *weight
-    char *packed
-    Py_ssize_t groups, out_channels, channels, kh, kw, vectors, blocks
-    Taps rows, columns
-    bint transposed
-
-
-cdef void place_taps(const PackJob *job, ptrdiff_t *offsets, Py_ssize_t count,
-                     Py_ssize_t channels, Py_ssize_t width) noexcept nogil:
-    """Say for `count` channels' taps, (c, tap), where they go in (tap, c) rows of `width`."""
-    cdef Py_ssize_t r, s, c, tap, taps = job.kh * job.kw
-    for tap in range(count * taps):
-        offsets[tap] = -1
-    for r in range(job.rows.count):
-        for s in range(job.columns.count):
-            tap = (job.rows.first + r * job.rows.step) * job.kw
-            tap += job.columns.first + s * job.columns.step
-            for c in range(count):
-                offsets[c * taps + tap] = ((r * job.columns.count + s) * channels + c) * width
-
-
-cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Pack one block of output channels: (k, c, tap) becomes (tap, c, k), k padded with zeros.
-
-    A transposed convolution swaps the parts of k and c in the weight that it reads.
-    """
-    cdef const PackJob *job = <const PackJob *>job_
-    cdef Py_ssize_t block = item % job.blocks, group = item // job.blocks
-    cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes
-    cdef Py_ssize_t first = job.vectors * block // job.blocks
-    cdef Py_ssize_t width = (job.vectors * (block + 1) // job.blocks - first) * lanes
-    cdef Py_ssize_t k0 = first * lanes, count = min(width, job.out_channels - k0)
-    cdef Py_ssize_t taps = job.kh * job.kw, c = 0, part
-    cdef const char *weight = job.weight + group * job.out_channels * job.channels * taps * size
-    cdef char *dst = job.packed + (group * job.vectors * lanes + k0) * (
-        job.channels * job.rows.count * job.columns.count * size)
-    cdef ptrdiff_t *offsets = <ptrdiff_t *>scratch
-    place_taps(job, offsets, 1 if job.transposed else min(<Py_ssize_t>PACK_CHANNELS, job.channels),
-               job.channels, width)
-    while c < job.channels:
-        if job.transposed:
-            part = 1
-            job.kernels.scatter_transposed(
-                weight + (c * job.out_channels + k0) * taps * size, taps, count, taps,
-                dst + c * width * size, offsets)
-        else:
-            part = min(<Py_ssize_t>PACK_CHANNELS, job.channels - c)
-            job.kernels.scatter_transposed(
-                weight + (k0 * job.channels + c) * taps * size, job.channels * taps, count,
-                part * taps, dst + c * width * size, offsets)
-        c += part
-
-
-@cython.final
-cdef class PackedConv:
-    """The weights and bias of one convolution in the order that the register tile reads them.
-
-    Per group and block of output channels: (tap row, tap column, input channel,
-    output channel), the block as wide as the widest tile, its last vector
-    padded with zeros.  A depthwise convolution keeps (tap, channel).
-    """
-
-    def __dealloc__(self):
-        give(self.weight)
-        give(self.bias)
-
-    def __init__(self, cnp.ndarray weight, cnp.ndarray bias, Py_ssize_t groups, int threads,
-                 bint transposed=False, tuple row_taps=None, tuple column_taps=None):
-        """Pack a C-contiguous (OC, C/groups, KH, KW) weight and a bias (OC,) or None.
-
-        With `transposed` the weight is read as (C, OC/groups, KH, KW).  Taps are
-        chosen and ordered by (first, step, count); by default all of them.
-        """
-        cdef PackJob job
-        cdef const ck_kernels *kernels = kernels_of(weight)
-        cdef Py_ssize_t lanes = kernels.lanes, size = kernels.itemsize, widest = 4, g
-        cdef Py_ssize_t first = weight.shape[0] // groups, second = weight.shape[1]
-        self.kernels, self.groups = kernels, groups
-        self.out_channels, self.channels = (second, first) if transposed else (first, second)
-        self.depthwise = self.channels == 1 and self.out_channels == 1
-        while kernels.max_pixels[widest] == 0:
-            widest -= 1
-        self.vectors = ceil_div(self.out_channels, lanes)
-        self.blocks = ceil_div(self.vectors, widest)
-        job.kh, job.kw = weight.shape[2], weight.shape[3]
-        job.rows.first, job.rows.step, job.rows.count = row_taps or (0, 1, job.kh)
-        job.columns.first, job.columns.step, job.columns.count = column_taps or (0, 1, job.kw)
-        self.kh, self.kw = job.rows.count, job.columns.count
-        cdef Py_ssize_t outputs = groups * self.out_channels, taps = job.kh * job.kw
-        cdef Py_ssize_t padded = outputs if self.depthwise else groups * self.vectors * lanes
-        self.weight = take(<size_t>(padded * self.channels * self.kh * self.kw * size) + 1)
-        self.bias = take(<size_t>((padded + lanes) * size))
-        memset(self.bias, 0, <size_t>((padded + lanes) * size))
-        cdef Py_ssize_t biases = outputs if self.depthwise else self.out_channels
-        if bias is not None:
-            for g in range(outputs // biases):
-                memcpy(self.bias + g * self.vectors * lanes * size,
-                       <const char *>cnp.PyArray_DATA(bias) + g * biases * size,
-                       <size_t>(biases * size))
-        job.kernels, job.weight = kernels, <const char *>cnp.PyArray_DATA(weight)
-        job.packed, job.transposed = self.weight, transposed
-        job.groups, job.out_channels, job.channels = groups, self.out_channels, self.channels
-        job.vectors, job.blocks = self.vectors, self.blocks
-        cdef Py_ssize_t r, s
-        if self.depthwise:
-            for r in range(self.kh):
-                for s in range(self.kw):
-                    kernels.transpose(
-                        job.weight + ((job.rows.first + r * job.rows.step) * job.kw
-                                      + job.columns.first + s * job.columns.step) * size,
-                        taps, self.weight + (r * self.kw + s) * outputs * size, outputs, outputs, 1)
-            return
-        cdef Py_ssize_t block = widest * lanes * self.channels * taps
-        run(pack_item, &job, groups * self.blocks, 4.0 * block, threads,
-            <size_t>(PACK_CHANNELS * taps) * sizeof(ptrdiff_t))
 
 
 cdef enum:
@@ -185,7 +68,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     layout.x_row = job.h.dilation * job.x_row
     layout.x_column = job.w.dilation * job.x_column
     layout.w_row = job.w.kernel * job.channels * width
-    layout.tail = tail
+    layout.tail, layout.bias_by_pixel = tail, 0
     layout.activation, layout.slope = job.activation, job.slope
 
     # Taps of a row that are contiguous with their channels form one run.
@@ -203,6 +86,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
         column_step, pieces = 1, ceil_div(run_length, CHUNK)
 
     chunk.flags = CK_FIRST
+    chunk.ahead, chunk.ahead_step = weight, 0
     r = c = piece = 0
     while True:
         chunk.rows = min(row_step, tap_rows - r)
@@ -381,6 +265,8 @@ cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t
     """Run one part on channels-last images."""
     cdef ConvJob job
     cdef PackedConv packed = part.packed
+    if packed.winograd != NULL:
+        return winograd_images(packed, &part.h, &part.w, x, out, images, activation, slope, threads)
     job.kernels, job.weight, job.bias = packed.kernels, packed.weight, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
@@ -393,19 +279,6 @@ cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t
     job.out_image = out.image
     job.out_row, job.out_column = part.row_step * out.row, part.column_step * out.column
     return conv_images(&job, images, packed.depthwise, threads)
-
-
-cdef Images images_of(cnp.ndarray a) noexcept:
-    """Where the pixels of a channels-last array lie."""
-    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(a)
-    return Images(<char *>cnp.PyArray_DATA(a), a.strides[0] // size, a.strides[2] // size,
-                  a.strides[3] // size)
-
-
-cdef Images packed_images(char *data, cnp.ndarray a) noexcept:
-    """Where the pixels of a dense channels-last copy of an array lie."""
-    cdef Py_ssize_t channels = a.shape[1], width = a.shape[3]
-    return Images(data, a.shape[2] * width * channels, width * channels, channels)
 
 
 def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double slope,
@@ -451,3 +324,13 @@ def conv2d(cnp.ndarray x, PackedConv packed, cnp.ndarray out, tuple rows, tuple 
     """Convolve x into out; rows and columns are (kernel, stride, leading padding, dilation)."""
     part = Part(packed, (x.shape[2], out.shape[2], *rows), (x.shape[3], out.shape[3], *columns))
     convolve(x, out, [part], activation, slope, channels_last, threads)
+
+
+def conv2d_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out, tuple rows,
+                  tuple columns, Py_ssize_t groups, int activation, double slope, int threads):
+    """Convolve contiguous NCHW images with a contiguous weight, without copies of either."""
+    convolve_planes(
+        kernels_of(x), <const char *>cnp.PyArray_DATA(weight), data_of(bias),
+        <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out), x.shape[0], groups,
+        weight.shape[1], weight.shape[0] // groups, axis(x.shape[2], out.shape[2], rows),
+        axis(x.shape[3], out.shape[3], columns), activation, slope, threads)

@@ -12,15 +12,16 @@ def input_gradient(
     groups: int,
     channels_last: bool,
     threads: int,
+    winograd: int = 0,
 ) -> None: ...
 def weight_gradient(
     x: np.ndarray,
     grad: np.ndarray,
-    grad_weight: np.ndarray | None,
-    grad_bias: np.ndarray | None,
+    grad_weight: np.ndarray,
     rows: Axis,
     columns: Axis,
     groups: int,
     channels_last: bool,
     threads: int,
+    winograd: int = 0,
 ) -> None: ...

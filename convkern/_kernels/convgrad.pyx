@@ -13,22 +13,30 @@ from math import gcd
 cimport numpy as cnp
 import numpy as np
 
-from convkern._kernels.conv import PackedConv, Part, convolve
+from convkern._kernels.conv import Part, convolve
 from convkern._kernels.core import empty, to_channels_last
+from convkern._kernels.packing import PackedConv
 
-from convkern._kernels.conv cimport GROUP_BYTES, Images, images_of, packed_images
+from convkern._kernels.conv cimport GROUP_BYTES
 from convkern._kernels.core cimport (
+    CK_MAX_VECTORS,
     Axis,
+    Block,
+    Images,
     axis,
+    block_of,
     ceil_div,
     ck_kernels,
     ck_outer_layout,
     give,
+    images_of,
     kernels_of,
+    packed_images,
     run,
     take,
     transpose,
 )
+from convkern._kernels.winograd_gradient cimport WinogradGradient
 
 cnp.import_array()
 
@@ -60,20 +68,21 @@ def axis_phases(Py_ssize_t size, Py_ssize_t out, Py_ssize_t kernel, Py_ssize_t s
 
 
 def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
-                   tuple rows, tuple columns, Py_ssize_t groups, bint channels_last, int threads):
+                   tuple rows, tuple columns, Py_ssize_t groups, bint channels_last, int threads,
+                   int winograd=0):
     """Write the gradient of a convolution's input, plus a bias, into out.
 
     rows and columns are the convolution's (kernel, stride, leading padding,
-    dilation); layouts are as for `convolve`.
+    dilation); layouts are as for `convolve`, `winograd` as for `PackedConv`.
     """
     cdef Py_ssize_t steps = block_steps(kernels_of(weight).lanes, weight.shape[1], rows, columns,
                                         groups)
-    if steps:
+    if steps and not winograd:
         blockwise_input_gradient(grad, weight, bias, out, rows, columns, steps, channels_last,
                                  threads)
         return
     parts = [
-        Part(PackedConv(weight, bias, groups, threads, True, row_taps, column_taps), h, w,
+        Part(PackedConv(weight, bias, groups, threads, winograd, True, row_taps, column_taps), h, w,
              (row, column), (rows[1], columns[1]))
         for row, row_taps, h in axis_phases(out.shape[2], grad.shape[2], *rows)
         for column, column_taps, w in axis_phases(out.shape[3], grad.shape[3], *columns)
@@ -214,35 +223,23 @@ cdef struct WeightJob:
     Images x, g           # g: channels-last, for a depthwise convolution only
     const char *packed    # (image, group, block of output channels, pixel, output channel)
     char *dw              # (slice, group, block, tap row, tap column, input channel, ...)
-    char *db              # (slice, group, block, output channel)
     char *grad_weight     # the result, (OC, C/groups, KH, KW)
     Axis h, w
     Py_ssize_t images, channels, out_channels, groups, vectors, blocks
     # How items are cut: row and column chunks of an image, slices of all chunks with a sum of
     # their own, ranges of the input channels.
     Py_ssize_t row_chunks, column_chunks, slices, ranges
-    Py_ssize_t dw_slice, db_slice
-    bint fold, want_weight, want_bias
+    Py_ssize_t dw_slice
+    bint fold
     bint dense   # g is NCHW
     bint direct  # g is read where it is: channels-last, one block of full vectors
-
-
-cdef struct Block:
-    # A block of output channels: its first channel, width with padding, and number of vectors.
-    Py_ssize_t first, width, vectors
-
-
-cdef inline Block block_of(const WeightJob *job, Py_ssize_t index) noexcept nogil:
-    cdef Py_ssize_t lanes = job.kernels.lanes, first = job.vectors * index // job.blocks
-    cdef Py_ssize_t vectors = job.vectors * (index + 1) // job.blocks - first
-    return Block(first * lanes, vectors * lanes, vectors)
 
 
 cdef void pack_gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """Gather one image's gradients of a block of output channels, pixel by pixel."""
     cdef const WeightJob *job = <const WeightJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Block block = block_of(job, item % job.blocks)
+    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
     cdef Py_ssize_t group = item // job.blocks % job.groups
     cdef Py_ssize_t image = item // job.blocks // job.groups, size = kernels.itemsize, row, column
     cdef Py_ssize_t count = min(block.width, job.out_channels - block.first)
@@ -333,37 +330,29 @@ cdef void weight_chunk(const WeightJob *job, const char *x, const char *g, char 
 
 
 cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One slice of the chunks, group, block of output channels, tap row and range of channels;
-    the row after the last stands for the bias, as the weight of an input of ones."""
+    """One slice of the chunks, group, block of output channels, tap row and range of channels."""
     cdef const WeightJob *job = <const WeightJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, pixels = job.h.out * job.w.out
+    # Threads take items in turn: slices first, whose sums lie far apart, so that they do not
+    # write to the same lines.
+    cdef Py_ssize_t part = item % job.slices
+    item //= job.slices
     cdef Py_ssize_t index = item % job.ranges
     item //= job.ranges
-    cdef Py_ssize_t tap_row = item % (job.h.kernel + 1)
-    item //= job.h.kernel + 1
-    cdef Block block = block_of(job, item % job.blocks)
-    item //= job.blocks
-    cdef Py_ssize_t group = item % job.groups, part = item // job.groups
-    cdef bint bias = tap_row == job.h.kernel
-    if (index > 0 or not job.want_bias) if bias else not job.want_weight:
-        return
+    cdef Py_ssize_t tap_row = item % job.h.kernel
+    item //= job.h.kernel
+    cdef Block block = block_of(kernels, job.vectors, job.blocks, item % job.blocks)
+    cdef Py_ssize_t group = item // job.blocks
     cdef Py_ssize_t c = job.channels * index // job.ranges
     cdef Py_ssize_t c_stop = job.channels * (index + 1) // job.ranges
     cdef Py_ssize_t per_image = job.row_chunks * job.column_chunks, total = job.images * per_image
     cdef Py_ssize_t first = group * job.vectors * kernels.lanes + block.first
     cdef char *dw = job.dw + (part * job.dw_slice + first * job.channels * job.h.kernel
                               * job.w.kernel) * size
-    cdef char *db = job.db + (part * job.db_slice + first) * size
     cdef const char *x
     cdef const char *g
     cdef Py_ssize_t chunk, image, rest, row, row_stop, column, column_stop
-    cdef ck_outer_layout ones
-    cdef float one_f32 = 1
-    cdef double one_f64 = 1
-    cdef const void *one = <const void *>&one_f64
-    if size == 4:
-        one = <const void *>&one_f32
     for chunk in range(total * part // job.slices, total * (part + 1) // job.slices):
         image, rest = chunk // per_image, chunk % per_image
         row = job.h.out * (rest // job.column_chunks) // job.row_chunks
@@ -375,24 +364,16 @@ cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         else:
             g = job.packed + (
                 image * job.groups * job.vectors * kernels.lanes + first) * pixels * size
-        if bias:
-            ones.rows, ones.pixels = row_stop - row, column_stop - column
-            ones.x_row = ones.x_pixel = ones.dw_row = 0
-            ones.g_row, ones.g_pixel = gradient_strides(job, block)
-            kernels.outer[block.vectors][1](
-                &ones, one, g + (row * ones.g_row + column * ones.g_pixel) * size, db)
-        else:
-            x = job.x.data + (image * job.x.image + group * job.channels) * size
-            weight_chunk(job, x, g, dw, block, tap_row, row, row_stop, column, column_stop, c,
-                         c_stop)
+        x = job.x.data + (image * job.x.image + group * job.channels) * size
+        weight_chunk(job, x, g, dw, block, tap_row, row, row_stop, column, column_stop, c, c_stop)
 
 
 cdef void depthwise_weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """One slice of the chunks and tap row of a depthwise convolution, all channels."""
     cdef const WeightJob *job = <const WeightJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, tap_row = item % (job.h.kernel + 1), s, a, b, top, bottom
-    cdef Py_ssize_t part = item // (job.h.kernel + 1), chunk, image, rest, row, row_stop, pixel
+    cdef Py_ssize_t size = kernels.itemsize, tap_row = item % job.h.kernel, s, a, b, top, bottom
+    cdef Py_ssize_t part = item // job.h.kernel, chunk, image, rest, row, row_stop
     cdef Py_ssize_t per_image = job.row_chunks, total = job.images * per_image
     cdef ck_outer_layout layout
     cdef const char *x
@@ -404,15 +385,6 @@ cdef void depthwise_weight_item(const void *job_, Py_ssize_t item, char *scratch
         row = job.h.out * rest // job.row_chunks
         row_stop = job.h.out * (rest + 1) // job.row_chunks
         g = job.g.data + image * job.g.image * size
-        if tap_row == job.h.kernel:
-            if job.want_bias:
-                for top in range(row, row_stop):
-                    for pixel in range(job.w.out):
-                        kernels.add(g + (top * job.g.row + pixel * job.g.column) * size,
-                                    job.db + part * job.db_slice * size, job.groups)
-            continue
-        if not job.want_weight:
-            continue
         top, bottom = row, row_stop
         valid(&job.h, tap_row, &top, &bottom)
         layout.rows = max(0, bottom - top)
@@ -433,7 +405,7 @@ cdef void unpack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     """Add up the slices of one block and bring (tap, c, k) into the order (k, c, tap)."""
     cdef const WeightJob *job = <const WeightJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Block block = block_of(job, item % job.blocks)
+    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
     cdef Py_ssize_t group = item // job.blocks, size = kernels.itemsize, part, c = 0, count, i, tap
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, row = block.width * size
     cdef Py_ssize_t filters = min(block.width, job.out_channels - block.first)
@@ -454,26 +426,28 @@ cdef void unpack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         c += count
 
 
-def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
-                    cnp.ndarray grad_bias, tuple rows, tuple columns, Py_ssize_t groups,
-                    bint channels_last, int threads):
-    """Write the gradients of a convolution's weight and bias; either may be None.
+def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tuple rows,
+                    tuple columns, Py_ssize_t groups, bint channels_last, int threads,
+                    int winograd=0):
+    """Write the gradient of a convolution's weight.
 
     x and grad have one layout: channels-last with any other strides, or contiguous NCHW.
-    rows and columns are (kernel, stride, leading padding, dilation).
+    rows and columns are (kernel, stride, leading padding, dilation); `winograd` is how
+    many outputs a tile has on each axis, 0 for the direct algorithm.
     """
+    if winograd:
+        winograd_weight_gradient(x, grad, grad_weight, rows, columns, groups, channels_last, threads,
+                                 winograd)
+        return
     cdef WeightJob job
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, images = x.shape[0]
-    cdef Py_ssize_t widest = 4, n, count, g, k
+    cdef Py_ssize_t widest = CK_MAX_VECTORS, n, count, k
     job.kernels, job.groups = kernels, groups
     job.channels, job.out_channels = x.shape[1] // groups, grad.shape[1] // groups
     job.h = axis(x.shape[2], grad.shape[2], rows)
     job.w = axis(x.shape[3], grad.shape[3], columns)
-    job.want_weight, job.want_bias = grad_weight is not None, grad_bias is not None
-    job.grad_weight = NULL
-    if job.want_weight:
-        job.grad_weight = <char *>cnp.PyArray_DATA(grad_weight)
+    job.grad_weight = <char *>cnp.PyArray_DATA(grad_weight)
     cdef bint depthwise = job.channels == 1 and job.out_channels == 1
     while kernels.max_pixels[widest] == 0:
         widest -= 1
@@ -495,15 +469,13 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
     job.ranges = 1 if depthwise else min(ceil_div(job.channels, 32), ceil_div(32, items))
     job.slices = min(ceil_div(32, items * job.ranges), group * job.row_chunks * job.column_chunks)
     job.slices = max(1, min(job.slices, MOST_SLICES))
-    job.db_slice = outputs
-    job.dw_slice = outputs * job.channels * taps if job.want_weight else 0
+    job.dw_slice = outputs * job.channels * taps
     cdef size_t dw_bytes = <size_t>(job.slices * job.dw_slice * size)
-    cdef size_t db_bytes = <size_t>(job.slices * job.db_slice * size)
-    cdef char *sums = take(dw_bytes + db_bytes + 1)
+    cdef char *sums = take(dw_bytes)
     cdef char *copies = NULL
-    job.dw, job.db = sums, sums + dw_bytes
-    memset(sums, 0, dw_bytes + db_bytes)
-    cdef bint copy_x = not channels_last and job.want_weight
+    job.dw = sums
+    memset(sums, 0, dw_bytes)
+    cdef bint copy_x = not channels_last
     cdef const char *x_data = <const char *>cnp.PyArray_DATA(x)
     cdef char *g_data = <char *>cnp.PyArray_DATA(grad)
     cdef double flops
@@ -536,7 +508,7 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
                               pixels, threads)
                     job.g = packed_images(<char *>job.packed, grad)
                 flops = 4.0 * count * pixels * groups * job.w.kernel / job.slices
-                run(depthwise_weight_item, &job, job.slices * (job.h.kernel + 1), flops, threads, 0)
+                run(depthwise_weight_item, &job, job.slices * job.h.kernel, flops, threads, 0)
             else:
                 job.direct = (channels_last and groups == 1 and job.blocks == 1
                               and job.out_channels == job.vectors * lanes)
@@ -546,25 +518,53 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
                 flops = 2.0 * count * pixels * job.w.kernel * job.channels * job.out_channels
                 flops /= job.slices * job.ranges * job.blocks
                 run(weight_item, &job,
-                    job.slices * groups * job.blocks * (job.h.kernel + 1) * job.ranges, flops,
+                    job.slices * groups * job.blocks * job.h.kernel * job.ranges, flops,
                     threads, 0)
             n += count
         if depthwise:
             for k in range(1, job.slices):
                 kernels.add(job.dw + k * job.dw_slice * size, job.dw, job.dw_slice)
-            if job.want_weight:
-                kernels.transpose(job.dw, groups, job.grad_weight, taps, taps, groups)
-        elif job.want_weight:
+            kernels.transpose(job.dw, groups, job.grad_weight, taps, taps, groups)
+        else:
             run(unpack_item, &job, groups * job.blocks,
                 4.0 * widest * lanes * job.channels * taps, threads,
                 <size_t>(UNPACK_CHANNELS * taps * widest * lanes * size))
-        for k in range(1, job.slices):
-            kernels.add(job.db + k * job.db_slice * size, job.db, job.db_slice)
-        if job.want_bias:
-            for g in range(1 if depthwise else groups):
-                k = groups if depthwise else job.out_channels
-                memcpy(<char *>cnp.PyArray_DATA(grad_bias) + g * k * size,
-                       job.db + g * job.vectors * lanes * size, <size_t>(k * size))
     finally:
         give(sums)
         give(copies)
+
+
+cdef int winograd_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
+                                  tuple rows, tuple columns, Py_ssize_t groups, bint channels_last,
+                                  int threads, int outputs) except -1:
+    """Do the same by Winograd's algorithm: stride 1, contiguous arrays copied to channels-last."""
+    cdef WinogradGradient gradient = WinogradGradient()
+    cdef const ck_kernels *kernels = kernels_of(x)
+    cdef Images x_images, g_images
+    cdef Py_ssize_t size = kernels.itemsize, images = x.shape[0], n = 0, count
+    cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], g_plane = grad.shape[2] * grad.shape[3]
+    cdef Py_ssize_t x_bytes = x.shape[1] * x_plane * size, g_bytes = grad.shape[1] * g_plane * size
+    cdef Py_ssize_t group = max(1, min(images, 4 * GROUP_BYTES // (x_bytes + g_bytes)))
+    cdef char *copies = NULL
+    gradient.prepare(kernels, outputs, x.shape[1] // groups, grad.shape[1] // groups, groups,
+                     axis(x.shape[2], grad.shape[2], rows),
+                     axis(x.shape[3], grad.shape[3], columns), images)
+    if channels_last:
+        x_images, g_images = images_of(x), images_of(grad)
+        gradient.add(&x_images, &g_images, images, threads)
+    else:
+        copies = take(<size_t>(group * (x_bytes + g_bytes)))
+        try:
+            x_images = packed_images(copies, x)
+            g_images = packed_images(copies + group * x_bytes, grad)
+            while n < images:
+                count = min(group, images - n)
+                transpose(kernels, <const char *>cnp.PyArray_DATA(x) + n * x_bytes, x_images.data,
+                          count, x.shape[1], x_plane, threads)
+                transpose(kernels, <const char *>cnp.PyArray_DATA(grad) + n * g_bytes,
+                          g_images.data, count, grad.shape[1], g_plane, threads)
+                gradient.add(&x_images, &g_images, count, threads)
+                n += count
+        finally:
+            give(copies)
+    return gradient.store(<char *>cnp.PyArray_DATA(grad_weight), threads)

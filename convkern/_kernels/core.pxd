@@ -7,15 +7,18 @@ cimport numpy as cnp
 cdef extern from "csrc/ck.h" nogil:
     enum: CK_F32, CK_F64, CK_OPENMP
     enum: CK_FIRST, CK_LAST, CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_SOFTMAX_COLUMNS
+    enum: CK_AHEAD, CK_WINOGRAD_TILES_COUNT
     enum: CK_LEAKY_RELU
     enum: CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS
     ctypedef struct ck_tile_layout:
         ptrdiff_t x_pixel, x_row, x_column, w_row, out_pixel
-        int tail, activation
+        int tail, bias_by_pixel, activation
         double slope
     ctypedef struct ck_chunk:
         ptrdiff_t x, w, rows, columns, run
         int flags
+        const char *ahead
+        ptrdiff_t ahead_step
     ctypedef void (*ck_tile_fn)(const ck_tile_layout *, const ck_chunk *, const void *,
                                 const void *, const void *, void *) noexcept nogil
     ctypedef struct ck_dot_layout:
@@ -44,12 +47,31 @@ cdef extern from "csrc/ck.h" nogil:
         const ptrdiff_t *begin
         const ptrdiff_t *end
         const void *divisors
+    ctypedef struct ck_patch:
+        const void *row[8]
+        ptrdiff_t step[8]
+        int first, last
+    ctypedef struct ck_target:
+        void *out
+        ptrdiff_t row, column
+        int rows, columns, activation
+        double slope
+        const void *bias
+    ctypedef void (*ck_patch_fn)(const ck_patch *, ptrdiff_t, void *, ptrdiff_t,
+                                 ptrdiff_t) noexcept nogil
+    ctypedef void (*ck_output_fn)(const void *, ptrdiff_t, ptrdiff_t,
+                                  const ck_target *) noexcept nogil
+    ctypedef struct ck_winograd:
+        int outputs, taps, size
+        ck_patch_fn input, weight, gradient
+        ck_output_fn output, weight_gradient
     ctypedef struct ck_kernels:
         int itemsize, lanes, max_dot_rows
         int max_pixels[5]
         ck_tile_fn tile[5][15]
         ck_outer_fn outer[5][15]
         ck_dot_fn dot[7][5]
+        ck_winograd winograd[6]
         void (*transpose)(const void *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t,
                           ptrdiff_t) noexcept nogil
         void (*scatter_transposed)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
@@ -71,6 +93,8 @@ cdef extern from "csrc/ck.h" nogil:
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
         void (*gather_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                            ptrdiff_t) noexcept nogil
+        void (*gather_taps)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t,
+                            ptrdiff_t) noexcept nogil
         void (*scatter_row)(const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*activate)(const void *, void *, ptrdiff_t, int, double) noexcept nogil
         void (*activate_backward)(const void *, const void *, void *, ptrdiff_t, int,
@@ -125,12 +149,33 @@ cdef struct Span:
 cdef Axis axis(Py_ssize_t size, Py_ssize_t out, tuple window) noexcept
 cdef Span *new_spans(const Axis *a, Py_ssize_t *count) except NULL
 
+cdef struct Images:
+    # Channels-last pixels; strides in elements, channels are contiguous.
+    char *data
+    Py_ssize_t image, row, column
+
+cdef Images images_of(cnp.ndarray a) noexcept
+cdef Images packed_images(char *data, cnp.ndarray a) noexcept
+
 cdef int transpose(const ck_kernels *kernels, const char *src, char *dst, Py_ssize_t images,
                    Py_ssize_t rows, Py_ssize_t columns, int threads) except -1
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
+
+
+cdef struct Block:
+    # A block of output channels: its first channel, width with padding, and number of vectors.
+    Py_ssize_t first, width, vectors
+
+
+cdef inline Block block_of(const ck_kernels *kernels, Py_ssize_t vectors, Py_ssize_t blocks,
+                           Py_ssize_t index) noexcept nogil:
+    """Share out the vectors of a group's output channels among blocks."""
+    cdef Py_ssize_t lanes = kernels.lanes, first = vectors * index // blocks
+    cdef Py_ssize_t count = vectors * (index + 1) // blocks - first
+    return Block(first * lanes, count * lanes, count)
 
 
 cdef inline const char *data_of(cnp.ndarray array) noexcept:

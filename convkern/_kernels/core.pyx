@@ -68,6 +68,11 @@ cdef const ck_kernels *kernels_of(cnp.ndarray array) noexcept:
     return active[CK_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else CK_F32]
 
 
+def lanes(dtype):
+    """Return the elements of a dtype in one vector."""
+    return active[CK_F64 if np.dtype(dtype) == np.float64 else CK_F32].lanes
+
+
 # ---------------------------------------------------------------- memory
 
 cdef extern from *:
@@ -232,6 +237,19 @@ cdef Span *new_spans(const Axis *a, Py_ssize_t *count) except NULL:
 
 
 # ---------------------------------------------------------------- layout
+
+cdef Images images_of(cnp.ndarray a) noexcept:
+    """Where the pixels of a channels-last array lie."""
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(a)
+    return Images(<char *>cnp.PyArray_DATA(a), a.strides[0] // size, a.strides[2] // size,
+                  a.strides[3] // size)
+
+
+cdef Images packed_images(char *data, cnp.ndarray a) noexcept:
+    """Where the pixels of a dense channels-last copy of an array lie."""
+    cdef Py_ssize_t channels = a.shape[1], width = a.shape[3]
+    return Images(data, a.shape[2] * width * channels, width * channels, channels)
+
 
 cdef struct TransposeJob:
     const ck_kernels *kernels

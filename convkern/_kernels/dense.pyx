@@ -2,26 +2,23 @@
 # cython: initializedcheck=False, embedsignature=False
 """Linear layers and their gradients."""
 
-from libc.string cimport memcpy, memset
-
 cimport numpy as cnp
 
 from convkern._kernels.core cimport (
     CK_DOT_COLUMNS,
     CK_FIRST,
     CK_LAST,
-    CK_MAX_VECTORS,
+    Axis,
     ceil_div,
-    ck_chunk,
     ck_dot_layout,
     ck_kernels,
-    ck_tile_layout,
     give,
     kernels_of,
     run,
     take,
     transpose,
 )
+from convkern._kernels.planes cimport convolve_planes
 
 cnp.import_array()
 
@@ -99,120 +96,14 @@ def linear(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
         <size_t>(LINEAR_BATCH * LINEAR_ROWS * job.kernels.lanes * job.kernels.itemsize))
 
 
-# ---------------------------------------------------------------- matrix product
-
-cdef enum:
-    # Products of one chain; longer ones lose digits, shorter ones reread the output more often.
-    CHUNK = 128
-    DIRECT_CHUNK = 32          # where b is read in place: rows long enough for the prefetcher
-    PACKED_BYTES = 512 << 10   # of b that an item packs at a time
-    PRODUCT_ROWS = 240         # of an item: a multiple of most tiles
-
-cdef struct ProductJob:
-    const ck_kernels *kernels
-    const char *a
-    const char *b
-    char *out
-    Py_ssize_t rows, length, columns
-    # Columns are cut into panels as wide as the widest tile; an item has some panels.
-    Py_ssize_t vectors, panels, width, group, row_blocks, chunk
-    bint direct
-
-
-cdef void pack_panel(const ProductJob *job, Py_ssize_t column, Py_ssize_t width, Py_ssize_t k,
-                     Py_ssize_t length, char *packed) noexcept nogil:
-    """Copy `length` rows of b, `width` columns of each, next to each other; zeros past the end."""
-    cdef Py_ssize_t size = job.kernels.itemsize, count = min(width, job.columns - column), row
-    cdef const char *src = job.b + (k * job.columns + column) * size
-    for row in range(length):
-        memcpy(packed, src, <size_t>(count * size))
-        if count < width:
-            memset(packed + count * size, 0, <size_t>((width - count) * size))
-        packed += width * size
-        src += job.columns * size
-
-
-cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of rows times a group of panels."""
-    cdef const ProductJob *job = <const ProductJob *>job_
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, k = 0, length, row, stop, tile
-    cdef Py_ssize_t block = item % job.row_blocks, first = item // job.row_blocks * job.group
-    cdef Py_ssize_t last = min(first + job.group, job.panels), panel, column, vectors, tiles
-    cdef Py_ssize_t begin = job.rows * block // job.row_blocks
-    cdef Py_ssize_t rows = job.rows * (block + 1) // job.row_blocks - begin
-    cdef char *zeros = scratch + job.group * job.chunk * job.width * size
-    cdef char *packed
-    cdef const char *b
-    cdef ck_tile_layout layout
-    cdef ck_chunk chunk
-    memset(&layout, 0, sizeof(layout))
-    memset(zeros, 0, <size_t>(job.width * size))
-    layout.out_pixel, layout.x_pixel, layout.x_row = job.columns, job.length, 1
-    chunk.flags = CK_FIRST
-    while True:
-        length = min(job.chunk, job.length - k)
-        if k + length == job.length:
-            chunk.flags |= CK_LAST
-        chunk.x = chunk.w = 0
-        chunk.columns = 1
-        # Packed panels stay in the second-level cache while the tiles pass over them row by
-        # row, so that each writes long pieces of a few rows.
-        for panel in range(first, last):
-            column = job.vectors * panel // job.panels * lanes
-            vectors = job.vectors * (panel + 1) // job.panels - column // lanes
-            if not job.direct or column + vectors * lanes > job.columns:
-                pack_panel(job, column, vectors * lanes, k, length,
-                           scratch + (panel - first) * job.chunk * job.width * size)
-        tiles = ceil_div(rows, kernels.max_pixels[ceil_div(job.vectors, job.panels)])
-        for tile in range(tiles):
-            row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
-            for panel in range(first, last):
-                column = job.vectors * panel // job.panels * lanes
-                vectors = job.vectors * (panel + 1) // job.panels - column // lanes
-                layout.tail = <int>min(lanes, job.columns - column - (vectors - 1) * lanes)
-                if job.direct and column + vectors * lanes <= job.columns:
-                    # One step of the sum is one row of b where it lies.
-                    b = job.b + (k * job.columns + column) * size
-                    chunk.rows, chunk.run, layout.w_row = length, 1, job.columns
-                else:
-                    b = scratch + (panel - first) * job.chunk * job.width * size
-                    chunk.rows, chunk.run = 1, length
-                kernels.tile[vectors][stop - row](
-                    &layout, &chunk, job.a + ((begin + row) * job.length + k) * size, b, zeros,
-                    job.out + ((begin + row) * job.columns + column) * size)
-        k += length
-        if chunk.flags & CK_LAST:
-            return
-        chunk.flags = 0
-
+# ---------------------------------------------------------------- gradients
 
 cdef int product(const ck_kernels *kernels, const char *a, const char *b, char *out,
                  Py_ssize_t rows, Py_ssize_t length, Py_ssize_t columns, int threads) except -1:
-    """Compute out = a @ b for contiguous (rows, length) and (length, columns)."""
-    cdef ProductJob job
-    cdef Py_ssize_t widest = CK_MAX_VECTORS, groups
-    if rows == 0 or columns == 0:
-        return 0
-    while kernels.max_pixels[widest] == 0:
-        widest -= 1
-    job.kernels, job.a, job.b, job.out = kernels, a, b, out
-    job.rows, job.length, job.columns = rows, length, columns
-    job.vectors = ceil_div(columns, kernels.lanes)
-    job.panels = ceil_div(job.vectors, widest)
-    job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
-    # The tiles of a few rows read b once: a packed copy would not be read again.
-    job.direct = rows <= kernels.max_pixels[ceil_div(job.vectors, job.panels)]
-    job.row_blocks = ceil_div(rows, PRODUCT_ROWS)
-    job.chunk = max(1, min(length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))
-    job.group = PACKED_BYTES // (job.chunk * job.width * kernels.itemsize)
-    job.group = max(1, min(job.group, 16))
-    while job.group > 1 and job.row_blocks * ceil_div(job.panels, job.group) < 4 * threads:
-        job.group //= 2
-    groups = ceil_div(job.panels, job.group)
-    return run(product_item, &job, groups * job.row_blocks,
-               (2.0 * min(rows, <Py_ssize_t>PRODUCT_ROWS) + 8) * length * job.group * job.width,
-               threads, <size_t>((job.group * job.chunk + 1) * job.width * kernels.itemsize))
+    """Compute out = a @ b for contiguous (rows, length) and (length, columns): a 1x1 convolution
+    of one image of one row."""
+    return convolve_planes(kernels, a, NULL, b, out, 1, 1, length, rows, Axis(1, 1, 1, 1, 0, 1),
+                           Axis(columns, columns, 1, 1, 0, 1), 0, 0.0, threads)
 
 
 def linear_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray out, int threads):

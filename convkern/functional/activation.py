@@ -93,6 +93,26 @@ def _activate(
     return from_memory(out, order)
 
 
+def add(
+    input: np.ndarray, other: np.ndarray, activation: str | None = None, overwrite: bool = False
+) -> np.ndarray:
+    """Return ``activation(input + other)`` for arrays of one shape, in the layout of `input`.
+
+    With `overwrite`, the result may take the memory of `input`.
+    """
+    x = as_array(input, "input", tuple(range(33)))
+    y = as_array(other, "other", (x.ndim,), like=x)
+    if x.shape != y.shape:
+        raise ValueError(f"other must have the input's shape {x.shape}, got {y.shape}")
+    order = memory_order(x)
+    memory = to_memory(x, order)
+    out: np.ndarray = memory if overwrite else _kernels.empty(memory.shape, x.dtype)
+    if x.size:
+        code, slope = ACTIVATIONS[activation]
+        _kernels.add(memory, to_memory(y, order), out, code, slope, get_num_threads())
+    return from_memory(out, order)
+
+
 def sigmoid(input: np.ndarray) -> np.ndarray:
     """Return ``1 / (1 + exp(-input))`` element by element, without overflow.
 

@@ -14,11 +14,15 @@ from convkern.arrays import (
     as_images,
     check_out,
     checked_mask,
+    cut_at,
     empty_images,
     in_layout,
     is_images,
+    memory_order,
+    to_memory,
 )
 from convkern.functional.activation import ACTIVATIONS
+from convkern.functional.algorithm import ALGORITHMS, Problem, fills_planes, winograd_outputs
 from convkern.geometry import (
     IntPair,
     Padding,
@@ -30,8 +34,6 @@ from convkern.geometry import (
     window_extent,
 )
 from convkern.threads import get_num_threads
-
-ALGORITHMS = ("auto", "direct")
 
 
 def _one_of(value: Any, name: str, accepted: Any) -> Any:
@@ -89,6 +91,34 @@ class Window(NamedTuple):
         )
         return rows, columns
 
+    def problem(
+        self,
+        weight: np.ndarray,
+        images: int,
+        out_size: tuple[int, ...],
+        *,
+        transposed: bool = False,
+    ) -> Problem:
+        """Describe the work on so many images with outputs of a size.
+
+        With `transposed` the output is the gradient of the input.
+        """
+        rows, columns = out_size
+        out_channels, channels = weight.shape[0] // self.groups, weight.shape[1]
+        if transposed:
+            channels, out_channels = out_channels, channels
+        dense = self.stride == self.dilation == (1, 1)
+        return Problem(
+            weight.dtype,
+            images,
+            channels,
+            out_channels,
+            self.groups,
+            self.kernel,
+            dense,
+            (rows, columns),
+        )
+
 
 def _checked_bias(bias: Any, weight: np.ndarray, channels: int) -> np.ndarray | None:
     """Return a bias for so many output channels, contiguous, or None."""
@@ -137,54 +167,82 @@ class PackedConv2d:
     ) -> None:
         weight = as_array(weight, "weight", (4,))
         self.window = Window.of(weight, stride, padding, dilation, groups)
-        self.out_channels = weight.shape[0]
-        bias = _checked_bias(bias, weight, self.out_channels)
+        bias = _checked_bias(bias, weight, weight.shape[0])
+        self._weight = np.array(weight, order="C")
+        self._bias = None if bias is None else bias.copy()
         self.activation = _one_of(activation, "activation", ACTIVATIONS)
-        _one_of(algorithm, "algorithm", ALGORITHMS)
-        self.dtype = weight.dtype
-        self._packed = _kernels.PackedConv(
-            as_contiguous(weight), bias, self.window.groups, get_num_threads()
-        )
+        self.algorithm = _one_of(algorithm, "algorithm", ALGORITHMS)
+        self._packed: dict[int, _kernels.PackedConv] = {}
 
     def __call__(self, input: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Convolve `input`, as `conv2d` does."""
-        return self._convolve(input, out, ())
+        input = as_array(input, "input", (3, 4), like=self._weight)
+        return _convolve(
+            input,
+            self._weight,
+            self._bias,
+            self.window,
+            self.activation,
+            self.algorithm,
+            out,
+            self._packed,
+        )
 
-    def _convolve(
-        self, input: np.ndarray, out: np.ndarray | None, also_read: tuple[np.ndarray | None, ...]
-    ) -> np.ndarray:
-        """Convolve into `out`, which must not overlap the input or what else was read."""
-        input = as_array(input, "input", (3, 4))
-        if input.dtype != self.dtype:
-            raise TypeError(f"input must have the weight's dtype {self.dtype}, got {input.dtype}")
-        out_size = self.window.outputs(input)
-        shape = (*input.shape[:-3], self.out_channels, *out_size)
-        if out is not None:
-            check_out(out, shape, (input, *also_read))
-        x, channels_last = as_images(input)
-        result = out if out is None or out.ndim == 4 else out[None]
-        direct = result is not None and is_images(result, channels_last)
-        if result is None or not direct:
-            result = empty_images((x.shape[0], *shape[-3:]), self.dtype, channels_last)
-        if result.size:
-            code, slope = ACTIVATIONS[self.activation]
-            _kernels.conv2d(
-                x,
-                self._packed,
-                result,
-                *self.window.axes(),
-                code,
-                slope,
-                channels_last,
-                get_num_threads(),
-            )
-        if input.ndim == 3:
-            result = result[0]
-        if out is None:
-            return result
-        if not direct:
-            out[...] = result
-        return out
+
+def _convolve(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    window: Window,
+    activation: str | None,
+    algorithm: str,
+    out: np.ndarray | None,
+    packed: dict[int, _kernels.PackedConv] | None = None,
+) -> np.ndarray:
+    """Convolve with a contiguous weight, whose packed forms may be kept by their Winograd tile."""
+    out_size = window.outputs(input)
+    shape = (*input.shape[:-3], weight.shape[0], *out_size)
+    if out is not None:
+        check_out(out, shape, (input, weight, bias))
+    x, channels_last = as_images(input)
+    problem = window.problem(weight, len(x), out_size)
+    tile = winograd_outputs(problem, algorithm, prepacked=packed is not None)
+    result = out if out is None or out.ndim == 4 else out[None]
+    direct = result is not None and is_images(result, channels_last)
+    if result is None or not direct:
+        result = empty_images((x.shape[0], *shape[-3:]), weight.dtype, channels_last)
+    threads = get_num_threads()
+    if result.size and not channels_last and not tile and fills_planes(problem):
+        _kernels.conv2d_planes(
+            x,
+            weight,
+            bias,
+            result,
+            *window.axes(),
+            window.groups,
+            *ACTIVATIONS[activation],
+            threads,
+        )
+    elif result.size:
+        kept = {} if packed is None else packed
+        if tile not in kept:
+            kept[tile] = _kernels.PackedConv(weight, bias, window.groups, threads, tile)
+        _kernels.conv2d(
+            x,
+            kept[tile],
+            result,
+            *window.axes(),
+            *ACTIVATIONS[activation],
+            channels_last,
+            threads,
+        )
+    if input.ndim == 3:
+        result = result[0]
+    if out is None:
+        return result
+    if not direct:
+        out[...] = result
+    return out
 
 
 def conv2d(
@@ -228,8 +286,8 @@ def conv2d(
         Divides input and output channels into groups that do not mix.
     activation : {None, "relu", "relu6", "leaky_relu"}
         Applied to the result before it is stored (the slope of ``"leaky_relu"`` is 0.01).
-    algorithm : {"auto", "direct"}
-        How to compute it.
+    algorithm : {"auto", "direct", "winograd"}
+        How to compute it; ``"auto"`` chooses by shape, within `set_float32_precision`.
     out : ndarray, optional
         Where to put the result; must have its shape and dtype and overlap
         neither itself nor an input.
@@ -260,17 +318,16 @@ def conv2d(
     """
     input = as_array(input, "input", (3, 4))
     weight = as_array(weight, "weight", (4,), like=input)
-    packed = PackedConv2d(
-        weight,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        activation=activation,
-        algorithm=algorithm,
+    window = Window.of(weight, stride, padding, dilation, groups)
+    return _convolve(
+        input,
+        as_contiguous(weight),
+        _checked_bias(bias, weight, weight.shape[0]),
+        window,
+        _one_of(activation, "activation", ACTIVATIONS),
+        _one_of(algorithm, "algorithm", ALGORITHMS),
+        out,
     )
-    return packed._convolve(input, out, (weight, bias))
 
 
 Gradients = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
@@ -306,8 +363,8 @@ def conv2d_backward(
         As given to `conv2d`.
     output_mask : three bools
         Which of the three gradients are wanted; nothing is computed for the others.
-    algorithm : {"auto", "direct"}
-        How to compute them.
+    algorithm : {"auto", "direct", "winograd"}
+        How to compute them, as for `conv2d`.
 
     Returns
     -------
@@ -339,7 +396,7 @@ def conv2d_backward(
     input = as_array(input, "input", (3, 4))
     weight = as_array(weight, "weight", (4,), like=input)
     window = Window.of(weight, stride, padding, dilation, groups)
-    _one_of(algorithm, "algorithm", ALGORITHMS)
+    algorithm = _one_of(algorithm, "algorithm", ALGORITHMS)
     shape = (*input.shape[:-3], weight.shape[0], *window.outputs(input))
     grad_output = _checked_gradient(grad_output, input, shape)
     want_input, want_weight, want_bias = checked_mask(output_mask)
@@ -349,6 +406,8 @@ def conv2d_backward(
     grad_input = grad_weight = grad_bias = None
     if want_input:
         grad_input = empty_images(x.shape, x.dtype, channels_last)
+        problem = window.problem(weight, len(x), x.shape[2:], transposed=True)
+        tile = winograd_outputs(problem, algorithm)
         if grad_input.size:
             _kernels.input_gradient(
                 grad,
@@ -360,41 +419,52 @@ def conv2d_backward(
                 window.groups,
                 channels_last,
                 get_num_threads(),
+                tile,
             )
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        grad_weight = _kernels.empty(weight.shape, weight.dtype)
+        problem = window.problem(weight, len(x), grad.shape[2:])
+        tile = winograd_outputs(problem, algorithm, gradient=True)
+        in_planes = not channels_last and not tile and fills_planes(problem)
+        grad_weight = _weight_gradient(x, grad, weight, window, channels_last, tile, in_planes)
     if want_bias:
-        grad_bias = np.empty(weight.shape[0], weight.dtype)
-    _weight_gradient(x, grad, grad_weight, grad_bias, window, channels_last)
+        grad_bias = _bias_gradient(grad)
     return grad_input, grad_weight, grad_bias
 
 
 def _weight_gradient(
     x: np.ndarray,
     grad: np.ndarray,
-    grad_weight: np.ndarray | None,
-    grad_bias: np.ndarray | None,
+    weight: np.ndarray,
     window: Window,
     channels_last: bool,
-) -> None:
-    """Fill the gradients of weight and bias that are wanted."""
-    if len(x) == 0:
-        for gradient in (grad_weight, grad_bias):
-            if gradient is not None:
-                gradient[...] = 0
-    elif grad_weight is not None or grad_bias is not None:
+    tile: int,
+    in_planes: bool = False,
+) -> np.ndarray:
+    """Return the gradient of a weight, with a Winograd tile, along planes or (0) directly."""
+    result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
+    if not len(x):
+        result[...] = 0
+        return result
+    threads, axes = get_num_threads(), window.axes()
+    if in_planes:
+        _kernels.planes_weight_gradient(x, grad, result, *axes, window.groups, threads)
+    else:
         _kernels.weight_gradient(
-            x,
-            grad,
-            grad_weight,
-            grad_bias,
-            *window.axes(),
-            window.groups,
-            channels_last,
-            get_num_threads(),
+            x, grad, result, *axes, window.groups, channels_last, threads, tile
         )
+    return result
+
+
+def _bias_gradient(grad: np.ndarray) -> np.ndarray:
+    """Return the sum of every channel, added up in float64."""
+    order = memory_order(grad)
+    memory, cut = to_memory(grad, order), cut_at(grad, 1, order)
+    if not memory.size:
+        return np.zeros(grad.shape[1], grad.dtype)
+    totals: np.ndarray = _kernels.totals(memory, cut, get_num_threads())
+    return totals.astype(grad.dtype)
 
 
 def _checked_gradient(grad: Any, like: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -509,6 +579,7 @@ def conv_transpose2d(
     bias = _checked_bias(bias, weight, window.in_channels)
     x, channels_last = as_images(input)
     out = empty_images((x.shape[0], *shape[-3:]), x.dtype, channels_last)
+    tile = winograd_outputs(window.problem(weight, len(x), shape[-2:], transposed=True), "auto")
     if out.size:
         _kernels.input_gradient(
             x,
@@ -519,6 +590,7 @@ def conv_transpose2d(
             window.groups,
             channels_last,
             get_num_threads(),
+            tile,
         )
     return out[0] if input.ndim == 3 else out
 
@@ -586,8 +658,8 @@ def conv_transpose2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        grad_weight = _kernels.empty(weight.shape, weight.dtype)
-        _weight_gradient(grad, x, grad_weight, None, window, channels_last)
+        tile = winograd_outputs(window.problem(weight, len(x), x.shape[2:]), "auto", gradient=True)
+        grad_weight = _weight_gradient(grad, x, weight, window, channels_last, tile)
     if want_bias:
-        grad_bias = grad.sum(axis=(0, 2, 3), dtype=np.float64).astype(grad.dtype)
+        grad_bias = _bias_gradient(grad)
     return grad_input, grad_weight, grad_bias

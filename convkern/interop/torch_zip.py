@@ -1,11 +1,9 @@
 """Read the weights that ``torch.save`` wrote, without torch and without running anything.
 
 Such a file is a zip archive: ``<root>/data.pkl``, a pickle that describes the
-tensors, and ``<root>/data/<key>``, the bytes of each storage.  A pickle is a
-small program, and Python's unpickler would run whatever it says.  Here its
-opcodes drive a stack machine that knows nothing but plain values, storages and
-tensors: no module is imported, no object built, no function called.  An opcode
-or a name that a state dict does not need is refused.
+tensors, and ``<root>/data/<key>``, the bytes of each storage.  The pickle is not
+unpickled but read by a `PickleMachine` that knows nothing but plain values,
+storages and tensors.
 
 Memory is bounded by the size of the file: members must be stored uncompressed
 and fit into the file together, a storage is read only if its declared size is
@@ -17,15 +15,14 @@ from __future__ import annotations
 import io
 import math
 import os
-import pickletools
-import struct
 import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from convkern.errors import FormatError
+from convkern.errors import DAMAGE, FormatError, one_line
+from convkern.pickles import Global, PickleMachine
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +42,6 @@ _STORAGES = {
 _DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
-_GLOBALS = {_DICT, _TENSOR, _PARAMETER, *_STORAGES}
 
 _BYTE_ORDERS = {b"little": "<", b"big": ">"}
 #: About 200 bytes describe a tensor, so this is twenty thousand tensors.
@@ -57,12 +53,6 @@ _MAX_NDIM = 32
 #: Elements that NumPy reads as another type, and those that become another type.
 _READ_AS = {"bf16": "u2", "?": "u1"}
 _CONVERT_TO = {"f2": "f4"}
-
-
-class _Global(NamedTuple):
-    """A name that the pickle imports; here it stays a name."""
-
-    name: str
 
 
 class _Storage(NamedTuple):
@@ -93,20 +83,8 @@ def load_torch_zip(file: io.BufferedReader) -> dict[str, Array]:
             return _load(archive, size)
     except FormatError:
         raise
-    # Damaged bytes make zipfile, pickletools and the stack machine raise any of these.
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
-        detail = str(error) or type(error).__name__
-        raise FormatError(f"a damaged torch.save file ({detail})") from error
+    except (*DAMAGE, zipfile.BadZipFile) as error:
+        raise FormatError(f"a damaged torch.save file ({one_line(error)})") from error
 
 
 def decode_elements(raw: npt.NDArray[np.uint8], element: str, order: str = "<") -> Array:
@@ -138,7 +116,7 @@ def _load(archive: zipfile.ZipFile, size: int) -> dict[str, Array]:
     if members[pickles[0]].file_size > _MAX_PICKLE:
         raise FormatError(f"a torch.save file with more than {_MAX_PICKLE} bytes of description")
     root = pickles[0].removesuffix("data.pkl")
-    tensors = _state_dict(_run_pickle(archive.read(pickles[0])))
+    tensors = _state_dict(_StateDictPickle().run(archive.read(pickles[0])))
     order_name = root + "byteorder"
     order = _BYTE_ORDERS[archive.read(order_name) if order_name in members else b"little"]
 
@@ -170,121 +148,35 @@ def _stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zi
     return members
 
 
-def _run_pickle(program: bytes) -> Any:
-    """Return the value that a pickle describes, of plain values, storages and tensors only."""
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
+class _StateDictPickle(PickleMachine):
+    """Plain values, storages and tensors; an OrderedDict is a dict."""
 
-    def pop(start: int) -> list[Any]:
-        items = stack[start:]
-        del stack[start:]
-        return items
+    names = frozenset({_DICT, _TENSOR, _PARAMETER, *_STORAGES})
+    accepted = "only a state dict of plain tensors is read: torch.save(model.state_dict(), path)"
 
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(program):
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINUNICODE":
-                stack.append(argument)
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case "MARK":
-                marks.append(len(stack))
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(pop(-int(opcode.name[-1]))))
-            case "TUPLE":
-                stack.append(tuple(pop(marks.pop())))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "APPEND":
-                _extend(stack[-2], pop(-1))
-            case "APPENDS":
-                items = pop(marks.pop())
-                _extend(stack[-1], items)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "SETITEM":
-                _update(stack[-3], pop(-2))
-            case "SETITEMS":
-                items = pop(marks.pop())
-                _update(stack[-1], items)
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_global(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                stack.append(_global(".".join(pop(-2))))
-            case "BINPERSID":
-                stack.append(_storage(stack.pop()))
-            case "REDUCE":
-                function, arguments = pop(-2)
-                stack.append(_call(function, arguments))
-            case "BUILD":  # the attribute _metadata that torch gives to a state dict
-                stack.pop()
-            case "STOP":
-                return stack.pop()
-            case name:
-                raise FormatError(f"a pickle with the opcode {name}, which no state dict has")
-    raise FormatError("a damaged torch.save file (its pickle does not stop)")
+    def call(self, function: Any, arguments: Any) -> Any:
+        """Do what one of the three known functions would do."""
+        match function, arguments:
+            case Global(name), () if name == _DICT:
+                return {}
+            case Global(name), (_Storage() as storage, int(offset), shape, strides, *_) if (
+                name == _TENSOR and _are_sizes(shape) and _are_sizes(strides) and offset >= 0
+            ):
+                return _Tensor(storage, offset, shape, strides)
+            case Global(name), (_Tensor() as tensor, *_) if name == _PARAMETER:
+                return tensor
+        raise FormatError("a damaged torch.save file (a tensor that is none)")
 
+    def build(self, value: Any, state: Any) -> None:
+        """Ignore the attribute _metadata that torch gives to a state dict."""
 
-def _extend(target: Any, items: list[Any]) -> None:
-    """Append to a list, and to nothing else."""
-    if not isinstance(target, list):
-        raise FormatError("a damaged torch.save file (an item without a list)")
-    target.extend(items)
-
-
-def _update(target: Any, items: list[Any]) -> None:
-    """Put key, value, key, value into a dict; a nested key could take for ever to hash."""
-    if not isinstance(target, dict) or not all(isinstance(key, (str, int)) for key in items[::2]):
-        raise FormatError("a damaged torch.save file (a dict with a key that is not a string)")
-    target.update(zip(items[::2], items[1::2], strict=True))
-
-
-def _global(name: str) -> _Global:
-    """Accept a name that a state dict refers to, refuse every other."""
-    if name not in _GLOBALS:
-        raise FormatError(
-            f"a pickle that refers to {name[:80]!r}; only a state dict of plain tensors is read: "
-            "torch.save(model.state_dict(), path)"
-        )
-    return _Global(name)
-
-
-def _storage(identity: Any) -> _Storage:
-    """Read torch's persistent id of a storage."""
-    match identity:
-        case ("storage", _Global(kind), str(key), str(), int(numel)) if kind in _STORAGES:
-            if numel >= 0:
-                return _Storage(_STORAGES[kind], key, numel)
-    raise FormatError("a damaged torch.save file (a storage that is none)")
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    """Do what one of the three known functions would do."""
-    match function, arguments:
-        case _Global(name), () if name == _DICT:
-            return {}
-        case _Global(name), (_Storage() as storage, int(offset), shape, strides, *_) if (
-            name == _TENSOR and _are_sizes(shape) and _are_sizes(strides) and offset >= 0
-        ):
-            return _Tensor(storage, offset, shape, strides)
-        case _Global(name), (_Tensor() as tensor, *_) if name == _PARAMETER:
-            return tensor
-    raise FormatError("a damaged torch.save file (a tensor that is none)")
+    def persistent(self, identity: Any) -> _Storage:
+        """Read torch's persistent id of a storage."""
+        match identity:
+            case ("storage", Global(kind), str(key), str(), int(numel)) if kind in _STORAGES:
+                if numel >= 0:
+                    return _Storage(_STORAGES[kind], key, numel)
+        raise FormatError("a damaged torch.save file (a storage that is none)")
 
 
 def _are_sizes(values: Any) -> bool:

@@ -9,7 +9,7 @@ threads at once.
 
 from convkern.nn.activation import LeakyReLU, PReLU, ReLU, Sigmoid, Softmax
 from convkern.nn.base import Layer, Parameter
-from convkern.nn.containers import Residual, Sequential, Step
+from convkern.nn.containers import Concat, Residual, Sequential, Step
 from convkern.nn.conv import Conv2d, ConvTranspose2d
 from convkern.nn.dropout import Dropout, Dropout2d
 from convkern.nn.linear import Flatten, Linear
@@ -21,6 +21,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm2d",
+    "Concat",
     "Conv2d",
     "ConvTranspose2d",
     "Dropout",

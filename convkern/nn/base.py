@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convkern.arrays import DTYPES, as_array
-from convkern.nn.summary import Summary, Window, summarize
+from convkern.nn.summary import Summary, Window, join_names, summarize
 
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
@@ -300,7 +300,7 @@ class Layer(ABC):
                 yield name, value
         for child_name, child in self._children():
             for name, parameter in child._all_parameters():
-                yield f"{child_name}.{name}", parameter
+                yield join_names(child_name, name), parameter
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield ``(name, parameter)``, each parameter once, also if layers share it."""
@@ -328,7 +328,7 @@ class Layer(ABC):
                 yield name, self, name
         for child_name, child in self._children():
             for name, owner, attribute in child._entries():
-                yield f"{child_name}.{name}", owner, attribute
+                yield join_names(child_name, name), owner, attribute
 
     def state_dict(self) -> dict[str, Array]:
         """Return all parameters and buffers by name, as ``torch.nn.Module`` names them.

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from itertools import accumulate
 from operator import or_
 from textwrap import indent
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 
 from convkern import functional
 from convkern.arrays import as_array, empty_images, is_channels_last
+from convkern.functional.activation import add
 from convkern.nn.activation import ReLU
 from convkern.nn.base import Array, Layer, Shape
 from convkern.nn.conv import Conv2d, ConvTranspose2d
+from convkern.nn.linear import Linear
+from convkern.nn.norm import BatchNorm2d
+from convkern.nn.summary import join_names
+
+#: Layers whose output, and gradient of the input, nobody else holds: it may be overwritten.
+_GIVING_AWAY = (Conv2d, ConvTranspose2d, BatchNorm2d, Linear)
 
 
 class Step(NamedTuple):
@@ -37,13 +45,64 @@ class Step(NamedTuple):
     output: Array
 
 
-class Sequential(Layer):
+class _LayerList(Layer):
+    """What `Sequential` and `Concat` share: a list of layers with names."""
+
+    def __init__(self, *layers: Layer | tuple[str, Layer] | Mapping[str, Layer]) -> None:
+        entries = layers
+        if len(layers) == 1 and isinstance(layers[0], Mapping):
+            entries = tuple(layers[0].items())
+        self.layers: list[Layer] = []
+        # By layer, not by position: names stay right while `layers` is edited.
+        self._names: dict[Layer, str] = {}
+        for entry in entries:
+            name, layer = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, entry)
+            if not isinstance(layer, Layer) or not isinstance(name, str | None):
+                raise TypeError(f"layers must be Layer or (str, Layer), got {entry!r}")
+            self.layers.append(layer)
+            if name is not None:
+                self._names[layer] = name
+        _check_names(self)
+
+    def _children(self) -> Iterator[tuple[str, Layer]]:
+        """Yield the layers with their names."""
+        return (
+            (self._names.get(layer, str(index)), layer) for index, layer in enumerate(self.layers)
+        )
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @overload
+    def __getitem__(self, index: int | str) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | str | slice) -> Layer | Self:
+        """Return a layer by its place or its name, or a part of the net that shares its layers."""
+        if isinstance(index, slice):
+            part = copy(self)
+            part.layers = self.layers[index]
+            part._names = {layer: name for name, layer in list(self._children())[index]}
+            return part
+        if isinstance(index, str):
+            return dict(self._children())[index]
+        return self.layers[index]
+
+    def __repr__(self) -> str:
+        return _tree(self)
+
+
+class Sequential(_LayerList):
     """Layers that run one after another.
 
     Parameters
     ----------
     *layers : Layer or (str, Layer)
-        The layers, or names and layers; a layer without a name is named by its index.
+        The layers, or names and layers; a layer without a name is named by its
+        index.  One mapping of names to layers does as well.
 
     Attributes
     ----------
@@ -55,13 +114,16 @@ class Sequential(Layer):
     TypeError
         If something is neither a layer nor a name and a layer.
     ValueError
-        If a name is empty, has a dot or stands twice.
+        If a name has a dot or stands twice.
 
     Notes
     -----
     Inside a net with convolutions activations travel channels-last, and a
-    `ReLU` right after a `Conv2d` is computed within the convolution.  Neither
+    `ReLU` right after a `Conv2d` or a `Residual` is computed within that.  Neither
     changes `layers` or what the net computes, and training does the same.
+
+    A layer with the empty name adds nothing to the names of what is inside it:
+    ``Sequential(("", Linear(2, 3)))`` has a ``weight``, not a ``0.weight``.
 
     Examples
     --------
@@ -77,21 +139,6 @@ class Sequential(Layer):
     >>> list(net.state_dict())
     ['features.0.weight', 'features.0.bias', 'classifier.weight', 'classifier.bias']
     """
-
-    def __init__(self, *layers: Layer | tuple[str, Layer]) -> None:
-        self.layers: list[Layer] = []
-        # By layer, not by position: names stay right while `layers` is edited.
-        self._names: dict[Layer, str] = {}
-        for entry in layers:
-            name, layer = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, entry)
-            if not isinstance(layer, Layer) or not isinstance(name, str | None):
-                raise TypeError(f"layers must be Layer or (str, Layer), got {entry!r}")
-            self.layers.append(layer)
-            if name is not None:
-                self._names[layer] = name
-        names = [name for name, _ in self._children()]
-        if len(set(names)) < len(names) or any(not name or "." in name for name in names):
-            raise ValueError(f"names of layers must be unique, not empty and without dots: {names}")
 
     def walk(self, input: Array) -> Iterator[Step]:
         """Run the net layer by layer, yielding each with its output.
@@ -162,7 +209,8 @@ class Sequential(Layer):
         while leaves:
             name, layer = leaves.popleft()
             # Exact types: a subclass may compute something else.
-            if type(layer) is Conv2d and leaves and type(leaves[0][1]) is ReLU:
+            before_relu = bool(leaves) and type(leaves[0][1]) is ReLU
+            if before_relu and (type(layer) is Conv2d or type(layer) is Residual):
                 layer = _Fused(layer, leaves.popleft()[1])
             try:
                 input, kept = layer.record(input) if keep else (layer.forward(input), None)
@@ -178,12 +226,6 @@ class Sequential(Layer):
             shape = layer.output_shape(shape)
         return shape
 
-    def _children(self) -> Iterator[tuple[str, Layer]]:
-        """Yield the layers with their names."""
-        return (
-            (self._names.get(layer, str(index)), layer) for index, layer in enumerate(self.layers)
-        )
-
     def _chains(self) -> list[list[tuple[str, Layer]]]:
         """Return the layers in a row."""
         # A subclass with a forward of its own is more than its layers in a row.
@@ -192,34 +234,11 @@ class Sequential(Layer):
     def _leaves(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         """Yield the layers with full names, and those of nested nets in place of the net."""
         for name, layer in self._children():
-            path = f"{prefix}{name}"
+            path = join_names(prefix, name)
             if isinstance(layer, Sequential) and layer._chains():
-                yield from layer._leaves(f"{path}.")
+                yield from layer._leaves(path)
             else:
                 yield path, layer
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[Layer]:
-        return iter(self.layers)
-
-    @overload
-    def __getitem__(self, index: int | str) -> Layer: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequential: ...
-    def __getitem__(self, index: int | str | slice) -> Layer | Sequential:
-        """Return a layer by its place or its name, or a part of the net that shares its layers."""
-        if isinstance(index, slice):
-            part = Sequential(*list(self._children())[index])
-            part.training = self.training
-            return part
-        if isinstance(index, str):
-            return dict(self._children())[index]
-        return self.layers[index]
-
-    def __repr__(self) -> str:
-        return _tree(self)
 
 
 class Residual(Layer):
@@ -234,6 +253,9 @@ class Residual(Layer):
         The body, as for `Sequential`.
     shortcut : Layer, optional
         What makes the input fit the body's output; by default the input itself.
+    names : (str, str)
+        What body and shortcut are called in `state_dict`.  An empty name adds
+        nothing, so that with ``("", "downsample")`` the names are torchvision's.
 
     Attributes
     ----------
@@ -246,7 +268,7 @@ class Residual(Layer):
     Raises
     ------
     TypeError, ValueError
-        As for `Sequential`, or if `shortcut` is not a layer.
+        As for `Sequential`, or if `shortcut` is not a layer or `names` not two strings.
 
     Examples
     --------
@@ -259,26 +281,37 @@ class Residual(Layer):
     ['body.0.weight', 'body.0.bias', 'body.2.weight', 'body.2.bias']
     """
 
-    def __init__(self, *layers: Layer | tuple[str, Layer], shortcut: Layer | None = None) -> None:
+    def __init__(
+        self,
+        *layers: Layer | tuple[str, Layer] | Mapping[str, Layer],
+        shortcut: Layer | None = None,
+        names: tuple[str, str] = ("body", "shortcut"),
+    ) -> None:
         if not isinstance(shortcut, Layer | None):
             raise TypeError(f"shortcut must be a Layer or None, got {shortcut!r}")
+        if not isinstance(names, tuple) or [*map(type, names)] != [str, str]:
+            raise TypeError(f"names must be two strings, got {names!r}")
         self.body = Sequential(*layers)
         self.shortcut = shortcut
+        self.names = names
+        _check_names(self)
 
-    def forward(self, input: Array) -> Array:
-        """Return the sum of both ways."""
+    def forward(self, input: Array, *, activation: str | None = None) -> Array:
+        """Return the sum of both ways, activated if wanted."""
         input = as_array(input, "input", tuple(range(33)))
         around = input if self.shortcut is None else self.shortcut.forward(input)
-        return _sum(self.body.forward(input), around)
+        return self._sum(self.body.forward(input), around, activation)
 
-    def record(self, input: Array) -> tuple[Array, tuple[Any, Any]]:
-        """Return the sum of both ways, and what they keep."""
+    def record(
+        self, input: Array, *, activation: str | None = None
+    ) -> tuple[Array, tuple[Any, Any]]:
+        """Return the sum of both ways, activated if wanted, and what they keep."""
         input = as_array(input, "input", tuple(range(33)))
         around, of_shortcut = (
             (input, None) if self.shortcut is None else self.shortcut.record(input)
         )
         output, of_body = self.body.record(input)
-        return _sum(output, around), (of_body, of_shortcut)
+        return self._sum(output, around, activation), (of_body, of_shortcut)
 
     def gradient(
         self, grad_output: Array, kept: tuple[Any, Any], input_gradient: bool = True
@@ -289,7 +322,14 @@ class Residual(Layer):
         around: Array | None = grad_output
         if self.shortcut is not None:
             around = self.shortcut.gradient(grad_output, of_shortcut, input_gradient)
-        return None if through is None or around is None else _sum(through, around)
+        if through is None or around is None:
+            return None
+        return add(through, around, overwrite=_gives_away(self.body, first=True))
+
+    def _sum(self, output: Array, around: Array, activation: str | None) -> Array:
+        """Return the sum of what both ways gave."""
+        _check_same(output.shape, around.shape)
+        return add(output, around, activation, overwrite=_gives_away(self.body))
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the shape that both ways give."""
@@ -300,44 +340,127 @@ class Residual(Layer):
         _check_same(shape, around)
         return shape
 
+    def _children(self) -> Iterator[tuple[str, Layer]]:
+        """Yield both ways with their names."""
+        yield self.names[0], self.body
+        if self.shortcut is not None:
+            yield self.names[1], self.shortcut
+
     def _chains(self) -> list[list[tuple[str, Layer]]]:
-        """Return both ways."""
-        around = [] if self.shortcut is None else [("shortcut", self.shortcut)]
-        return [[("body", self.body)], around]
+        """Return both ways, one of which may be empty."""
+        ways = [[way] for way in self._children()]
+        return ways if self.shortcut is not None else [*ways, []]
 
     def __repr__(self) -> str:
         return _tree(self)
 
 
-class _Fused(Layer):
-    """A convolution and the activation after it, computed in one pass over the output."""
+class Concat(_LayerList):
+    """Layers side by side on one input, their outputs joined along the channels.
 
-    def __init__(self, conv: Conv2d, activation: Layer) -> None:
-        self.conv, self.activation = conv, activation
+    Source: Szegedy et al., *Going deeper with convolutions*, 2015, whose inception
+    blocks are made so.
+
+    Parameters
+    ----------
+    *layers : Layer or (str, Layer)
+        The branches, as for `Sequential`; at least one.
+
+    Attributes
+    ----------
+    layers : list of Layer
+        The branches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `Sequential`, or if there are no branches.
+
+    Notes
+    -----
+    The channels are the third axis from the end; of vectors, the last axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.nn import Concat, Conv2d
+    >>> block = Concat(("small", Conv2d(3, 4, 1)), ("large", Conv2d(3, 2, 3, padding=1)))
+    >>> block(np.zeros((1, 3, 8, 8), np.float32)).shape
+    (1, 6, 8, 8)
+    >>> list(block.state_dict())
+    ['small.weight', 'small.bias', 'large.weight', 'large.bias']
+    """
+
+    def __init__(self, *layers: Layer | tuple[str, Layer] | Mapping[str, Layer]) -> None:
+        super().__init__(*layers)
+        if not self.layers:
+            raise ValueError("layers must be at least one, got none")
 
     def forward(self, input: Array) -> Array:
-        """Return the activated convolution."""
-        return self.conv.forward(input, activation="relu")
+        """Return the outputs of all branches, joined."""
+        return _join([layer.forward(input) for layer in self.layers])
 
-    def record(self, input: Array) -> tuple[Array, tuple[Array, Array]]:
-        """Return the activated convolution; it tells where the convolution was positive."""
-        output, kept = self.conv.record(input, activation="relu")
+    def record(self, input: Array) -> tuple[Array, list[tuple[int, Any]]]:
+        """Return the joined outputs; of each branch its number of channels and what it keeps."""
+        outputs, kept = zip(*(layer.record(input) for layer in self.layers), strict=True)
+        channels = [output.shape[_channel_axis(output.ndim)] for output in outputs]
+        return _join(outputs), list(zip(channels, kept, strict=True))
+
+    def gradient(
+        self, grad_output: Array, kept: list[tuple[int, Any]], input_gradient: bool = True
+    ) -> Array | None:
+        """Return the sum of the gradients of all branches."""
+        total: Array | None = None
+        own = False
+        axis = _channel_axis(grad_output.ndim)
+        ends = list(accumulate(channels for channels, _ in kept))
+        parts = np.split(grad_output, ends[:-1], axis)
+        for layer, part, (_, state) in zip(self.layers, parts, kept, strict=True):
+            gradient = layer.gradient(part, state, input_gradient)
+            if gradient is not None and total is not None:
+                total, own = add(total, gradient, overwrite=own), True
+            else:
+                total, own = gradient, _gives_away(layer, first=True)
+        return total
+
+    def output_shape(self, input_shape: Sequence[int]) -> Shape:
+        """Return the shape of the joined outputs."""
+        return _joined_shape([layer.output_shape(input_shape) for layer in self.layers])
+
+    def _chains(self) -> list[list[tuple[str, Layer]]]:
+        """Return the branches."""
+        return [[branch] for branch in self._children()]
+
+
+class _Fused(Layer):
+    """A convolution or `Residual`, and the ReLU after it in the same pass over the output."""
+
+    def __init__(self, layer: Conv2d | Residual, activation: Layer) -> None:
+        self.layer, self.activation = layer, activation
+
+    def forward(self, input: Array) -> Array:
+        """Return the activated output."""
+        return self.layer.forward(input, activation="relu")
+
+    def record(self, input: Array) -> tuple[Array, tuple[Any, Array]]:
+        """Return the activated output; it tells where the layer's own was positive."""
+        output, kept = self.layer.record(input, activation="relu")
         return output, (kept, output)
 
     def gradient(
-        self, grad_output: Array, kept: tuple[Array, Array], input_gradient: bool = True
+        self, grad_output: Array, kept: tuple[Any, Array], input_gradient: bool = True
     ) -> Array | None:
         """Return the gradient of the input."""
-        input, output = kept
+        of_layer, output = kept
         grad_output = functional.relu_backward(grad_output, output)
-        return self.conv.gradient(grad_output, input, input_gradient)
+        return self.layer.gradient(grad_output, of_layer, input_gradient)
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
-        """Return the shape that the convolution gives."""
-        return self.conv.output_shape(input_shape)
+        """Return the shape that the layer gives."""
+        return self.layer.output_shape(input_shape)
 
     def __repr__(self) -> str:
-        return f"{self.conv!r} + {self.activation!r}"
+        return f"{self.layer!r} + {self.activation!r}"
 
 
 def _has_convolution(layer: Layer) -> bool:
@@ -347,15 +470,40 @@ def _has_convolution(layer: Layer) -> bool:
     )
 
 
-def _sum(first: Array, second: Array) -> Array:
-    """Return the sum of two arrays of one shape, in the memory layout of the first."""
-    _check_same(first.shape, second.shape)
+def _gives_away(layer: Layer, *, first: bool = False) -> bool:
+    """Tell whether a layer's output may be overwritten; with `first`, its input's gradient."""
+    if isinstance(layer, Sequential):
+        leaves = list(layer._leaves())
+        return bool(leaves) and type(leaves[0 if first else -1][1]) in _GIVING_AWAY
+    return type(layer) in _GIVING_AWAY
+
+
+def _channel_axis(ndim: int) -> int:
+    """Return the axis of the channels: of images the third from the end, of vectors the last."""
+    return -3 if ndim > 2 else -1
+
+
+def _join(outputs: Sequence[Array]) -> Array:
+    """Return arrays joined along the channels, in the memory layout of the first."""
+    first = outputs[0]
+    shape = _joined_shape([output.shape for output in outputs])
     if first.ndim == 4:
-        out = empty_images(first.shape, first.dtype, is_channels_last(first))
+        joined = empty_images(shape, first.dtype, is_channels_last(first))
     else:
-        out = np.empty_like(first)
-    np.add(first, second, out=out)
-    return out
+        joined = np.empty(shape, first.dtype)
+    np.concatenate(outputs, _channel_axis(first.ndim), out=joined, casting="no")
+    return joined
+
+
+def _joined_shape(shapes: Sequence[Shape]) -> Shape:
+    """Return the shape of arrays joined along the channels, or raise if they do not fit."""
+    axis = _channel_axis(len(shapes[0]))
+    joined = list(shapes[0])
+    joined[axis] = sum(shape[axis] for shape in shapes)
+    for shape in shapes:
+        if [*shape[:axis], joined[axis], *shape[axis:][1:]] != joined:
+            raise ValueError(f"the branches give shapes that do not fit: {list(shapes)}")
+    return tuple(joined)
 
 
 def _check_same(shape: Shape, around: Shape) -> None:
@@ -368,3 +516,12 @@ def _tree(layer: Layer) -> str:
     """Write a layer with one line for each layer inside."""
     lines = "\n".join(f"({name}): {child!r}" for name, child in layer._children())
     return f"{type(layer).__name__}(" + (f"\n{indent(lines, '  ')}\n)" if lines else ")")
+
+
+def _check_names(layer: Layer) -> None:
+    """Raise if names of the layers inside, or of what they save, are not clear."""
+    names = [name for name, _ in layer._children()]
+    saved = [name for name, _, _ in layer._entries()]
+    twice = len(set(names)) < len(names) or len(set(saved)) < len(saved)
+    if twice or any("." in name for name in names):
+        raise ValueError(f"names of layers must be unique and without dots: {names}")

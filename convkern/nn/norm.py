@@ -60,7 +60,7 @@ class BatchNorm2d(Layer):
     --------
     >>> import numpy as np
     >>> from convkern.nn import BatchNorm2d
-    >>> layer = BatchNorm2d(1, eps=0.0, dtype=np.float64)
+    >>> layer = BatchNorm2d(1, dtype=np.float64)
     >>> x = np.array([1.0, 3.0]).reshape(2, 1, 1, 1)
     >>> layer(x).ravel()
     array([-1.,  1.])

@@ -151,13 +151,12 @@ def _follow(
         for chain in chains:
             end = reach
             for child_name, child in chain:
-                path = f"{name}.{child_name}" if name else child_name
+                path = join_names(name, child_name)
                 end = _follow(child, path, end, batch, rows)
             ends.append(end)
-        if len(ends) > 1:
-            _output_shape(layer, name, reach.shape)
+        shape = _output_shape(layer, name, reach.shape) if len(ends) > 1 else ends[0].shape
         rows_seen, columns_seen = (max(end.field[axis] for end in ends) for axis in (0, 1))
-        return ends[0]._replace(field=(rows_seen, columns_seen))
+        return ends[0]._replace(shape=shape, field=(rows_seen, columns_seen))
     shape = _output_shape(layer, name, reach.shape)
     field, jump, unused = list(reach.field), list(reach.jump), [0, 0]
     if window := layer._window(reach.shape):
@@ -192,6 +191,11 @@ def _output_shape(layer: Layer, name: str, shape: tuple[int, ...]) -> tuple[int,
     except ValueError as error:
         name = name or type(layer).__name__
         raise ValueError(f"in layer {name}, {layer!r}: {error}") from error
+
+
+def join_names(name: str, child: str) -> str:
+    """Return the full name of what is inside a layer; an empty name adds nothing."""
+    return f"{name}.{child}" if name and child else name or child
 
 
 def _times(shape: tuple[int, ...]) -> str:

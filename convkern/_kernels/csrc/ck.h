@@ -23,6 +23,8 @@ enum { CK_IDENTITY, CK_RELU, CK_RELU6, CK_LEAKY_RELU, CK_SIGMOID };
 /* Terms of a channel's sum: x, (x - center)^2, (x - center)*g, and x*g unless x is positive. */
 enum { CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS };
 
+enum { CK_AHEAD = 128 };
+
 enum { CK_SOFTMAX_COLUMNS = 128 }; /* most columns of one call of softmax */
 
 /* Where a call stands in a sum that is cut into chunks. */
@@ -45,6 +47,7 @@ typedef struct {
     ptrdiff_t w_row;
     ptrdiff_t out_pixel;
     int tail;
+    int bias_by_pixel; /* bias holds MR elements, and bias[i] stands for bias[k] */
     int activation;
     double slope;
 } ck_tile_layout;
@@ -54,6 +57,10 @@ typedef struct {
     ptrdiff_t x, w;             /* offsets of the first element; w in units of K */
     ptrdiff_t rows, columns, run;
     int flags;
+    /* Memory that is wanted soon: every four elements of a run, CK_AHEAD bytes are fetched towards
+     * the caches and the address moves on by `ahead_step` bytes. */
+    const char *ahead;
+    ptrdiff_t ahead_step;
 } ck_chunk;
 
 typedef void (*ck_tile_fn)(const ck_tile_layout *layout, const ck_chunk *chunk, const void *x,
@@ -144,6 +151,44 @@ typedef struct {
     const void *divisors;
 } ck_boxes;
 
+/* ---- Winograd: tiles of pixels to elements and back, lanes along the channels ---- */
+enum { CK_WINOGRAD_TILES_COUNT = 6, CK_PATCH = 8 };
+
+/* Pixels of a tile: pixel j of row i has its channels at row[i] + j*step[i].  Columns outside
+ * first .. last-1 are zeros and not read; a row of zeros has a step of 0. */
+typedef struct {
+    const void *row[CK_PATCH];
+    ptrdiff_t step[CK_PATCH];
+    int first, last;
+} ck_patch;
+
+/* Where the first rows x columns outputs of a tile go; bias may be NULL. */
+typedef struct {
+    void *out;
+    ptrdiff_t row, column;
+    int rows, columns, activation;
+    double slope;
+    const void *bias;
+} ck_target;
+
+/* Channel c of element e is stored at e*element + c/lanes*vector + c%lanes; the lanes beyond the
+ * last channel are written too, with zeros. */
+typedef void (*ck_patch_fn)(const ck_patch *patch, ptrdiff_t channels, void *elements,
+                            ptrdiff_t element, ptrdiff_t vector);
+/* Channel c of element e is read at e*element + c, in whole vectors. */
+typedef void (*ck_output_fn)(const void *elements, ptrdiff_t element, ptrdiff_t channels,
+                             const ck_target *target);
+
+/* One tile: outputs x outputs of a window of taps x taps, with size = outputs + taps - 1. */
+typedef struct {
+    int outputs, taps, size;
+    ck_patch_fn input;           /* size x size pixels */
+    ck_patch_fn weight;          /* taps x taps weights */
+    ck_output_fn output;         /* to outputs x outputs pixels */
+    ck_patch_fn gradient;        /* outputs x outputs gradients, as filters of the input */
+    ck_output_fn weight_gradient; /* to taps x taps weights */
+} ck_winograd;
+
 typedef struct {
     int dtype, itemsize, lanes;
     int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
@@ -151,6 +196,8 @@ typedef struct {
     ck_tile_fn tile[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
     ck_outer_fn outer[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
     ck_dot_fn dot[CK_MAX_DOT_ROWS + 1][CK_DOT_COLUMNS + 1]; /* 1 or CK_DOT_COLUMNS columns */
+
+    ck_winograd winograd[CK_WINOGRAD_TILES_COUNT];
 
     /* dst[j*dst_row + i] = src[i*src_row + j] for i < rows, j < columns */
     void (*transpose)(const void *src, ptrdiff_t src_row, void *dst, ptrdiff_t dst_row,
@@ -161,8 +208,8 @@ typedef struct {
                                ptrdiff_t columns, void *dst, const ptrdiff_t *offsets);
     /* See ck_pool; indices may be NULL. */
     void (*max_pool)(const ck_pool *pool, const void *x, void *out, int64_t *indices);
-    /* out[i*row + c] = 0 for i < size, then out[indices[o*row + c]*row + c] = src[o*row + c], or += with
-     * `add`, for o < count in that order; c < inner.  An index outside 0 .. size-1 is passed over;
+    /* out[i*row + c] = 0 for i < size, then out[indices[o*row + c]*row + c] = src[o*row + c], or +=
+     * with `add`, for o < count in that order; c < inner.  An index outside 0 .. size-1 is passed over;
      * returns whether there was one. */
     int (*scatter)(const void *src, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
                    ptrdiff_t row, ptrdiff_t size, int add, void *out);
@@ -177,8 +224,8 @@ typedef struct {
     void (*box_rows)(const ck_boxes *boxes, ptrdiff_t rows, const ptrdiff_t *begin,
                      const ptrdiff_t *end, const void *x, const void *divisors, void *scratch,
                      void *out);
-    /* dst[(r*phases + p)*length + i] = src[r*width + i*stride + p - left], -inf where that is outside
-     * the row, for r < rows, p < phases, i < used.  `length` is at least `used` and
+    /* dst[(r*phases + p)*length + i] = src[r*width + i*stride + p - left], -inf where that is
+     * outside the row, for r < rows, p < phases, i < used.  `length` is at least `used` and
      * (left + width + stride - 1)/stride, plus the lanes: what lies between is scratch.  Returns
      * whether an element is NaN. */
     int (*split_rows)(const void *src, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
@@ -192,9 +239,13 @@ typedef struct {
                             const void *g, void *dw);
     /* y[i] += x[i] for i < n */
     void (*add)(const void *x, void *y, ptrdiff_t n);
-    /* dst[i] = src[i*stride] for begin <= i < end, 0 for the others of i < n */
+    /* dst[i] = src[i*stride] for begin <= i < end, 0 for the others of i < n; what lies between
+     * the first and the last of those elements may be read */
     void (*gather_row)(const void *src, ptrdiff_t stride, ptrdiff_t begin, ptrdiff_t end, void *dst,
                        ptrdiff_t n);
+    /* dst[s*dst_row + i] = src[s*tap + i*stride] for s < taps, i < n, in the same way */
+    void (*gather_taps)(const void *src, ptrdiff_t stride, ptrdiff_t tap, ptrdiff_t taps, void *dst,
+                        ptrdiff_t dst_row, ptrdiff_t n);
     /* dst[i*stride] += src[i] for i < n */
     void (*scatter_row)(const void *src, void *dst, ptrdiff_t stride, ptrdiff_t n);
     /* y[i] = activation(x[i]) for i < n; x and y may be the same */

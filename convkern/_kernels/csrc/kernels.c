@@ -44,10 +44,15 @@ CK_INLINE vec activate(vec v, int activation, vec slope)
 #include "conv.inc"
 #include "dense.inc"
 #include "pool.inc"
+#include "winograd.inc"
 
 #define CK_TILE_ENTRY(MR, NV) [NV][MR] = CK_SYMBOL(tile_##MR##x##NV),
 #define CK_OUTER_ENTRY(MR, NV) [NV][MR] = CK_SYMBOL(outer_##MR##x##NV),
 #define CK_DOT_ENTRY(MR, NR) [MR][NR] = CK_SYMBOL(dot_##MR##x##NR),
+#define CK_WINOGRAD_ENTRY(M, R, N) \
+    {M, R, N, CK_SYMBOL(winograd_input_##N), CK_SYMBOL(winograd_weight_##M##x##R), \
+     CK_SYMBOL(winograd_output_##M##x##R), CK_SYMBOL(winograd_gradient_##M##x##R), \
+     CK_SYMBOL(winograd_weight_gradient_##M##x##R)},
 
 const ck_kernels CK_SYMBOL(table) = {
     .dtype = sizeof(real) == 4 ? CK_F32 : CK_F64,
@@ -58,6 +63,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .tile = {CK_TILES(CK_TILE_ENTRY)},
     .outer = {CK_TILES(CK_OUTER_ENTRY)},
     .dot = {CK_DOTS(CK_DOT_ENTRY)},
+    .winograd = {CK_WINOGRAD_TILES(CK_WINOGRAD_ENTRY)},
     .transpose = CK_SYMBOL(transpose),
     .scatter_transposed = CK_SYMBOL(scatter_transposed),
     .max_pool = CK_SYMBOL(max_pool),
@@ -70,6 +76,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .depthwise_outer = CK_SYMBOL(depthwise_outer),
     .add = CK_SYMBOL(add),
     .gather_row = CK_SYMBOL(gather_row),
+    .gather_taps = CK_SYMBOL(gather_taps),
     .scatter_row = CK_SYMBOL(scatter_row),
     .activate = CK_SYMBOL(activate),
     .activate_backward = CK_SYMBOL(activate_backward),

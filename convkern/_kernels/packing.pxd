@@ -1,0 +1,14 @@
+"""Packed weights."""
+
+from convkern._kernels.core cimport ck_kernels, ck_winograd
+
+cdef class PackedConv:
+    cdef char *weight
+    cdef char *bias
+    cdef const ck_kernels *kernels
+    cdef const ck_winograd *winograd  # NULL: as they are, for the direct algorithm
+    cdef Py_ssize_t out_channels, channels, groups, kh, kw, vectors, blocks
+    cdef bint depthwise
+
+cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs,
+                                      Py_ssize_t taps) except NULL

@@ -1,0 +1,28 @@
+"""Products of weights with planes."""
+
+from convkern._kernels.core cimport Axis, ck_kernels
+
+cdef struct PlanesJob:
+    const ck_kernels *kernels
+    const char *weight
+    const char *bias       # may be NULL
+    const char *x
+    char *out
+    Axis h, w
+    Py_ssize_t channels, out_channels, groups, taps, length, pixels
+    # Pixels are cut into panels as wide as the widest tile; an item has some panels and filters.
+    Py_ssize_t vectors, panels, width, group, panel_groups, row_blocks, chunk
+    bint plain   # the windows are the pixels
+    bint direct  # and are not packed
+    int activation
+    double slope
+
+cdef void set_windows(PlanesJob *job, const ck_kernels *kernels, const char *x, Py_ssize_t groups,
+                      Py_ssize_t channels, Py_ssize_t out_channels, Axis h, Axis w) noexcept
+cdef Py_ssize_t line_of_windows(const PlanesJob *job, Py_ssize_t pixels) noexcept
+cdef void pack_panel(const PlanesJob *job, const char *x, Py_ssize_t pixel, Py_ssize_t width,
+                     Py_ssize_t k, Py_ssize_t length, char *packed, char *line) noexcept nogil
+cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const char *bias,
+                         const char *x, char *out, Py_ssize_t images, Py_ssize_t groups,
+                         Py_ssize_t channels, Py_ssize_t out_channels, Axis h, Axis w,
+                         int activation, double slope, int threads) except -1

@@ -1,0 +1,29 @@
+"""Winograd's gradient of a weight."""
+
+from convkern._kernels.core cimport Axis, Images, ck_kernels, ck_winograd
+
+cdef struct GradientJob:
+    const ck_kernels *kernels
+    const ck_winograd *tile
+    Images x, g
+    Axis h, w
+    Py_ssize_t channels, out_channels, groups, vectors, blocks
+    const char *zeros
+    char *v
+    char *y
+    char *sums            # M of each slice and group
+    char *grad_weight
+    Py_ssize_t slices
+    # Tiles across and in an image; of this pass the first, how many, and the most of any.
+    Py_ssize_t across, per_image, first, tiles, most
+    # From one element to the next, of one group.
+    Py_ssize_t v_element, y_element, m_element
+
+cdef class WinogradGradient:
+    cdef GradientJob job
+
+    cdef int prepare(self, const ck_kernels *kernels, int outputs, Py_ssize_t channels,
+                     Py_ssize_t out_channels, Py_ssize_t groups, Axis h, Axis w,
+                     Py_ssize_t images) except -1
+    cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, int threads) except -1
+    cdef int store(self, char *grad_weight, int threads) except -1

@@ -1,0 +1,273 @@
+"""Inference plans: a net whose weights are packed once, for many calls."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from convkern import functional
+from convkern.arrays import as_array, is_channels_last
+from convkern.functional import PackedConv2d
+from convkern.functional.activation import add
+from convkern.nn import (
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Dropout2d,
+    Flatten,
+    Layer,
+    Linear,
+    ReLU,
+    Residual,
+    Sequential,
+)
+from convkern.nn.base import Array
+from convkern.nn.containers import _join
+
+_Step = Callable[[Array], Array]
+
+
+class Plan:
+    """What `freeze` returns: call it like the net, ``plan(x)``.
+
+    It may be called from several threads at once, with any batch size.  Images travel
+    channels-last; what is given back is a new array.
+
+    Parameters
+    ----------
+    net : Layer
+        The net; see `freeze`.
+    """
+
+    __slots__ = ("_dtype", "_steps", "_text")
+
+    def __init__(self, net: Layer) -> None:
+        self._steps = _steps_of([net])
+        self._dtype = next((p.data.dtype for p in net.parameters()), None)
+        self._text = repr(net)
+
+    def __call__(self, input: Array) -> Array:
+        """Return the output of the net in evaluation mode.
+
+        Parameters
+        ----------
+        input : ndarray
+            As for the net.
+
+        Returns
+        -------
+        ndarray
+            The net's output.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the net's layers do.
+        """
+        input = as_array(input, "input", tuple(range(33)))
+        if self._dtype is not None and input.dtype != self._dtype:
+            raise TypeError(f"input must have the net's dtype {self._dtype}, got {input.dtype}")
+        if input.ndim in (3, 4) and self._steps:
+            input = functional.to_channels_last(input)
+        for step in self._steps:
+            input = step(input)
+        return input
+
+    def __repr__(self) -> str:
+        return f"Plan of {self._text}"
+
+
+def freeze(net: Layer) -> Plan:
+    """Turn a net into an immutable plan for inference.
+
+    Weights are packed once, for the algorithm that suits the images of the first call of a
+    size; a `BatchNorm2d` after a convolution becomes part of its weights; a `ReLU` is computed
+    before the results are stored; dropout disappears.  Later changes of the net do not reach
+    the plan.
+
+    Parameters
+    ----------
+    net : Layer
+        A layer, usually a `Sequential`; in either mode.
+
+    Returns
+    -------
+    Plan
+        Computes what the net computes in evaluation mode, up to rounding.
+
+    Raises
+    ------
+    TypeError
+        If `net` is not a layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern import freeze
+    >>> from convkern.nn import BatchNorm2d, Conv2d, ReLU, Sequential
+    >>> net = Sequential(Conv2d(3, 8, 3), BatchNorm2d(8), ReLU())
+    >>> plan = freeze(net)
+    >>> plan(np.zeros((2, 3, 16, 16), np.float32)).shape
+    (2, 8, 14, 14)
+    """
+    if not isinstance(net, Layer):
+        raise TypeError(f"net must be a Layer, got {type(net).__name__}")
+    return Plan(net)
+
+
+def _steps_of(layers: Sequence[Layer]) -> list[_Step]:
+    """Return the steps of layers that run one after another."""
+    left = deque(_flat(layers))
+    steps: list[_Step] = []
+    while left:
+        layer = left.popleft()
+        # Exact types: a subclass may compute something else.
+        if type(layer) is Conv2d and layer.padding_mode == "zeros":
+            norm = _takes_norm(left)
+            steps.append(_convolution(layer, norm, _takes_relu(left)))
+        elif type(layer) is Linear:
+            steps.append(_LinearStep(layer, _takes_relu(left)))
+        elif type(layer) is Flatten and layer.start_dim == 1 and left and type(left[0]) is Linear:
+            linear = left.popleft()
+            assert isinstance(linear, Linear)
+            steps.append(_LinearStep(linear, _takes_relu(left), flattens=True))
+        elif type(layer) is Residual:
+            steps.append(_ResidualStep(layer, _takes_relu(left)))
+        elif type(layer) is Concat:
+            steps.append(_ConcatStep(layer))
+        else:
+            steps.append(copy.deepcopy(layer).eval().forward)
+    return steps
+
+
+def _flat(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers without dropout, those of a `Sequential` in its place."""
+    flat: list[Layer] = []
+    for layer in layers:
+        if type(layer) is Sequential:
+            flat += _flat(layer.layers)
+        elif type(layer) not in (Dropout, Dropout2d):
+            flat.append(layer)
+    return flat
+
+
+def _takes_relu(left: deque[Layer]) -> bool:
+    """Tell whether a ReLU follows, and take it."""
+    if left and type(left[0]) is ReLU:
+        left.popleft()
+        return True
+    return False
+
+
+def _takes_norm(left: deque[Layer]) -> BatchNorm2d | None:
+    """Return the BatchNorm2d that follows, if it has statistics to use, and take it."""
+    if left and type(left[0]) is BatchNorm2d and left[0].running_mean is not None:
+        norm = left.popleft()
+        assert isinstance(norm, BatchNorm2d)
+        return norm
+    return None
+
+
+def _convolution(layer: Conv2d, norm: BatchNorm2d | None, relu: bool) -> PackedConv2d:
+    """Return a convolution with the normalisation after it as part of its weights."""
+    weight = layer.weight.data
+    bias = None if layer.bias is None else layer.bias.data
+    if norm is not None:
+        scale = 1 / np.sqrt(np.float64(norm.running_var) + norm.eps)
+        if norm.weight is not None:
+            scale *= norm.weight.data
+        shift = -np.float64(norm.running_mean) * scale
+        if bias is not None:
+            shift += bias * scale
+        if norm.bias is not None:
+            shift += norm.bias.data
+        bias = shift.astype(weight.dtype)
+        weight = (weight * scale[:, None, None, None]).astype(weight.dtype)
+    return PackedConv2d(
+        weight,
+        bias,
+        layer.stride,
+        layer._pads,
+        layer.dilation,
+        layer.groups,
+        activation="relu" if relu else None,
+    )
+
+
+class _LinearStep:
+    """A linear layer and perhaps a ReLU, as a 1x1 convolution: its packed weight is read once.
+
+    What is flattened before it stays in the order of its memory; the weight follows.
+    """
+
+    def __init__(self, layer: Linear, relu: bool, flattens: bool = False) -> None:
+        self.weight = layer.weight.data.copy()
+        self.bias = None if layer.bias is None else layer.bias.data.copy()
+        self.activation = "relu" if relu else None
+        self.flattens = flattens
+        self.by_shape: dict[tuple[int, ...], PackedConv2d] = {}
+
+    def __call__(self, input: Array) -> Array:
+        pixels = input
+        if self.flattens and input.ndim == 4 and is_channels_last(input):
+            pixels = np.ascontiguousarray(input.transpose(0, 2, 3, 1))
+        elif self.flattens:
+            input = pixels = functional.flatten(input)
+        inputs = self.weight.shape[1]
+        features = pixels.reshape(len(input), -1) if self.flattens else pixels.reshape(-1, inputs)
+        if features.shape[1] != inputs:
+            return functional.linear(features, self.weight, self.bias)  # says what is wrong
+        packed = self.packed(input.shape[1:] if self.flattens else (inputs,))
+        # One image of one column: channels-last, so that the features of a row are its channels.
+        image = np.ascontiguousarray(features)[None, :, None].transpose(0, 3, 1, 2)
+        output = packed(image).transpose(0, 2, 3, 1)
+        shape = (len(input),) if self.flattens else input.shape[:-1]
+        return output.reshape(*shape, -1)
+
+    def packed(self, shape: tuple[int, ...]) -> PackedConv2d:
+        """Return the weight for inputs of a shape, without the batch."""
+        if shape not in self.by_shape:
+            weight = self.weight
+            if len(shape) == 3:
+                weight = weight.reshape(-1, *shape).transpose(0, 2, 3, 1)
+            weight = weight.reshape(*self.weight.shape, 1, 1)
+            self.by_shape[shape] = PackedConv2d(weight, self.bias, activation=self.activation)
+        return self.by_shape[shape]
+
+
+class _ResidualStep:
+    """Both ways of a residual block, and perhaps a ReLU."""
+
+    def __init__(self, layer: Residual, relu: bool) -> None:
+        self.body = _steps_of([layer.body])
+        self.shortcut = [] if layer.shortcut is None else _steps_of([layer.shortcut])
+        self.activation = "relu" if relu else None
+
+    def __call__(self, input: Array) -> Array:
+        output = around = input
+        for step in self.body:
+            output = step(output)
+        for step in self.shortcut:
+            around = step(around)
+        return add(output, around, self.activation)
+
+
+class _ConcatStep:
+    """Branches whose outputs are joined."""
+
+    def __init__(self, layer: Concat) -> None:
+        self.branches = [_steps_of([branch]) for branch in layer.layers]
+
+    def __call__(self, input: Array) -> Array:
+        outputs: list[Any] = []
+        for steps in self.branches:
+            output = input
+            for step in steps:
+                output = step(output)
+            outputs.append(output)
+        return _join(outputs)

@@ -1,0 +1,119 @@
+"""Which algorithm computes a convolution: a small model of what each costs.
+
+Costs are counted in multiply-adds of one vector of lanes.  The constants were fitted to
+measurements of shapes from 16 to 512 channels and 7 to 112 pixels on AVX-512; they weigh
+parts of the work against each other, and vary little between machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convkern import _kernels
+from convkern.precision import get_float32_precision
+
+ALGORITHMS = ("auto", "direct", "winograd")
+
+#: Outputs of a Winograd tile on each axis, for the taps of the window: those of each level.
+TILES: dict[str, dict[int, tuple[int, ...]]] = {
+    "highest": {3: (2,)},
+    "high": {3: (2, 4, 5), 5: (2, 3, 4)},
+}
+#: The same for the gradient of a weight, where the outputs are what is multiplied with.
+GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
+    "highest": {3: (2,)},
+    "high": {3: (2, 4, 5), 5: (2, 3)},
+}
+
+#: Transforming one vector of one element, there or back.
+TRANSFORM = 12.0
+#: Packing one vector of weights: it is read once, and its elements go to memory.
+PACK = 50.0
+#: Fetching one vector of weights from the outer caches; tiles that share it hide that.
+FETCH = 24.0
+#: Tiles that share what is fetched.
+SHARING = 64
+
+
+class Problem(NamedTuple):
+    """One convolution, as an algorithm sees it."""
+
+    dtype: np.dtype[Any]
+    images: int
+    channels: int  #: of the input, in a group
+    out_channels: int  #: in a group
+    groups: int
+    kernel: tuple[int, int]
+    dense: bool  #: whether stride and dilation are 1
+    out_size: tuple[int, int]
+
+
+def winograd_outputs(
+    problem: Problem, algorithm: str, prepacked: bool = False, gradient: bool = False
+) -> int:
+    """Return the outputs of the Winograd tile to use, on each axis; 0: compute directly.
+
+    With `gradient` it is the weight's gradient that is computed.
+    """
+    level = get_float32_precision()
+    accepted = (GRADIENT_TILES if gradient else TILES)[level]
+    kh, kw = problem.kernel
+    fits = kh == kw and problem.dense and problem.dtype == np.float32
+    tiles = accepted.get(kh, ()) if fits else ()
+    if algorithm == "winograd":
+        if not tiles:
+            windows = " or ".join(f"{r}x{r}" for r in accepted)
+            raise ValueError(
+                f'algorithm="winograd" at precision {level!r} needs float32 and a {windows} window '
+                f"of stride and dilation 1, got {kh}x{kw}, {problem.dtype}"
+            )
+        return min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
+    if algorithm == "direct" or not tiles:
+        return 0
+    if level == "highest":
+        # The choice must not depend on the batch.
+        problem, prepacked = problem._replace(images=16), True
+    best = min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
+    return best if winograd_cost(problem, best, prepacked) < direct_cost(problem, prepacked) else 0
+
+
+def fills_planes(problem: Problem) -> bool:
+    """Tell whether contiguous NCHW images are better convolved where they lie.
+
+    Then vectors hold pixels of one output plane, of which the last may have few; otherwise
+    they hold channels, and the images pass through channels-last copies.
+    """
+    lanes: int = _kernels.lanes(problem.dtype)
+    pixels = problem.out_size[0] * problem.out_size[1]
+    return problem.channels * problem.out_channels > 1 and pixels > 0.8 * lanes * -(
+        -pixels // lanes
+    )
+
+
+def _vectors(problem: Problem) -> tuple[int, int]:
+    """Return the vectors of a group's channels and output channels."""
+    lanes: int = _kernels.lanes(problem.dtype)
+    return -(-problem.channels // lanes), -(-problem.out_channels // lanes)
+
+
+def direct_cost(problem: Problem, prepacked: bool) -> float:
+    """Return the cost of the direct algorithm."""
+    _, vectors = _vectors(problem)
+    weights = problem.kernel[0] * problem.kernel[1] * problem.channels * vectors
+    pixels = problem.images * problem.out_size[0] * problem.out_size[1]
+    return problem.groups * weights * (pixels + (0 if prepacked else PACK))
+
+
+def winograd_cost(problem: Problem, outputs: int, prepacked: bool) -> float:
+    """Return the cost of Winograd's algorithm with a tile of so many outputs."""
+    in_vectors, vectors = _vectors(problem)
+    elements = (outputs + problem.kernel[0] - 1) ** 2
+    down, across = (-(-size // outputs) for size in problem.out_size)
+    tiles = problem.images * down * across
+    weights = elements * problem.channels * vectors
+    fetches = -(-tiles // SHARING)
+    products = weights * max(tiles, FETCH * fetches)
+    transforms = tiles * elements * (in_vectors + vectors) * TRANSFORM
+    return problem.groups * (products + transforms + (0 if prepacked else weights * PACK))

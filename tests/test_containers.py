@@ -1,0 +1,298 @@
+"""Containers beside `Sequential`: names, branches, and sums in place."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from layers import is_channels_last
+
+import convkern
+from convkern import nn
+from convkern.functional import to_channels_last
+from convkern.functional.activation import add
+
+
+def normal(shape, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def conv(channels, filters, size=1, seed=0):
+    rng = np.random.default_rng(seed)
+    return nn.Conv2d(channels, filters, size, padding=size // 2, rng=rng, dtype=np.float64)
+
+
+# The sum
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (5,), (2, 0, 3, 4), (2047,), (2049,), (33, 3, 32, 32), (2, 9, 5, 7)]
+)
+@pytest.mark.parametrize("layouts", ["CC", "CL", "LC", "LL"])
+def test_add(shape, dtype, activation, layouts):
+    if layouts != "CC" and len(shape) != 4:
+        return
+    make = {"C": np.ascontiguousarray, "L": lambda a: a.transpose(0, 2, 3, 1).copy()}
+    x, y = (
+        make[kind](normal(shape, seed, dtype)).reshape(shape)
+        if kind == "C"
+        else make[kind](normal(shape, seed, dtype)).transpose(0, 3, 1, 2)
+        for seed, kind in enumerate(layouts)
+    )
+    expected = x + y if activation is None else np.maximum(x + y, 0)
+    copies = x.copy(), y.copy()
+    for threads in (1, 3):
+        with convkern.num_threads(threads):
+            out = add(x, y, activation)
+        assert out.dtype == dtype and out.strides == x.strides and out is not x
+        np.testing.assert_array_equal(out, expected)
+        np.testing.assert_array_equal(x, copies[0])
+        np.testing.assert_array_equal(y, copies[1])
+    np.testing.assert_array_equal(add(x, y, activation, overwrite=True), expected)
+    np.testing.assert_array_equal(y, copies[1])
+    if x.size:
+        np.testing.assert_array_equal(x, expected)
+
+
+def test_add_keeps_nan_and_takes_any_strides():
+    x = np.array([np.nan, np.inf, -np.inf, 1.0])
+    np.testing.assert_array_equal(add(x, x[::-1], "relu"), [np.nan, np.nan, np.nan, np.nan])
+    y = normal((3, 8))
+    np.testing.assert_array_equal(add(y[:, ::2], y[:, ::-2]), y[:, ::2] + y[:, ::-2])
+    np.testing.assert_array_equal(add(y, np.broadcast_to(y[:1], y.shape)), y + y[:1])
+    with pytest.raises(ValueError, match=r"shape \(3, 8\), got \(1, 8\)"):
+        add(y, y[:1])
+    with pytest.raises(TypeError, match="dtype"):
+        add(y, y.astype(np.float32))
+
+
+# Residual
+
+
+class Kept(nn.Layer):
+    """A layer that gives out an array that it needs again."""
+
+    def __init__(self):
+        self.array = normal((2, 3, 4, 5), 7)
+
+    def forward(self, input):
+        return self.array
+
+    def gradient(self, grad_output, kept, input_gradient=True):
+        return self.array
+
+
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, to_channels_last])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shortcut", [None, conv(3, 3, 1, 5), nn.ReLU(), Kept()])
+@pytest.mark.parametrize(
+    "body",
+    [
+        (),
+        (nn.Dropout(0),),
+        (nn.Sequential(),),
+        (nn.Flatten(), nn.Flatten()),
+        (nn.ReLU(),),
+        (nn.Sigmoid(),),
+        (Kept(),),
+        (Kept(), conv(3, 3)),
+        (conv(3, 3), Kept()),
+        (conv(3, 3, 3),),
+        (conv(3, 3, 3), nn.ReLU()),
+        (nn.ReLU(), conv(3, 3, 3)),
+        (conv(3, 4), nn.BatchNorm2d(4, dtype=np.float64), nn.ReLU(), nn.Sequential(conv(4, 3))),
+        (nn.BatchNorm2d(3, dtype=np.float64),),
+        (nn.Residual(conv(3, 3)),),
+    ],
+    ids=str,
+)
+def test_a_sum_in_place_changes_nothing_else(body, shortcut, relu, layout):
+    """The same as both ways by themselves, twice."""
+    x, grad = layout(normal((2, 3, 4, 5))), layout(normal((2, 3, 4, 5), 1))
+    if body and isinstance(body[0], nn.Flatten):
+        x, grad = (np.ascontiguousarray(a).reshape(2, 60) for a in (x, grad))
+        if shortcut is not None and not isinstance(shortcut, nn.ReLU):
+            return
+    copies = x.copy(), grad.copy()
+    ways = nn.Sequential(*body), nn.Sequential(*([] if shortcut is None else [shortcut]))
+    total = sum(way(x) for way in ways)
+    expected = np.maximum(total, 0) if relu else total
+    before = grad * (total > 0) if relu else grad
+    gradient = sum(way.backward(before) for way in ways)
+
+    block = nn.Residual(*body, shortcut=shortcut)
+    net = nn.Sequential(block, nn.ReLU()) if relu else nn.Sequential(block)
+    for _ in range(2):
+        np.testing.assert_allclose(net(x), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(net.backward(grad), gradient, rtol=1e-11, atol=1e-11)
+        np.testing.assert_array_equal(x, copies[0])
+        np.testing.assert_array_equal(grad, copies[1])
+    np.testing.assert_allclose(net.forward(x), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(x, copies[0])
+
+
+def test_names_of_a_residual():
+    block = nn.Residual(
+        ("conv1", conv(3, 4)), ("relu", nn.ReLU()), shortcut=conv(3, 4), names=("", "downsample")
+    )
+    assert list(block.state_dict()) == [
+        f"{layer}.{kind}" for layer in ("conv1", "downsample") for kind in ("weight", "bias")
+    ]
+    assert [row.name for row in block.summary((3, 5, 5)).rows] == ["conv1", "relu", "downsample"]
+    net = nn.Sequential(("block", block))
+    assert next(iter(net.state_dict())) == "block.conv1.weight"
+    assert [row.name for row in net.summary((3, 5, 5)).rows][-1] == "block.downsample"
+    assert not net.eval()["block"].body[0].training
+
+
+def test_names_of_a_mapping_and_empty_names():
+    layers = OrderedDict(first=nn.Linear(2, 3), second=nn.Linear(3, 1))
+    net = nn.Sequential(layers)
+    assert list(net.state_dict()) == ["first.weight", "first.bias", "second.weight", "second.bias"]
+    assert net["second"] is layers["second"]
+    assert list(nn.Sequential({}).state_dict()) == []
+    inner = nn.Sequential(("", nn.Sequential(nn.Linear(2, 3))), ("x", nn.Sequential(nn.ReLU())))
+    outer = nn.Sequential(("a", inner), nn.Linear(3, 1))
+    assert list(outer.state_dict()) == ["a.0.weight", "a.0.bias", "1.weight", "1.bias"]
+    names = ["a.0", "a.x.0", "1"]
+    assert [step.name for step in outer.eval().walk(np.zeros((1, 2), np.float32))] == names
+    assert [row.name for row in outer.summary((2,)).rows] == names
+    assert list(nn.Sequential(("", nn.Linear(2, 3))).state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "make"),
+    [
+        (TypeError, "layers must be", lambda: nn.Sequential({"a": 3})),
+        (TypeError, "layers must be", lambda: nn.Sequential({1: nn.ReLU()})),
+        (TypeError, "layers must be", lambda: nn.Sequential({"a": nn.ReLU()}, nn.ReLU())),
+        (ValueError, "without dots", lambda: nn.Sequential({"a.b": nn.ReLU()})),
+        (
+            ValueError,
+            "unique",
+            lambda: nn.Sequential(("", nn.Sequential(conv(1, 1), conv(1, 1))), conv(1, 1)),
+        ),
+        (
+            ValueError,
+            "unique",
+            lambda: nn.Residual(("b", conv(1, 1)), shortcut=conv(1, 1), names=("", "b")),
+        ),
+        (ValueError, "unique", lambda: nn.Residual(shortcut=conv(1, 1), names=("a", "a"))),
+        (ValueError, "without dots", lambda: nn.Residual(names=("a.b", "c"))),
+        (TypeError, "names must be two strings", lambda: nn.Residual(names=("a",))),
+        (TypeError, "names must be two strings", lambda: nn.Residual(names=("a", None))),
+        (TypeError, "names must be two strings", lambda: nn.Residual(names=3)),
+        (ValueError, "layers must be at least one", lambda: nn.Concat()),
+        (TypeError, "layers must be", lambda: nn.Concat(nn.ReLU)),
+        (ValueError, "unique", lambda: nn.Concat(("a", nn.ReLU()), ("a", nn.ReLU()))),
+    ],
+)
+def test_refused_containers(error, match, make):
+    with pytest.raises(error, match=match):
+        make()
+
+
+# Concat
+
+
+def branches(seed=0):
+    return nn.Concat(
+        ("a", conv(3, 2, 1, seed)),
+        ("b", nn.Sequential(conv(3, 4, 3, seed + 1), nn.ReLU(), conv(4, 5, 3, seed + 2))),
+        ("c", nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.BatchNorm2d(3, dtype=np.float64))),
+        ("d", nn.ReLU()),
+        ("e", nn.Sequential()),
+    )
+
+
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, to_channels_last])
+@pytest.mark.parametrize("nested", [False, True])
+def test_concat_equals_its_branches(layout, nested):
+    block, twin = branches(), branches()
+    x, grad = layout(normal((2, 3, 6, 5))), layout(normal((2, 16, 6, 5), 1))
+    copies = x.copy(), grad.copy()
+    expected = np.concatenate([layer(x) for layer in twin.layers], axis=1)
+    parts = np.split(grad, [2, 7, 10, 13], axis=1)
+    gradient = sum(layer.backward(g) for layer, g in zip(twin, parts, strict=True))
+
+    net = nn.Sequential(("block", block)) if nested else block
+    y = net(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+    assert is_channels_last(y) or not nested
+    np.testing.assert_allclose(net.backward(grad), gradient, rtol=1e-11, atol=1e-11)
+    for mine, other in zip(net.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_allclose(mine.grad, other.grad, rtol=1e-11, atol=1e-11)
+    np.testing.assert_array_equal(x, copies[0])
+    np.testing.assert_array_equal(grad, copies[1])
+
+    net(x)
+    net.zero_grad()
+    assert net.backward(grad, input_gradient=False) is None
+    for mine, other in zip(net.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_allclose(mine.grad, other.grad, rtol=1e-11, atol=1e-11)
+    assert net.output_shape((2, 3, 6, 5)) == (2, 16, 6, 5)
+
+
+@pytest.mark.parametrize("first", [nn.Sequential(), nn.Dropout(0), Kept()])
+def test_the_first_branch_s_gradient_is_not_overwritten(first):
+    x, grad = normal((2, 3, 4, 5)), normal((2, 6, 4, 5), 1)
+    copies = grad.copy(), Kept().array
+    block = nn.Concat(first, nn.ReLU())
+    block(x)
+    block.backward(grad)
+    np.testing.assert_array_equal(grad, copies[0])
+    np.testing.assert_array_equal(getattr(first, "array", copies[1]), copies[1])
+
+
+def test_concat_of_one_image_of_vectors_and_of_one_branch():
+    block = branches().eval()
+    x = normal((3, 6, 5))
+    np.testing.assert_allclose(block(x), block(x[None])[0], rtol=1e-12, atol=1e-12)
+    assert block.output_shape((3, 6, 5)) == (16, 6, 5)
+    block = nn.Concat(nn.ReLU(), nn.Sequential())
+    v = normal((4, 3))
+    np.testing.assert_array_equal(block(v), np.hstack([np.maximum(v, 0), v]))
+    grad = normal((4, 6), 1)
+    np.testing.assert_array_equal(block.backward(grad), grad[:, :3] * (v > 0) + grad[:, 3:])
+    assert block.output_shape((4, 3)) == (4, 6)
+    one = nn.Concat(nn.Sequential())
+    y = one(v)
+    assert not np.shares_memory(y, v)
+    np.testing.assert_array_equal(one.backward(grad[:, :3]), grad[:, :3])
+
+
+def test_summary_of_branches():
+    summary = nn.Sequential(branches(), conv(16, 2, 3)).summary((3, 6, 5))
+    assert [row.name for row in summary.rows] == [
+        "0.a",
+        "0.b.0",
+        "0.b.1",
+        "0.b.2",
+        "0.c.0",
+        "0.c.1",
+        "0.d",
+        "1",
+    ]
+    assert summary.rows[-1].receptive_field == (7, 7)
+    assert summary.rows[-1].multiply_adds == 6 * 5 * 2 * 16 * 9
+
+
+def test_branches_that_do_not_fit():
+    block = nn.Concat(conv(3, 2), nn.Conv2d(3, 2, 3, dtype=np.float64))
+    for call in (lambda: block(normal((1, 3, 6, 5))), lambda: block.output_shape((1, 3, 6, 5))):
+        with pytest.raises(ValueError, match=r"branches give shapes.*\(1, 2, 4, 3\)"):
+            call()
+    with pytest.raises(ValueError, match="in layer block"):
+        nn.Sequential(("block", block)).summary((3, 6, 5))
+
+
+def test_repr_and_parts_of_concat():
+    block = nn.Concat(("a", nn.ReLU()), nn.Sigmoid())
+    assert repr(block) == "Concat(\n  (a): ReLU()\n  (1): Sigmoid()\n)"
+    assert list(block) == block.layers and len(block) == 2 and block["a"] is block[0]
+    part = block[1:]
+    assert isinstance(part, nn.Concat)
+    assert repr(part) == "Concat(\n  (1): Sigmoid()\n)"

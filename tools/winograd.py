@@ -1,0 +1,221 @@
+"""Write csrc/winograd_transforms.inc: the one-dimensional transforms of Winograd's convolution.
+
+    python tools/winograd.py > convkern/_kernels/csrc/winograd_transforms.inc
+
+A correlation of n = m + r - 1 samples d with r taps g has m outputs.  It is a product of
+polynomials, found from its values at n - 1 points and at infinity (Cook and Toom; Winograd
+1980):
+
+    y = A^T [(G g) * (B^T d)]
+
+with n products instead of m * r.  Two-dimensional windows apply each transform to rows and
+columns.  The points decide the rounding errors: small fractions of different sizes do best
+(Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep
+Neural Networks", 2020); those below were compared by the error of sums over 192 channels.
+
+Everything is computed in exact fractions, and `check` proves each triple of matrices on every
+product of unit vectors before it is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import product
+
+Matrix = list[list[Fraction]]
+
+HALF = Fraction(1, 2)
+#: Points for each number of products n; infinity is always the last.
+POINTS: dict[int, list[Fraction]] = {
+    4: [Fraction(p) for p in (0, 1, -1)],
+    6: [Fraction(p) for p in (0, 1, -1, HALF, -2)],
+    7: [Fraction(p) for p in (0, 1, -1, HALF, -HALF, -2)],
+    8: [Fraction(p) for p in (0, 1, -1, HALF, -HALF, 2, -2)],
+}
+#: The tiles (m, r): outputs per tile and taps of the window.
+TILES = ((2, 3), (4, 3), (5, 3), (2, 5), (3, 5), (4, 5))
+
+
+def powers(n: int, length: int) -> Matrix:
+    """Return the matrix that evaluates a polynomial of `length` coefficients at the points."""
+    rows = [[point**j for j in range(length)] for point in POINTS[n]]
+    return [*rows, [Fraction(j == length - 1) for j in range(length)]]
+
+
+def multiply(a: Sequence[Fraction], b: Sequence[Fraction]) -> list[Fraction]:
+    """Multiply two polynomials."""
+    result = [Fraction(0)] * (len(a) + len(b) - 1)
+    for (i, x), (j, y) in product(enumerate(a), enumerate(b)):
+        result[i + j] += x * y
+    return result
+
+
+def through(points: Sequence[Fraction]) -> list[Fraction]:
+    """Return the polynomial with these roots."""
+    result = [Fraction(1)]
+    for point in points:
+        result = multiply(result, [-point, Fraction(1)])
+    return result
+
+
+def scales(n: int) -> list[Fraction]:
+    """Return 1 / (the product of a point's distances to the others), and 1 for infinity."""
+    points = POINTS[n]
+    return [1 / math.prod((p - q for q in points if q != p), start=Fraction(1)) for p in points] + [
+        Fraction(1)
+    ]
+
+
+def balance(n: int) -> list[Fraction]:
+    """Return powers of two that share a row's size between B^T and G, for the sake of rounding."""
+    largest = [max(map(abs, row)) for row in _unbalanced_input(n)]
+    pairs = zip(scales(n), largest, strict=True)
+    return [Fraction(2) ** round(math.log2(abs(scale) / size) / 2) for scale, size in pairs]
+
+
+def _unbalanced_input(n: int) -> Matrix:
+    points = POINTS[n]
+    rows = [[*through([q for q in points if q != p]), Fraction(0)] for p in points]
+    return [*rows, through(points)]
+
+
+def input_matrix(n: int) -> Matrix:
+    """Return B^T, n x n."""
+    rows = zip(_unbalanced_input(n), balance(n), strict=True)
+    return [[value * factor for value in row] for row, factor in rows]
+
+
+def filter_matrix(n: int, taps: int) -> Matrix:
+    """Return G, n x taps."""
+    rows = zip(powers(n, taps), scales(n), balance(n), strict=True)
+    return [[value * scale / factor for value in row] for row, scale, factor in rows]
+
+
+def output_matrix(n: int, outputs: int) -> Matrix:
+    """Return A^T, outputs x n."""
+    return [list(column) for column in zip(*powers(n, outputs), strict=True)]
+
+
+def check(outputs: int, taps: int) -> None:
+    """Prove y = A^T [(G g) * (B^T d)] for every pair of unit vectors, hence for all."""
+    n = outputs + taps - 1
+    A, G, B = output_matrix(n, outputs), filter_matrix(n, taps), input_matrix(n)
+    for i, t, d in product(range(outputs), range(taps), range(n)):
+        y = sum(A[i][e] * G[e][t] * B[e][d] for e in range(n))
+        assert y == (i + t == d), (outputs, taps, i, t, d)
+
+
+# ---------------------------------------------------------------- code
+
+
+def literal(value: Fraction) -> str:
+    """Return a constant in C."""
+    text = f"{value.numerator}.0" + (f" / {value.denominator}" if value.denominator > 1 else "")
+    return f"K({text})"
+
+
+def combination(names: Sequence[str], coefficients: Sequence[Fraction]) -> str:
+    """Return the expression of a linear combination: sums first, then multiply-adds."""
+    terms = [(name, c) for name, c in zip(names, coefficients, strict=True) if c]
+    terms.sort(key=lambda term: abs(term[1]) != 1)
+    if not terms:
+        return "(vec){0}"
+    (name, c), *rest = terms
+    text = {1: name, -1: f"-{name}"}.get(c) or f"{literal(c)} * {name}"
+    for name, c in rest:
+        if abs(c) == 1:
+            text = f"{text} {'+' if c > 0 else '-'} {name}"
+        else:
+            text = f"v_fma({literal(c)}, {name}, {text})"
+    return text
+
+
+def pair_of(
+    rows: Matrix, i: int, left: list[int]
+) -> tuple[int, list[Fraction], list[Fraction]] | None:
+    """Find a row that is e - o where row `i` is e + o, with e and o sharing no column."""
+    for j in left:
+        even = [(a + b) / 2 for a, b in zip(rows[i], rows[j], strict=True)]
+        odd = [(a - b) / 2 for a, b in zip(rows[i], rows[j], strict=True)]
+        if any(even) and any(odd) and not any(a and b for a, b in zip(even, odd, strict=True)):
+            return j, even, odd
+    return None
+
+
+def by_rows(matrix: Matrix) -> list[str]:
+    """Return statements for y = M x; the rows of points p and -p share their halves."""
+    names = [f"x[{j}]" for j in range(len(matrix[0]))]
+    lines, left = [], list(range(len(matrix)))
+    while left:
+        i = left.pop(0)
+        found = pair_of(matrix, i, left)
+        if found is None:
+            lines.append(f"y[{i}] = {combination(names, matrix[i])};")
+            continue
+        j, even, odd = found
+        left.remove(j)
+        lines += [
+            f"const vec e{i} = {combination(names, even)};",
+            f"const vec o{i} = {combination(names, odd)};",
+            f"y[{i}] = e{i} + o{i};",
+            f"y[{j}] = e{i} - o{i};",
+        ]
+    return lines
+
+
+def by_columns(matrix: Matrix) -> list[str]:
+    """Return statements for y = M x; the columns of points p and -p enter as sum and difference."""
+    columns: Matrix = [list(column) for column in zip(*matrix, strict=True)]
+    lines, names, used, left = [], [], [], list(range(len(columns)))
+    while left:
+        i = left.pop(0)
+        column = columns[i]
+        mirror = [-c if row % 2 else c for row, c in enumerate(column)]
+        twin = next((j for j in left if columns[j] == mirror), None) if any(column[1:]) else None
+        if twin is None:
+            names.append(f"x[{i}]")
+            used.append(column)
+            continue
+        left.remove(twin)
+        lines += [f"const vec s{i} = x[{i}] + x[{twin}];", f"const vec d{i} = x[{i}] - x[{twin}];"]
+        names += [f"s{i}", f"d{i}"]
+        used.append([Fraction(0) if row % 2 else c for row, c in enumerate(column)])
+        used.append([c if row % 2 else Fraction(0) for row, c in enumerate(column)])
+    for row in range(len(matrix)):
+        lines.append(f"y[{row}] = {combination(names, [column[row] for column in used])};")
+    return lines
+
+
+def function(name: str, lines: Sequence[str]) -> str:
+    """Return a C function from x to y."""
+    body = "\n".join(f"    {line}" for line in lines)
+    return f"CK_INLINE void {name}(const vec *x, vec *y)\n{{\n{body}\n}}\n"
+
+
+def source() -> str:
+    """Return the whole file."""
+    parts = [
+        "/* Written by tools/winograd.py, where the formulas stand.  Included by winograd.inc. */\n"
+    ]
+    for tile in TILES:
+        check(*tile)
+        check(*tile[::-1])
+    lengths = {(m + r - 1, length) for m, r in TILES for length in (m, r)}
+    for n in POINTS:
+        parts.append(function(f"winograd_input_{n}", by_rows(input_matrix(n))))
+    for n, length in sorted(lengths):
+        parts.append(function(f"winograd_filter_{n}_{length}", by_rows(filter_matrix(n, length))))
+        parts.append(
+            function(f"winograd_output_{n}_{length}", by_columns(output_matrix(n, length)))
+        )
+    tiles = " ".join(f"X({m}, {r}, {m + r - 1})" for m, r in TILES)
+    parts.append(
+        f"/* (outputs, taps, elements) of each tile */\n#define CK_WINOGRAD_TILES(X) {tiles}\n"
+    )
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(source(), end="")
