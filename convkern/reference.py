@@ -26,9 +26,11 @@ from convkern.geometry import IntPair, Padding, PaddingPairs, padding_pairs, pai
 
 __all__ = [
     "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
     "avg_pool2d",
     "avg_pool2d_backward",
     "avg_pool_channels",
+    "avg_pool_channels_backward",
     "batch_norm",
     "binary_cross_entropy_with_logits",
     "col2im",
@@ -43,10 +45,13 @@ __all__ = [
     "linear_backward",
     "local_response_norm",
     "lp_pool2d",
+    "lp_pool2d_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool_channels",
+    "max_pool_channels_backward",
     "max_unpool2d",
+    "max_unpool2d_backward",
     "mse_loss",
     "relu",
     "sigmoid",
@@ -416,6 +421,19 @@ def max_unpool2d(
     return result
 
 
+def max_unpool2d_backward(grad_output: Array, indices: Array) -> Float64:
+    """Take the gradient from where :func:`max_unpool2d` put each element.
+
+    Examples
+    --------
+    >>> max_unpool2d_backward(np.array([[[1.0, 2.0], [3.0, 4.0]]]), np.array([[[3]]]))
+    array([[[4.]]])
+    """
+    source, where = _scattered(np.asarray(grad_output, np.float64), indices)
+    result: Float64 = source[where]
+    return result
+
+
 def _scattered(planes: Float64, indices: Array) -> tuple[Float64, tuple[Array, ...]]:
     """Return a view of the planes, each flattened, and the index tuple of its `indices`."""
     *outer, H, W = planes.shape
@@ -516,6 +534,34 @@ def lp_pool2d(
         return sums ** (1 / norm_type)
 
 
+def lp_pool2d_backward(
+    grad_output: Array,
+    input: Array,
+    output: Array,
+    norm_type: float,
+    kernel_size: IntPair,
+    stride: IntPair | None = None,
+    ceil_mode: bool = False,
+) -> Float64:
+    """Return ``x**(p-1) * sum of grad_output * y**(1-p)`` over the windows that `x` is in.
+
+    A zero output passes nothing on.  Windows of ceil mode count as in :func:`lp_pool2d`.
+
+    Examples
+    --------
+    >>> x, y = np.array([[[3.0, 4.0]]]), np.array([[[5.0]]])
+    >>> lp_pool2d_backward(np.array([[[1.0]]]), x, y, 2, (1, 2))
+    array([[[0.6, 0.8]]])
+    """
+    x, y = np.asarray(input, np.float64), np.asarray(output, np.float64)
+    slope = np.zeros_like(y)
+    np.power(y, 1 - norm_type, out=slope, where=y != 0)
+    slope *= grad_output * math.prod(pair(kernel_size, "kernel_size"))
+    shares = avg_pool2d_backward(slope, x.shape, kernel_size, stride, ceil_mode=ceil_mode)
+    result: Float64 = shares * x ** (norm_type - 1)
+    return result
+
+
 def adaptive_avg_pool2d(input: Array, output_size: int | Sequence[int | None] | None) -> Float64:
     """Average over OH x OW windows: window `i` of `OH` is rows ``[i*H // OH, ceil((i+1)*H / OH))``.
 
@@ -532,10 +578,31 @@ def adaptive_avg_pool2d(input: Array, output_size: int | Sequence[int | None] | 
     OH, OW = (size if n is None else n for n, size in zip(given, (H, W), strict=True))
     result = np.empty((*x.shape[:-2], OH, OW))
     for i, j in np.ndindex(OH, OW):
-        rows = slice(i * H // OH, -(-(i + 1) * H // OH))
-        columns = slice(j * W // OW, -(-(j + 1) * W // OW))
-        result[..., i, j] = x[..., rows, columns].mean(axis=(-2, -1))
+        result[..., i, j] = x[..., _part(i, H, OH), _part(j, W, OW)].mean(axis=(-2, -1))
     return result
+
+
+def adaptive_avg_pool2d_backward(grad_output: Array, input_shape: Sequence[int]) -> Float64:
+    """Give each element its share of every window it is in.
+
+    Examples
+    --------
+    >>> adaptive_avg_pool2d_backward(np.array([[[4.0, 8.0]]]), (1, 2, 3))
+    array([[[1., 3., 2.],
+            [1., 3., 2.]]])
+    """
+    grad_input = np.zeros(input_shape)
+    (H, W), (OH, OW) = grad_input.shape[-2:], grad_output.shape[-2:]
+    for i, j in np.ndindex(OH, OW):
+        window = grad_input[..., _part(i, H, OH), _part(j, W, OW)]
+        area = window.shape[-2] * window.shape[-1]
+        window += grad_output[..., i : i + 1, j : j + 1] / area
+    return grad_input
+
+
+def _part(i: int, size: int, parts: int) -> slice:
+    """Return the i-th of the windows that divide an axis into parts."""
+    return slice(i * size // parts, -(-(i + 1) * size // parts))
 
 
 def max_pool_channels(input: Array, kernel_size: int, stride: int | None = None) -> Float64:
@@ -559,6 +626,46 @@ def avg_pool_channels(input: Array, kernel_size: int, stride: int | None = None)
     array([0.5, 2.5])
     """
     return np.asarray(sum(_channel_taps(input, kernel_size, stride)) / kernel_size)
+
+
+def max_pool_channels_backward(
+    grad_output: Array, input: Array, kernel_size: int, stride: int | None = None
+) -> Float64:
+    """Add each output's gradient to the first of the largest channels; the last NaN before them.
+
+    Examples
+    --------
+    >>> x, grad = np.array([1.0, 4.0, 3.0]), np.array([5.0, 6.0])
+    >>> max_pool_channels_backward(grad.reshape(2, 1, 1), x.reshape(3, 1, 1), 2, 1).ravel()
+    array([ 0., 11.,  0.])
+    """
+    taps = np.stack(_channel_taps(input, kernel_size, stride))
+    nan = np.isnan(taps)
+    last = kernel_size - 1 - nan[::-1].argmax(axis=0)
+    winner = np.where(nan.any(axis=0), last, taps.argmax(axis=0))
+    grad_input = np.zeros(input.shape)
+    for i, channels in enumerate(_channel_taps(grad_input, kernel_size, stride)):
+        channels += np.where(winner == i, grad_output, 0)
+    return grad_input
+
+
+def avg_pool_channels_backward(
+    grad_output: Array,
+    input_shape: Sequence[int],
+    kernel_size: int,
+    stride: int | None = None,
+) -> Float64:
+    """Give each channel its share of every window it is in.
+
+    Examples
+    --------
+    >>> avg_pool_channels_backward(np.array([4.0, 8.0]).reshape(2, 1, 1), (3, 1, 1), 2, 1).ravel()
+    array([2., 6., 4.])
+    """
+    grad_input = np.zeros(input_shape)
+    for channels in _channel_taps(grad_input, kernel_size, stride):
+        channels += np.asarray(grad_output) / kernel_size
+    return grad_input
 
 
 def _channel_taps(input: Array, kernel_size: int, stride: int | None) -> list[Float64]:

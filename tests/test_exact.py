@@ -253,6 +253,12 @@ def test_reads_stay_inside_the_arrays(dtype, at_end):
                     wanted = reference.max_pool2d(x, *options, return_indices=True)
                     for g, e in zip(got, wanted, strict=True):
                         np.testing.assert_array_equal(g, e)
+                y = functional.avg_pool2d(x, 3, 1, 1, divisor_override=1)
+                np.testing.assert_array_equal(
+                    y, reference.avg_pool2d(x, 3, 1, 1, divisor_override=1)
+                )
+                functional.adaptive_avg_pool2d(x, (2, 3))
+                functional.max_pool_channels(x, 1, 2)
                 functional.local_response_norm(x, 5)
                 functional.relu(x)
             rows = Guarded(integers(rng, (7, width * channels), dtype), at_end)

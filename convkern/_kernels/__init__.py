@@ -34,7 +34,7 @@ try:
     from convkern._kernels.optimizer import adam, sgd, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
-    from convkern._kernels.pool import max_pool2d, max_pool2d_backward
+    from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
 except ModuleNotFoundError as error:
     raise ImportError(
         "convkern's compiled modules are missing: this looks like a source folder that was not "
@@ -47,6 +47,7 @@ __all__ = [
     "adam",
     "add",
     "affine",
+    "box_sums",
     "col2im",
     "conv2d",
     "conv2d_planes",
@@ -54,6 +55,7 @@ __all__ = [
     "empty",
     "empty_cache",
     "fma_peak",
+    "gather",
     "gather_blocks",
     "gradient_sums",
     "idle_bytes",
@@ -67,12 +69,12 @@ __all__ = [
     "linear_weight_gradient",
     "local_response_norm",
     "max_pool2d",
-    "max_pool2d_backward",
     "moments",
     "negative_products",
     "openmp",
     "planes_weight_gradient",
     "prelu",
+    "scatter",
     "sgd",
     "softmax",
     "spin_fma",

@@ -32,11 +32,21 @@ cdef extern from "csrc/ck.h" nogil:
                                  void *) noexcept nogil
     ctypedef struct ck_window:
         ptrdiff_t pixels, channels, rows, columns, x_pixel, x_row, x_column, out_pixel
-        int64_t index, index_pixel
-        int32_t index_row, index_column
         ptrdiff_t w_row, w_column
         int activation
         double slope
+    ctypedef struct ck_pool:
+        ptrdiff_t steps, width, rows, columns, x_step, tap_row, out_step
+        const ptrdiff_t *taps
+        const int32_t *first
+        int64_t index, index_step
+        int32_t index_lane, index_row, index_column
+        int ordered
+    ctypedef struct ck_boxes:
+        ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end, least, most
+        const ptrdiff_t *begin
+        const ptrdiff_t *end
+        const void *divisors
     ctypedef struct ck_patch:
         const void *row[8]
         ptrdiff_t step[8]
@@ -72,13 +82,16 @@ cdef extern from "csrc/ck.h" nogil:
                           ptrdiff_t) noexcept nogil
         void (*scatter_transposed)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                                    const ptrdiff_t *) noexcept nogil
-        void (*max_pool)(const ck_window *, const void *, void *, int64_t *) noexcept nogil
-        void (*max_pool_row)(const ck_window *, const void *, const ptrdiff_t *, const int32_t *,
-                             void *, int64_t *) noexcept nogil
-        void (*scatter_add)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t,
-                            void *) noexcept nogil
-        void (*split_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
-                          ptrdiff_t) noexcept nogil
+        void (*max_pool)(const ck_pool *, const void *, void *, int64_t *) noexcept nogil
+        int (*scatter)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                       int, void *) noexcept nogil
+        int (*gather)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                      void *) noexcept nogil
+        void (*box_pixels)(const ck_boxes *, const void *, const void *, void *) noexcept nogil
+        void (*box_rows)(const ck_boxes *, ptrdiff_t, const ptrdiff_t *, const ptrdiff_t *,
+                         const void *, const void *, void *, void *) noexcept nogil
+        int (*split_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                          ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*depthwise)(const ck_window *, const void *, const void *, const void *,
                           void *) noexcept nogil
         void (*depthwise_outer)(const ck_outer_layout *, ptrdiff_t, const void *, const void *,

@@ -9,6 +9,16 @@ def max_pool2d(
     channels_last: bool,
     threads: int,
 ) -> None: ...
-def max_pool2d_backward(
-    grad: np.ndarray, indices: np.ndarray, out: np.ndarray, threads: int
+def scatter(
+    src: np.ndarray, indices: np.ndarray, out: np.ndarray, add: bool, threads: int
+) -> bool: ...
+def gather(src: np.ndarray, indices: np.ndarray, out: np.ndarray, threads: int) -> bool: ...
+def box_sums(
+    x: np.ndarray,
+    out: np.ndarray,
+    rows: tuple[np.ndarray, np.ndarray],
+    columns: tuple[np.ndarray, np.ndarray],
+    divisors: tuple[np.ndarray, np.ndarray] | None,
+    channels_last: bool,
+    threads: int,
 ) -> None: ...

@@ -1,26 +1,38 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=False
-"""Max pooling with indices."""
+"""Pooling: maxima with indices, moves by index, sums over boxes."""
 
 from libc.stdint cimport int32_t, int64_t
 
 cimport numpy as cnp
+import numpy as np
 
 from convkern._kernels.core cimport (
     Axis,
     Span,
     axis,
     ceil_div,
+    ck_boxes,
     ck_kernels,
-    ck_window,
+    ck_pool,
+    data_of,
     give,
     kernels_of,
+    moved,
     new_spans,
     run,
     take,
 )
 
 cnp.import_array()
+
+
+# ---------------------------------------------------------------- maxima
+
+cdef enum:
+    BLOCK_BYTES = 192 << 10  # of input that an item reads, more or less
+    LEAST_ITEMS = 64         # that work is cut into if it is little, for the threads to share
+    SPLIT_BYTES = 24 << 10   # of split rows: they stay in the first-level cache
 
 
 cdef struct PoolJob:
@@ -33,11 +45,20 @@ cdef struct PoolJob:
     Span *columns
     Py_ssize_t row_spans, column_spans
     Py_ssize_t channels, x_image, x_row, x_column
-    # Contiguous planes only: how rows are split into phases of the stride, and how many output
-    # rows make an item.
-    Py_ssize_t phases, phase, row_blocks
-    ptrdiff_t *starts
+    # Of output rows, in an image or a plane.
+    Py_ssize_t blocks
+    # Where the taps of a row of windows begin, and the window's first element inside the image.
+    ptrdiff_t *taps
     int32_t *first
+    # Contiguous planes only: how many there are; blocks of rows in an item; how rows are split, all
+    # of a block as one if they are `joined`; what an output row takes of the split ones.
+    Py_ssize_t planes, group, phases, used, length, step
+    bint joined
+
+
+cdef double window_work(const PoolJob *job) noexcept nogil:
+    """Work of one output, in what `run` counts."""
+    return 6.0 * job.h.kernel * job.w.kernel + 12
 
 
 cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) noexcept nogil:
@@ -45,73 +66,140 @@ cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) no
     return min(o * a.stride - a.pad + tap * a.dilation, a.size - 1)
 
 
-cdef void max_pool_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One image and output row, channels-last."""
+cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A block of output rows of one image, channels-last."""
     cdef const PoolJob *job = <const PoolJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.h.out, row = item % job.h.out
-    cdef Py_ssize_t i, at_row, at_column, out_at
+    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
+    cdef Py_ssize_t block = item % job.blocks, row, i, at_row, at_column, at, out_at
     cdef const Span *rows = job.rows
     cdef const Span *columns
-    cdef ck_window window
-    while rows.stop <= row:
-        rows += 1
-    at_row = first_tap(&job.h, row, rows.first)
-    window.channels = window.out_pixel = job.channels
-    window.rows = rows.last - rows.first
-    window.x_pixel = job.w.stride * job.x_column
-    window.x_row, window.x_column = job.h.dilation * job.x_row, job.w.dilation * job.x_column
-    window.index_pixel = job.w.stride
-    window.index_row, window.index_column = (
+    cdef ck_pool pool
+    pool.width = pool.out_step = job.channels
+    pool.x_step, pool.tap_row = job.w.stride * job.x_column, job.w.kernel
+    pool.taps, pool.first, pool.ordered = job.taps, NULL, False
+    pool.index_step, pool.index_lane = job.w.stride, 0
+    pool.index_row, pool.index_column = (
         <int32_t>(job.h.dilation * job.w.size), <int32_t>job.w.dilation)
-    for i in range(job.column_spans):
-        columns = &job.columns[i]
-        at_column = first_tap(&job.w, columns.start, columns.first)
-        window.pixels = columns.stop - columns.start
-        window.columns = columns.last - columns.first
-        window.index = at_row * job.w.size + at_column
-        out_at = ((image * job.h.out + row) * job.w.out + columns.start) * job.channels
-        job.kernels.max_pool(
-            &window,
-            job.x + (image * job.x_image + at_row * job.x_row + at_column * job.x_column) * size,
-            job.out + out_at * size, NULL if job.indices == NULL else job.indices + out_at)
+    for row in range(job.h.out * block // job.blocks, job.h.out * (block + 1) // job.blocks):
+        while rows.stop <= row:
+            rows += 1
+        at_row = first_tap(&job.h, row, rows.first)
+        pool.rows = rows.last - rows.first
+        for i in range(job.column_spans):
+            columns = &job.columns[i]
+            at_column = first_tap(&job.w, columns.start, columns.first)
+            pool.steps = columns.stop - columns.start
+            pool.columns = columns.last - columns.first
+            pool.index = at_row * job.w.size + at_column
+            out_at = ((image * job.h.out + row) * job.w.out + columns.start) * job.channels
+            at = image * job.x_image + at_row * job.x_row + at_column * job.x_column
+            job.kernels.max_pool(&pool, job.x + at * size, job.out + out_at * size,
+                                 NULL if job.indices == NULL else job.indices + out_at)
 
 
-cdef void max_pool_plane_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of output rows of one contiguous plane.
+cdef void max_pool_plane(const PoolJob *job, Py_ssize_t plane, Py_ssize_t begin, Py_ssize_t end,
+                         char *scratch) noexcept nogil:
+    """Output rows begin .. end-1 of one contiguous plane.
 
     Input rows are split into the phases of the stride, edges filled with -inf,
     so that every tap of a row of windows is a contiguous load.
     """
-    cdef const PoolJob *job = <const PoolJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, plane = item // job.row_blocks
-    cdef Py_ssize_t block = item % job.row_blocks, row, out_at, split = job.phases * job.phase, top_row
-    cdef Py_ssize_t begin = job.h.out * block // job.row_blocks
-    cdef Py_ssize_t end = job.h.out * (block + 1) // job.row_blocks
+    cdef Py_ssize_t size = kernels.itemsize, at_row, out_at, i
     cdef Py_ssize_t top = max(0, begin * job.h.stride - job.h.pad)
     cdef Py_ssize_t bottom = min(job.h.size, (end - 1) * job.h.stride - job.h.pad
                                  + (job.h.kernel - 1) * job.h.dilation + 1)
-    cdef const char *x = job.x + plane * job.h.size * job.w.size * size
-    cdef const Span *rows = job.rows
-    cdef ck_window window
-    for row in range(top, bottom):
-        kernels.split_row(x + row * job.w.size * size, job.w.size, job.w.stride, job.phases,
-                          job.w.pad, scratch + (row - top) * split * size, job.phase)
-    window.pixels, window.columns = job.w.out, job.w.kernel
-    window.x_row = job.h.dilation * split
-    window.index_pixel = job.w.stride
-    window.index_row, window.index_column = (
+    cdef Py_ssize_t height = bottom - top, width = job.w.size
+    cdef const Span *rows
+    cdef ck_pool pool
+    if job.joined:
+        height, width = 1, height * width
+    pool.ordered = not kernels.split_rows(
+        job.x + (plane * job.h.size + top) * job.w.size * size, height, width, job.w.stride,
+        job.w.pad, scratch, job.phases, job.used, job.length)
+    pool.width = pool.out_step = job.w.out
+    pool.columns, pool.first = job.w.kernel, job.first
+    pool.taps, pool.tap_row, pool.x_step = job.taps, job.w.kernel, job.step
+    pool.index_step, pool.index_lane = job.h.stride * job.w.size, <int32_t>job.w.stride
+    pool.index_row, pool.index_column = (
         <int32_t>(job.h.dilation * job.w.size), <int32_t>job.w.dilation)
-    for row in range(begin, end):
-        while rows.stop <= row:
-            rows += 1
-        top_row = first_tap(&job.h, row, rows.first)
-        window.rows = rows.last - rows.first
-        window.index = top_row * job.w.size - job.w.pad
-        out_at = (plane * job.h.out + row) * job.w.out
-        kernels.max_pool_row(&window, scratch + (top_row - top) * split * size, job.starts,
-                             job.first, job.out + out_at * size,
-                             NULL if job.indices == NULL else job.indices + out_at)
+    for i in range(job.row_spans):
+        rows = &job.rows[i]
+        pool.steps = min(end, rows.stop) - max(begin, rows.start)
+        if pool.steps <= 0:
+            continue
+        at_row = first_tap(&job.h, max(begin, rows.start), rows.first)
+        pool.rows = rows.last - rows.first
+        pool.index = at_row * job.w.size - job.w.pad
+        out_at = (plane * job.h.out + max(begin, rows.start)) * job.w.out
+        kernels.max_pool(&pool, scratch + (at_row - top) * job.step // job.h.stride * size,
+                         job.out + out_at * size,
+                         NULL if job.indices == NULL else job.indices + out_at)
+
+
+cdef void max_pool_planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A group of blocks of output rows of contiguous planes."""
+    cdef const PoolJob *job = <const PoolJob *>job_
+    cdef Py_ssize_t i, block
+    for i in range(item * job.group, min((item + 1) * job.group, job.planes * job.blocks)):
+        block = i % job.blocks
+        max_pool_plane(job, i // job.blocks, job.h.out * block // job.blocks,
+                       job.h.out * (block + 1) // job.blocks, scratch)
+
+
+cdef int max_pool_pixels(PoolJob *job, Py_ssize_t images, int threads) except -1:
+    cdef Py_ssize_t r, s
+    cdef double row_bytes = job.h.stride * job.x_row * job.kernels.itemsize
+    cdef double row_work = job.w.out * job.channels * window_work(job)
+    job.columns = new_spans(&job.w, &job.column_spans)
+    for r in range(job.h.kernel):
+        for s in range(job.w.kernel):
+            job.taps[r * job.w.kernel + s] = (
+                r * job.h.dilation * job.x_row + s * job.w.dilation * job.x_column)
+    job.blocks = <Py_ssize_t>min(<double>job.h.out, job.h.out * row_bytes / BLOCK_BYTES + 1)
+    return run(max_pool_pixels_item, job, images * job.blocks,
+               row_work * ceil_div(job.h.out, job.blocks), threads, 0)
+
+
+cdef int max_pool_planes(PoolJob *job, int threads) except -1:
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t lanes = kernels.lanes, stride = job.w.stride, size = kernels.itemsize
+    cdef Py_ssize_t extent = (job.w.kernel - 1) * job.w.dilation + 1
+    cdef Py_ssize_t padded = ceil_div(job.w.out, lanes) * lanes, block, height, row, r, s, o, at
+    # Rows of windows that keep inside the row and begin in the same phase are split as one.
+    job.joined = (job.h.pad == 0 and job.w.pad == 0 and job.h.stride * job.w.size % stride == 0
+                  and (job.w.out - 1) * stride + extent <= job.w.size)
+    job.phases = stride if job.joined else min(stride, extent)
+    job.used = 0 if job.joined else job.w.out + (extent - 1) // stride
+    row = max(job.used, ceil_div(job.w.pad + job.w.size, stride)) + 2 * lanes
+    block = max(1, SPLIT_BYTES // (job.h.stride * job.phases * row * size))
+    job.blocks = ceil_div(job.h.out, block)
+    block = ceil_div(job.h.out, job.blocks)
+    height = min(job.h.size,
+                 (block - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1)
+    if job.joined:
+        job.length = (height * job.w.size // stride // lanes + 2) * lanes
+        job.step = job.h.stride * job.w.size // stride
+        row, height = job.length, 1
+    else:
+        job.length = row // lanes * lanes
+        job.step = job.h.stride * job.phases * job.length
+    for r in range(job.h.kernel):
+        for s in range(job.w.kernel):
+            at = s * job.w.dilation + (r * job.h.dilation * job.w.size if job.joined else 0)
+            job.taps[r * job.w.kernel + s] = at % stride * job.length + at // stride
+            if not job.joined:
+                job.taps[r * job.w.kernel + s] += r * job.h.dilation * job.phases * job.length
+    if job.w.pad > 0:
+        job.first = <int32_t *>take(<size_t>padded * sizeof(int32_t))
+        for o in range(padded):
+            s = max(0, ceil_div(job.w.pad - o * stride, job.w.dilation))
+            job.first[o] = <int32_t>(first_tap(&job.w, o, s) - o * stride + job.w.pad)
+    job.group = max(1, min(job.planes * job.blocks // LEAST_ITEMS,
+                           BLOCK_BYTES // (job.h.stride * block * job.w.size * size)))
+    return run(max_pool_planes_item, job, ceil_div(job.planes * job.blocks, job.group),
+               window_work(job) * job.group * block * padded, threads,
+               <size_t>(height * job.phases * job.length * size))
 
 
 def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, tuple columns,
@@ -122,86 +210,206 @@ def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, 
     between its rows, columns and images) or contiguous NCHW.
     """
     cdef PoolJob job
-    cdef const ck_kernels *kernels = kernels_of(x)
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, s, o, block, split_rows
-    cdef double work
-    job.kernels, job.x = kernels, <const char *>cnp.PyArray_DATA(x)
-    job.out = <char *>cnp.PyArray_DATA(out)
-    job.indices = NULL if indices is None else <int64_t *>cnp.PyArray_DATA(indices)
-    job.h = axis(x.shape[2], out.shape[2], rows)
-    job.w = axis(x.shape[3], out.shape[3], columns)
-    job.channels = x.shape[1]
-    job.rows, job.columns, job.starts, job.first = NULL, NULL, NULL, NULL
-    cdef Py_ssize_t taps = job.h.kernel * job.w.kernel
+    cdef Py_ssize_t size
+    job.kernels, job.x = kernels_of(x), <const char *>cnp.PyArray_DATA(x)
+    size = job.kernels.itemsize
+    job.out, job.indices = <char *>cnp.PyArray_DATA(out), NULL
+    if indices is not None:
+        job.indices = <int64_t *>cnp.PyArray_DATA(indices)
+    job.h, job.w = axis(x.shape[2], out.shape[2], rows), axis(x.shape[3], out.shape[3], columns)
+    job.channels, job.planes = x.shape[1], x.shape[0] * x.shape[1]
+    job.x_image, job.x_row, job.x_column = (
+        x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
+    job.rows, job.columns, job.taps, job.first = NULL, NULL, NULL, NULL
     try:
         job.rows = new_spans(&job.h, &job.row_spans)
+        job.taps = <ptrdiff_t *>take(
+            <size_t>(job.h.kernel * job.w.kernel) * sizeof(ptrdiff_t))
         if channels_last:
-            job.columns = new_spans(&job.w, &job.column_spans)
-            job.x_image, job.x_row, job.x_column = (
-                x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
-            work = 2.0 * job.w.out * job.channels * taps
-            run(max_pool_item, &job, x.shape[0] * job.h.out, work, threads, 0)
-            return
-        job.starts = <ptrdiff_t *>take(<size_t>job.w.kernel * sizeof(ptrdiff_t))
-        job.first = <int32_t *>take(<size_t>job.w.out * sizeof(int32_t))
-        job.phases = min(job.w.stride, (job.w.kernel - 1) * job.w.dilation + 1)
-        job.phase = (ceil_div(job.w.out, lanes) * lanes
-                     + (job.w.kernel - 1) * job.w.dilation // job.w.stride)
-        for s in range(job.w.kernel):
-            job.starts[s] = (s * job.w.dilation % job.w.stride * job.phase
-                             + s * job.w.dilation // job.w.stride)
-        for o in range(job.w.out):
-            s = max(0, ceil_div(job.w.pad - o * job.w.stride, job.w.dilation))
-            job.first[o] = <int32_t>(first_tap(&job.w, o, s) - o * job.w.stride + job.w.pad)
-        # Rows whose split copies stay in the first-level cache.
-        block = max(1, (24 << 10) // (job.h.stride * job.phases * job.phase * size))
-        job.row_blocks = ceil_div(job.h.out, block)
-        block = ceil_div(job.h.out, job.row_blocks)
-        split_rows = min(job.h.size,
-                         (block - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1)
-        work = 2.0 * block * job.phase * taps
-        run(max_pool_plane_item, &job, x.shape[0] * job.channels * job.row_blocks, work, threads,
-            <size_t>(split_rows * job.phases * job.phase * size))
+            max_pool_pixels(&job, x.shape[0], threads)
+        else:
+            max_pool_planes(&job, threads)
     finally:
         give(job.rows)
         give(job.columns)
-        give(job.starts)
+        give(job.taps)
         give(job.first)
 
 
-cdef struct ScatterJob:
+# ---------------------------------------------------------------- back to where maxima were
+
+cdef enum Move:
+    PUT   # elements to their indices, zero elsewhere; the last of several stays
+    ADD   # the same, several are added up
+    TAKE  # elements from their indices
+
+cdef struct MoveJob:
     const ck_kernels *kernels
-    const char *grad
+    const char *src
     const int64_t *indices
     char *out
-    # Outputs and inputs per plane; channels of a pixel; channels and blocks of them in an item.
-    Py_ssize_t outputs, inputs, channels, block, blocks
+    Move what
+    # Indices and elements per plane; channels of a pixel and of a block; blocks of an image, of all
+    # and of an item.
+    Py_ssize_t count, size, channels, block, blocks, all_blocks, group
+    int *outside
 
 
-cdef void scatter_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of channels of one image, or one plane where `channels` is 1: its only owner."""
-    cdef const ScatterJob *job = <const ScatterJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
-    cdef Py_ssize_t first = item % job.blocks * job.block
-    cdef Py_ssize_t at = image * job.outputs * job.channels + first
-    job.kernels.scatter_add(
-        job.grad + at * size, job.indices + at, job.outputs,
-        min(job.block, job.channels - first), job.channels,
-        job.out + (image * job.inputs * job.channels + first) * size)
+cdef void move_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Blocks of channels of images, or planes where `channels` is 1: their only owner."""
+    cdef const MoveJob *job = <const MoveJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, i, image, first, channels, few, many
+    cdef int outside
+    for i in range(item * job.group, min((item + 1) * job.group, job.all_blocks)):
+        image, first = i // job.blocks, i % job.blocks * job.block
+        channels = min(job.block, job.channels - first)
+        few = image * job.count * job.channels + first
+        many = image * job.size * job.channels + first
+        if job.what == TAKE:
+            outside = kernels.gather(job.src + many * size, job.indices + few, job.count, channels,
+                                     job.channels, job.size, job.out + few * size)
+        else:
+            outside = kernels.scatter(job.src + few * size, job.indices + few, job.count, channels,
+                                      job.channels, job.size, job.what == ADD,
+                                      job.out + many * size)
+        if outside:
+            job.outside[0] = 1
 
 
-def max_pool2d_backward(cnp.ndarray grad, cnp.ndarray indices, cnp.ndarray out, int threads):
-    """Add gradients to zeroed `out` where the indices say.
+cdef bint move(Move what, cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out, Py_ssize_t size,
+               int threads) except -1:
+    """Move elements; return whether all indices lie inside the plane.
 
-    All three are dense: (images, pixels, channels) for channels-last arrays,
+    The arrays are dense: (images, pixels, channels) for channels-last ones,
     (planes, pixels, 1) for contiguous NCHW.
     """
-    cdef ScatterJob job
-    job.kernels = kernels_of(grad)
-    job.grad, job.out = <const char *>cnp.PyArray_DATA(grad), <char *>cnp.PyArray_DATA(out)
+    cdef MoveJob job
+    cdef int outside = 0
+    job.kernels, job.what, job.outside = kernels_of(src), what, &outside
+    job.src, job.out = <const char *>cnp.PyArray_DATA(src), <char *>cnp.PyArray_DATA(out)
     job.indices = <const int64_t *>cnp.PyArray_DATA(indices)
-    job.outputs, job.inputs, job.channels = grad.shape[1], out.shape[1], grad.shape[2]
-    job.block = 32
+    job.count, job.size, job.channels = indices.shape[1], size, indices.shape[2]
+    # All channels where the images are enough for the threads, otherwise whole cache lines of them.
+    job.blocks = min(ceil_div(job.channels, 16), ceil_div(LEAST_ITEMS // 4, indices.shape[0]))
+    job.block = ceil_div(ceil_div(job.channels, job.blocks), 16) * 16
     job.blocks = ceil_div(job.channels, job.block)
-    run(scatter_item, &job, grad.shape[0] * job.blocks,
-        4.0 * job.outputs * min(job.block, job.channels), threads, 0)
+    job.all_blocks = indices.shape[0] * job.blocks
+    job.group = max(1, min(job.all_blocks // LEAST_ITEMS,
+                           BLOCK_BYTES // (size * job.block * job.kernels.itemsize)))
+    run(move_item, &job, ceil_div(job.all_blocks, job.group),
+        (20.0 * job.count + size) * min(job.block, job.channels) * job.group, threads, 0)
+    return not outside
+
+
+def scatter(cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out, bint add, int threads):
+    """Put elements where the indices say, zeros elsewhere; with `add` sum up those that meet."""
+    return move(ADD if add else PUT, src, indices, out, out.shape[1], threads)
+
+
+def gather(cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out, int threads):
+    """Take elements from where the indices say."""
+    return move(TAKE, src, indices, out, src.shape[1], threads)
+
+
+# ---------------------------------------------------------------- sums over boxes
+
+cdef struct BoxJob:
+    const ck_kernels *kernels
+    const char *x
+    char *out
+    const ptrdiff_t *row_begin
+    const ptrdiff_t *row_end
+    const char *row_divisors
+    ck_boxes boxes
+    # Output rows and columns, blocks of rows in an image or plane, blocks in an item, all blocks.
+    Py_ssize_t height, width, blocks, group, count
+    Py_ssize_t x_image, out_pixel
+    bint channels_last
+
+
+cdef void box_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A group of blocks of output rows."""
+    cdef const BoxJob *job = <const BoxJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, i, row, end
+    cdef ck_boxes boxes = job.boxes
+    cdef const char *x
+    cdef char *out
+    for i in range(item * job.group, min((item + 1) * job.group, job.count)):
+        row = job.height * (i % job.blocks) // job.blocks
+        end = job.height * (i % job.blocks + 1) // job.blocks
+        x = job.x + i // job.blocks * job.x_image * size
+        out = job.out + (i // job.blocks * job.height + row) * job.width * job.out_pixel * size
+        if not job.channels_last:
+            job.kernels.box_rows(&boxes, end - row, job.row_begin + row, job.row_end + row, x,
+                                 moved(job.row_divisors, row * size), scratch, out)
+            continue
+        for row in range(row, end):
+            boxes.rows = job.row_end[row] - job.row_begin[row]
+            job.kernels.box_pixels(&boxes, x + job.row_begin[row] * boxes.x_row * size,
+                                   moved(job.row_divisors, row * size), out)
+            out += job.width * job.out_pixel * size
+
+
+def box_sums(cnp.ndarray x, cnp.ndarray out, tuple rows, tuple columns, divisors,
+             bint channels_last, int threads):
+    """Sum x over boxes of rows and columns, divide.
+
+    rows and columns are (begin, end), int64 arrays of out's height or width;
+    divisors is None or two arrays of these sizes and x's dtype, whose products
+    divide.  `out` has the layout of x: channels-last (x may have gaps) or contiguous.
+    """
+    cdef BoxJob job
+    cdef Py_ssize_t size, images, j, start, block
+    cdef cnp.ndarray row_begin = rows[0], row_end = rows[1]
+    cdef cnp.ndarray column_begin = columns[0], column_end = columns[1]
+    cdef double row_bytes, taps
+    cdef size_t scratch
+    job.kernels, job.x = kernels_of(x), <const char *>cnp.PyArray_DATA(x)
+    size = job.kernels.itemsize
+    job.out, job.channels_last = <char *>cnp.PyArray_DATA(out), channels_last
+    job.row_begin = <const ptrdiff_t *>cnp.PyArray_DATA(row_begin)
+    job.row_end = <const ptrdiff_t *>cnp.PyArray_DATA(row_end)
+    job.row_divisors, job.boxes.divisors = NULL, NULL
+    if divisors is not None:
+        job.row_divisors, job.boxes.divisors = data_of(divisors[0]), data_of(divisors[1])
+    job.boxes.begin = <const ptrdiff_t *>cnp.PyArray_DATA(column_begin)
+    job.boxes.end = <const ptrdiff_t *>cnp.PyArray_DATA(column_end)
+    job.height, job.width = out.shape[2], out.shape[3]
+    job.boxes.count = job.width
+    if channels_last:
+        images, job.out_pixel = x.shape[0], x.shape[1]
+        job.boxes.width = x.shape[1]
+        job.x_image, job.boxes.x_row, job.boxes.x_pixel = (
+            x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
+    else:
+        images, job.out_pixel = x.shape[0] * x.shape[1], 1
+        job.boxes.width = job.boxes.x_row = x.shape[3]
+        job.x_image, job.boxes.x_pixel = x.shape[2] * x.shape[3], 1
+    # The longest run of columns whose boxes are alike and one column apart.
+    job.boxes.run_begin = job.boxes.run_end = start = 0
+    for j in range(1, job.width + 1):
+        if (j < job.width and job.boxes.begin[j] == job.boxes.begin[j - 1] + 1
+                and job.boxes.end[j] == job.boxes.end[j - 1] + 1):
+            continue
+        if j - start > job.boxes.run_end - job.boxes.run_begin:
+            job.boxes.run_begin, job.boxes.run_end = start, j
+        start = j
+    row_bytes = <double>size * (job.width * job.out_pixel
+                                + x.shape[2] * x.shape[3] * job.out_pixel / <double>job.height)
+    job.blocks = <Py_ssize_t>min(
+        <double>job.height,
+        job.height * row_bytes / (BLOCK_BYTES if channels_last else SPLIT_BYTES) + 1)
+    job.count = images * job.blocks
+    block = ceil_div(job.height, job.blocks)
+    job.group = <Py_ssize_t>max(1.0, min(job.count / <double>LEAST_ITEMS,
+                                         BLOCK_BYTES / (row_bytes * block)))
+    sizes = np.subtract(column_end, column_begin)
+    job.boxes.least, job.boxes.most = sizes.min(), sizes.max()
+    scratch = 0
+    if not channels_last:
+        scratch = <size_t>(block * (job.boxes.width + job.boxes.most) * size)
+    taps = <double>np.subtract(row_end, row_begin).mean() * <double>sizes.mean()
+    run(box_item, &job, ceil_div(job.count, job.group),
+        job.group * block * job.width * job.out_pixel * (2 * taps + 4),
+        threads, scratch)

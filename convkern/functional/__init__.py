@@ -47,12 +47,15 @@ from convkern.functional.pool import (
     avg_pool2d,
     avg_pool2d_backward,
     avg_pool_channels,
+    avg_pool_channels_backward,
     lp_pool2d,
     lp_pool2d_backward,
     max_pool2d,
     max_pool2d_backward,
     max_pool_channels,
+    max_pool_channels_backward,
     max_unpool2d,
+    max_unpool2d_backward,
 )
 from convkern.geometry import conv_output_size
 
@@ -63,6 +66,7 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_backward",
     "avg_pool_channels",
+    "avg_pool_channels_backward",
     "batch_norm",
     "batch_norm_backward",
     "binary_cross_entropy_with_logits",
@@ -88,7 +92,9 @@ __all__ = [
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool_channels",
+    "max_pool_channels_backward",
     "max_unpool2d",
+    "max_unpool2d_backward",
     "mse_loss",
     "mse_loss_backward",
     "prelu",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, as_contiguous, as_images, empty_images
+from convkern.arrays import as_array, as_contiguous, as_images, empty_images, in_layout
 from convkern.geometry import IntPair, integer, output_size, pair, window_extent
 from convkern.threads import get_num_threads
 
@@ -140,19 +141,27 @@ def max_pool2d_backward(
     """
     grad_output = as_array(grad_output, "grad_output", (3, 4))
     shape = _input_shape(input_shape, grad_output)
-    _check_indices(indices, grad_output, shape[-2] * shape[-1])
-    grad, channels_last = as_images(grad_output)
-    places = indices if indices.ndim == 4 else indices[None]
-    out = empty_images((len(grad), *shape[-3:]), grad.dtype, channels_last)
-    out[...] = 0
-    if out.size and grad.size:
-        _kernels.max_pool2d_backward(
-            _pixels(grad, channels_last),
-            _pixels(places, channels_last),
-            _pixels(out, channels_last),
-            get_num_threads(),
-        )
-    return out[0] if grad_output.ndim == 3 else out
+    return _scattered(grad_output, indices, shape[-2:], add=True)
+
+
+def _scattered(values: np.ndarray, indices: Any, size: tuple[int, ...], *, add: bool) -> np.ndarray:
+    """Return zero images of a size with the values at their indices, added up or the last one."""
+    _check_indices(indices, values.shape)
+    images, channels_last = as_images(values)
+    out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
+    if not out.size:
+        return out[0] if values.ndim == 3 else out
+    if not images.size:
+        out[...] = 0
+    elif not _kernels.scatter(
+        _pixels(images, channels_last),
+        _pixels(indices if indices.ndim == 4 else indices[None], channels_last),
+        _pixels(out, channels_last),
+        add,
+        get_num_threads(),
+    ):
+        raise _index_error(indices, math.prod(size))
+    return out[0] if values.ndim == 3 else out
 
 
 def _pixels(x: np.ndarray, channels_last: bool) -> np.ndarray:
@@ -162,11 +171,16 @@ def _pixels(x: np.ndarray, channels_last: bool) -> np.ndarray:
     return as_contiguous(x).reshape(-1, x.shape[2] * x.shape[3], 1)
 
 
-def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
-    """Return the shape of the input whose pooling has this gradient."""
+def _sizes(input_shape: Any) -> tuple[int, ...]:
+    """Return the sizes of a shape, or raise."""
     if not hasattr(input_shape, "__len__") or isinstance(input_shape, str):
         raise TypeError(f"input_shape must be a sequence of integers, got {input_shape!r}")
-    shape = tuple(integer(size, "input_shape", 0) for size in input_shape)
+    return tuple(integer(size, "input_shape", 0) for size in input_shape)
+
+
+def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
+    """Return the shape of the input whose pooling has this gradient."""
+    shape = _sizes(input_shape)
     lead = grad_output.shape[:-2]
     if len(shape) != grad_output.ndim or shape[:-2] != lead or 0 in shape[-3:]:
         raise ValueError(
@@ -178,17 +192,19 @@ def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
     return shape
 
 
-def _check_indices(indices: Any, values: np.ndarray, plane: int) -> None:
-    """Raise unless there is an index inside the plane for every value."""
+def _check_indices(indices: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless there is an int64 index for every value."""
     if not isinstance(indices, np.ndarray) or indices.dtype != np.int64:
         given = indices.dtype if isinstance(indices, np.ndarray) else type(indices).__name__
         raise TypeError(f"indices must be an int64 array, got {given}")
-    if indices.shape != values.shape:
-        raise ValueError(f"indices must have shape {values.shape}, got {indices.shape}")
-    if indices.size:
-        for index in (int(indices.min()), int(indices.max())):
-            if not 0 <= index < plane:
-                raise ValueError(f"indices must be from 0 to {plane - 1}, got {index}")
+    if indices.shape != shape:
+        raise ValueError(f"indices must have shape {shape}, got {indices.shape}")
+
+
+def _index_error(indices: np.ndarray, plane: int) -> ValueError:
+    """Return the error that names the first index outside the plane."""
+    outside = indices[(indices < 0) | (indices >= plane)]
+    return ValueError(f"indices must be from 0 to {plane - 1}, got {outside[0]}")
 
 
 def max_unpool2d(
@@ -250,77 +266,154 @@ def max_unpool2d(
         size = (wanted[-2], wanted[-1])
     if min(size) < 1:
         raise ValueError(f"the output would have size {size}: the padding is too large")
-    _check_indices(indices, input, size[0] * size[1])
-    x, channels_last = as_images(input)
-    out = empty_images((*x.shape[:2], *size), x.dtype, channels_last)
-    out[...] = 0
-    if x.size:
-        places = indices if indices.ndim == 4 else indices[None]
-        np.put_along_axis(
-            _pixels(out, channels_last),
-            _pixels(places, channels_last),
-            _pixels(x, channels_last),
-            axis=1,
-        )
-    return out[0] if input.ndim == 3 else out
+    return _scattered(input, indices, size, add=False)
 
 
-class _Average(NamedTuple):
-    """The checked arguments of average pooling."""
+def max_unpool2d_backward(grad_output: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return the gradient of `max_unpool2d` by its input: what `indices` point at.
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    outputs: tuple[int, int]
-    #: How many elements each window's sum is divided by, (OH, OW) or (OH, 1) and so on.
+    Of equal indices in a plane each gets the gradient, as in torch.
+
+    Parameters
+    ----------
+    grad_output : ndarray, (N, C, OH, OW) or (C, OH, OW), float32 or float64
+        Gradient of the output.
+    indices : ndarray of int64, (N, C, H, W) or (C, H, W)
+        As given to `max_unpool2d`.
+
+    Returns
+    -------
+    ndarray, shape of `indices`, dtype of `grad_output`
+        Channels-last in memory where `grad_output` is.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted.
+    ValueError
+        If shapes do not fit or an index lies outside its plane.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import max_unpool2d_backward
+    >>> max_unpool2d_backward(np.array([[[1.0, 2.0], [3.0, 4.0]]]), np.array([[[3]]]))
+    array([[[4.]]])
+    """
+    grad_output = as_array(grad_output, "grad_output", (3, 4))
+    lead = grad_output.shape[:-2]
+    size = np.shape(indices)[-2:]
+    _check_indices(indices, (*lead, *size))
+    images, channels_last = as_images(grad_output)
+    out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
+    if out.size and not _kernels.gather(
+        _pixels(images, channels_last),
+        _pixels(indices if indices.ndim == 4 else indices[None], channels_last),
+        _pixels(out, channels_last),
+        get_num_threads(),
+    ):
+        raise _index_error(indices, images.shape[2] * images.shape[3])
+    return out[0] if grad_output.ndim == 3 else out
+
+
+class _Boxes(NamedTuple):
+    """Windows along one axis, and what their sums are divided by."""
+
+    begin: np.ndarray
+    end: np.ndarray
     divisors: np.ndarray
 
-    @classmethod
-    def of(
-        cls,
-        shape: tuple[int, ...],
-        kernel_size: IntPair,
-        stride: IntPair | None,
-        padding: IntPair,
-        ceil_mode: bool,
-        count_include_pad: bool,
-        divisor_override: int | None,
-    ) -> _Average:
-        """Check a pooling of an input of this shape."""
-        if 0 in shape[-3:]:
-            raise ValueError(f"input must have no empty channel or spatial axis, got {shape}")
-        kernel = pair(kernel_size, "kernel_size")
-        steps = kernel if stride is None else pair(stride, "stride")
-        pads = pair(padding, "padding", 0)
-        counts = []
-        for i in (0, 1):
-            if pads[i] > kernel[i] // 2:
-                raise ValueError(
-                    f"padding must be at most half the window ({kernel[i]}), got {pads[i]}"
-                )
-            outputs = output_size(
-                shape[i - 2], kernel[i], steps[i], (pads[i], pads[i]), 1, bool(ceil_mode)
+    def turned(self, size: int) -> _Boxes:
+        """Return the windows that each of `size` positions is in, to go the way back."""
+        positions = np.arange(size)
+        begin = np.searchsorted(self.end, positions, side="right")
+        end = np.maximum(begin, np.searchsorted(self.begin, positions, side="right"))
+        return _Boxes(begin, end, self.divisors)
+
+
+def _box_means(x: np.ndarray, rows: _Boxes, columns: _Boxes) -> np.ndarray:
+    """Return the sums over windows of 3-D or 4-D images, divided."""
+    return _box_sums(x, rows, columns, (rows.divisors, columns.divisors))
+
+
+def _box_shares(
+    grad: np.ndarray, size: tuple[int, ...], rows: _Boxes, columns: _Boxes
+) -> np.ndarray:
+    """Return the gradient of `_box_means` by its input, of the given size."""
+    each = (
+        _Boxes(np.arange(n), np.arange(1, n + 1), axis.divisors)
+        for n, axis in zip(grad.shape[-2:], (rows, columns), strict=True)
+    )
+    return _box_sums(_box_means(grad, *each), rows.turned(size[0]), columns.turned(size[1]))
+
+
+def _is_whole(images: np.ndarray, rows: _Boxes, columns: _Boxes) -> bool:
+    """Tell whether there is one window, all of the plane."""
+    return bool(images.size) and all(
+        len(axis.begin) == 1 and axis.begin[0] == 0 and axis.end[0] == size
+        for axis, size in zip((rows, columns), images.shape[2:], strict=True)
+    )
+
+
+def _box_sums(
+    x: np.ndarray,
+    rows: _Boxes,
+    columns: _Boxes,
+    divisors: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Return the sums over windows of 3-D or 4-D images, divided by products of the divisors."""
+    images, channels_last = as_images(x)
+    size = (len(rows.begin), len(columns.begin))
+    out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
+    if divisors is not None and not channels_last and _is_whole(images, rows, columns):
+        planes, elements = math.prod(images.shape[:2]), math.prod(images.shape[2:])
+        sums = _kernels.totals(images, (1, planes, elements), get_num_threads())
+        out.reshape(-1)[...] = sums / (divisors[0] * divisors[1])
+    elif out.size:
+        if divisors is not None:
+            divisors = (divisors[0].astype(x.dtype), divisors[1].astype(x.dtype))
+        _kernels.box_sums(
+            images, out, rows[:2], columns[:2], divisors, channels_last, get_num_threads()
+        )
+    return out[0] if x.ndim == 3 else out
+
+
+def _average_windows(
+    shape: tuple[int, ...],
+    kernel_size: IntPair,
+    stride: IntPair | None,
+    padding: IntPair,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> tuple[_Boxes, _Boxes]:
+    """Check an average pooling of an input of this shape; return its windows along both axes."""
+    if 0 in shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {shape}")
+    kernel = pair(kernel_size, "kernel_size")
+    steps = kernel if stride is None else pair(stride, "stride")
+    pads = pair(padding, "padding", 0)
+    axes = []
+    for i in (0, 1):
+        if pads[i] > kernel[i] // 2:
+            raise ValueError(
+                f"padding must be at most half the window ({kernel[i]}), got {pads[i]}"
             )
-            first = np.arange(outputs) * steps[i] - pads[i]
-            last = np.minimum(first + kernel[i], shape[i - 2] + pads[i])
-            if not count_include_pad:
-                first, last = np.maximum(first, 0), np.minimum(last, shape[i - 2])
-            counts.append(last - first)
-        divisors = counts[0][:, None] * counts[1]
-        if divisor_override is not None:
-            if integer(divisor_override, "divisor_override", -(2**31) + 1) == 0:
-                raise ValueError("divisor_override must not be 0")
-            divisors = np.full_like(divisors, divisor_override)
-        return cls(kernel, steps, pads, (len(counts[0]), len(counts[1])), divisors)
-
-    def axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-        """Return (kernel, stride, padding, dilation) of rows and of columns."""
-        rows, columns = ((self.kernel[i], self.stride[i], self.padding[i], 1) for i in (0, 1))
+        size = shape[i - 2]
+        outputs = output_size(size, kernel[i], steps[i], (pads[i], pads[i]), 1, bool(ceil_mode))
+        first = np.arange(outputs) * steps[i] - pads[i]
+        last = np.minimum(first + kernel[i], size + pads[i])
+        begin, end = np.maximum(first, 0), np.minimum(last, size)
+        axes.append(_Boxes(begin, end, last - first if count_include_pad else end - begin))
+    rows, columns = axes
+    if divisor_override is None:
         return rows, columns
-
-    def ones(self, like: np.ndarray) -> np.ndarray:
-        """Return the depthwise weights with which a convolution sums over windows."""
-        return np.ones((like.shape[1], 1, *self.kernel), like.dtype)
+    if integer(divisor_override, "divisor_override", -(2**31) + 1) == 0:
+        raise ValueError("divisor_override must not be 0")
+    return (
+        rows._replace(divisors=np.full(len(rows.begin), int(divisor_override))),
+        columns._replace(divisors=np.ones(len(columns.begin))),
+    )
 
 
 def avg_pool2d(
@@ -332,7 +425,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> np.ndarray:
-    """Average every window: a depthwise convolution with ones, divided.
+    """Average every window.
 
     Parameters
     ----------
@@ -372,17 +465,18 @@ def avg_pool2d(
     array([[[3., 4.]]])
     """
     input = as_array(input, "input", (3, 4))
-    window = _Average.of(
-        input.shape, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    return _box_means(
+        input,
+        *_average_windows(
+            input.shape,
+            kernel_size,
+            stride,
+            padding,
+            ceil_mode,
+            count_include_pad,
+            divisor_override,
+        ),
     )
-    x, channels_last = as_images(input)
-    out = empty_images((*x.shape[:2], *window.outputs), x.dtype, channels_last)
-    if out.size:
-        threads = get_num_threads()
-        packed = _kernels.PackedConv(window.ones(x), None, x.shape[1], threads)
-        _kernels.conv2d(x, packed, out, *window.axes(), 0, 0.0, channels_last, threads)
-        out /= window.divisors.astype(x.dtype)
-    return out[0] if input.ndim == 3 else out
 
 
 def avg_pool2d_backward(
@@ -428,30 +522,11 @@ def avg_pool2d_backward(
     """
     grad_output = as_array(grad_output, "grad_output", (3, 4))
     shape = _input_shape(input_shape, grad_output)
-    window = _Average.of(
+    rows, columns = _average_windows(
         shape, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
-    if grad_output.shape[-2:] != window.outputs:
-        raise ValueError(
-            f"grad_output must have the output's shape {(*shape[:-2], *window.outputs)}, got "
-            f"{grad_output.shape}"
-        )
-    images, channels_last = as_images(grad_output)
-    grad = empty_images(images.shape, images.dtype, channels_last)
-    np.divide(images, window.divisors.astype(images.dtype), out=grad)
-    out = empty_images((len(grad), *shape[-3:]), grad.dtype, channels_last)
-    if out.size:
-        _kernels.input_gradient(
-            grad,
-            window.ones(out),
-            None,
-            out,
-            *window.axes(),
-            out.shape[1],
-            channels_last,
-            get_num_threads(),
-        )
-    return out[0] if grad_output.ndim == 3 else out
+    _output_gradient(grad_output, (*shape[:-2], len(rows.begin), len(columns.begin)))
+    return _box_shares(grad_output, shape[-2:], rows, columns)
 
 
 def _lp_window(norm_type: Any, kernel_size: IntPair) -> tuple[float, int]:
@@ -510,7 +585,7 @@ def lp_pool2d(
     means = avg_pool2d(input**norm, kernel_size, stride, 0, ceil_mode)
     means *= elements
     with np.errstate(invalid="ignore"):  # a root of a negative sum is NaN, as in torch
-        np.power(means, 1 / norm, out=means)
+        means **= 1 / norm
     return means
 
 
@@ -556,11 +631,7 @@ def lp_pool2d_backward(
     norm, elements = _lp_window(norm_type, kernel_size)
     input = as_array(input, "input", (3, 4))
     output = as_array(output, "output", (input.ndim,), like=input)
-    grad_output = as_array(grad_output, "grad_output", (input.ndim,), like=input)
-    if output.shape != grad_output.shape:
-        raise ValueError(
-            f"grad_output must have the output's shape {output.shape}, got {grad_output.shape}"
-        )
+    grad_output = _output_gradient(grad_output, output.shape, input)
     with np.errstate(divide="ignore", invalid="ignore"):
         slope = np.where(output == 0, 0, output ** (1 - norm)) * (grad_output * elements)
     grad = avg_pool2d_backward(
@@ -570,15 +641,57 @@ def lp_pool2d_backward(
     return result
 
 
-def _channel_windows(input: np.ndarray, kernel_size: int, stride: int | None) -> np.ndarray:
-    """Return (N, OC, H, W, kernel_size): views of the windows along the channels."""
-    input = as_array(input, "input", (3, 4))
-    size = integer(kernel_size, "kernel_size", 1)
-    step = size if stride is None else integer(stride, "stride", 1)
-    if size > input.shape[-3]:
-        raise ValueError(f"kernel_size must be at most the {input.shape[-3]} channels, got {size}")
-    windows = np.lib.stride_tricks.sliding_window_view(input, size, axis=-3)
-    return windows[..., ::step, :, :, :]
+class _ChannelPooling(NamedTuple):
+    """A pooling over channels as one over images that have the channels on a spatial axis."""
+
+    channels_last: bool
+    batch: tuple[int, ...]
+    outputs: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls, like: np.ndarray, channels: int, kernel_size: int, stride: int | None
+    ) -> _ChannelPooling:
+        """Check a pooling of so many channels, in the layout of an array."""
+        width = integer(kernel_size, "kernel_size", 1)
+        step = width if stride is None else integer(stride, "stride", 1)
+        if width > channels:
+            raise ValueError(f"kernel_size must be at most the {channels} channels, got {width}")
+        *batch, _, height, columns = like.shape
+        last = as_images(like)[1]
+        return cls(
+            last,
+            tuple(batch),
+            (channels - width) // step + 1,
+            (height, columns),
+            (1, width) if last else (width, 1),
+            (1, step) if last else (step, 1),
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the output."""
+        return (*self.batch, self.outputs, *self.size)
+
+    def images(self, x: np.ndarray) -> np.ndarray:
+        """Return images to pool: each pixel a row, or each pixel a channel with rows of channels.
+
+        In both cases their memory is that of `x`.
+        """
+        x = in_layout(x, self.channels_last)
+        if self.channels_last:
+            return x.transpose(0, 2, 3, 1).reshape(1, 1, -1, x.shape[1])
+        return x.reshape(len(x), x.shape[1], 1, -1).transpose(0, 3, 1, 2)
+
+    def back(self, images: np.ndarray) -> np.ndarray:
+        """Undo `images`."""
+        if self.channels_last:
+            pixels = images.reshape(*self.batch, *self.size, -1)
+            return np.moveaxis(pixels, -1, -3)
+        return images.transpose(0, 2, 3, 1).reshape(*self.batch, -1, *self.size)
 
 
 def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = None) -> np.ndarray:
@@ -612,8 +725,67 @@ def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     >>> max_pool_channels(np.array([1.0, 4.0, 3.0, 2.0]).reshape(4, 1, 1), 2).ravel()
     array([4., 3.])
     """
-    result: np.ndarray = _channel_windows(input, kernel_size, stride).max(axis=-1)
-    return result
+    input = as_array(input, "input", (3, 4))
+    pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
+    if not input.size:
+        return np.empty(pooling.shape, input.dtype)
+    output = max_pool2d(pooling.images(input), pooling.kernel, pooling.stride)
+    assert isinstance(output, np.ndarray)
+    return pooling.back(output)
+
+
+def max_pool_channels_backward(
+    grad_output: np.ndarray, input: np.ndarray, kernel_size: int, stride: int | None = None
+) -> np.ndarray:
+    """Return the gradient of `max_pool_channels` by its input; the first maximum gets it.
+
+    Parameters
+    ----------
+    grad_output : ndarray, (N, OC, H, W) or (OC, H, W), dtype of `input`
+        Gradient of the output.
+    input : ndarray, (N, C, H, W) or (C, H, W), float32 or float64
+        What `max_pool_channels` was given.
+    kernel_size, stride
+        As given to `max_pool_channels`.
+
+    Returns
+    -------
+    ndarray, shape and dtype of `input`
+        Channels-last in memory where `input` is.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted.
+    ValueError
+        If shapes do not fit each other or a value is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import max_pool_channels_backward
+    >>> x, grad = np.array([1.0, 4.0, 3.0]), np.array([5.0, 6.0])
+    >>> max_pool_channels_backward(grad.reshape(2, 1, 1), x.reshape(3, 1, 1), 2, 1).ravel()
+    array([ 0., 11.,  0.])
+    """
+    input = as_array(input, "input", (3, 4))
+    pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
+    grad_output = _output_gradient(grad_output, pooling.shape, input)
+    if not input.size:
+        return np.empty_like(input)
+    images = pooling.images(input)
+    _, indices = max_pool2d(images, pooling.kernel, pooling.stride, return_indices=True)
+    return pooling.back(max_pool2d_backward(pooling.images(grad_output), indices, images.shape))
+
+
+def _output_gradient(
+    grad_output: Any, shape: tuple[int, ...], like: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the gradient as an array of the output's shape, or raise."""
+    grad = as_array(grad_output, "grad_output", (len(shape),), like=like)
+    if grad.shape != shape:
+        raise ValueError(f"grad_output must have the output's shape {shape}, got {grad.shape}")
+    return grad
 
 
 def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = None) -> np.ndarray:
@@ -647,8 +819,62 @@ def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     >>> avg_pool_channels(np.array([1.0, 4.0, 3.0, 2.0]).reshape(4, 1, 1), 2).ravel()
     array([2.5, 2.5])
     """
-    result: np.ndarray = _channel_windows(input, kernel_size, stride).mean(axis=-1)
-    return result
+    input = as_array(input, "input", (3, 4))
+    pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
+    if not input.size:
+        return np.empty(pooling.shape, input.dtype)
+    return pooling.back(avg_pool2d(pooling.images(input), pooling.kernel, pooling.stride))
+
+
+def avg_pool_channels_backward(
+    grad_output: np.ndarray,
+    input_shape: Sequence[int],
+    kernel_size: int,
+    stride: int | None = None,
+) -> np.ndarray:
+    """Return the gradient of `avg_pool_channels` by its input.
+
+    Parameters
+    ----------
+    grad_output : ndarray, (N, OC, H, W) or (OC, H, W), float32 or float64
+        Gradient of the output.
+    input_shape : sequence of int
+        Shape of the input, (N, C, H, W) or (C, H, W).
+    kernel_size, stride
+        As given to `avg_pool_channels`.
+
+    Returns
+    -------
+    ndarray, `input_shape`, dtype of `grad_output`
+        Channels-last in memory where `grad_output` is.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type or dtype that is not accepted.
+    ValueError
+        If shapes do not fit each other or a value is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.functional import avg_pool_channels_backward
+    >>> avg_pool_channels_backward(np.array([4.0, 8.0]).reshape(2, 1, 1), (3, 1, 1), 2, 1).ravel()
+    array([2., 6., 4.])
+    """
+    grad_output = as_array(grad_output, "grad_output", (3, 4))
+    shape = _sizes(input_shape)
+    if len(shape) != grad_output.ndim:
+        raise ValueError(f"input_shape must be {grad_output.ndim}-D as grad_output, got {shape}")
+    pooling = _ChannelPooling.of(grad_output, shape[-3], kernel_size, stride)
+    _output_gradient(grad_output, (*shape[:-3], pooling.outputs, *shape[-2:]))
+    if not grad_output.size:
+        return np.empty(shape, grad_output.dtype)
+    images = pooling.images(grad_output)
+    size = (images.shape[2], shape[-3]) if pooling.channels_last else (shape[-3], 1)
+    return pooling.back(
+        avg_pool2d_backward(images, (*images.shape[:2], *size), pooling.kernel, pooling.stride)
+    )
 
 
 def adaptive_avg_pool2d(
@@ -696,14 +922,14 @@ def adaptive_avg_pool2d(
         size if wanted is None else integer(wanted, "output_size", 1)
         for wanted, size in zip(sizes, (height, width), strict=True)
     )
-    x, channels_last = as_images(input)
-    out = empty_images((*x.shape[:2], rows, columns), x.dtype, channels_last)
-    for i in range(rows):
-        top, bottom = i * height // rows, -(-(i + 1) * height // rows)
-        for j in range(columns):
-            left, right = j * width // columns, -(-(j + 1) * width // columns)
-            x[:, :, top:bottom, left:right].mean(axis=(2, 3), out=out[:, :, i, j])
-    return out[0] if input.ndim == 3 else out
+    return _box_means(input, _parts(height, rows), _parts(width, columns))
+
+
+def _parts(size: int, parts: int) -> _Boxes:
+    """Return the windows that divide an axis into parts, which may overlap by one."""
+    number = np.arange(parts)
+    begin, end = number * size // parts, -(-(number + 1) * size // parts)
+    return _Boxes(begin, end, end - begin)
 
 
 def adaptive_avg_pool2d_backward(grad_output: np.ndarray, input_shape: Sequence[int]) -> np.ndarray:
@@ -738,14 +964,5 @@ def adaptive_avg_pool2d_backward(grad_output: np.ndarray, input_shape: Sequence[
     """
     grad_output = as_array(grad_output, "grad_output", (3, 4))
     shape = _input_shape(input_shape, grad_output)
-    grad, channels_last = as_images(grad_output)
-    out = empty_images((len(grad), *shape[-3:]), grad.dtype, channels_last)
-    out[...] = 0
-    (height, width), (rows, columns) = shape[-2:], grad.shape[-2:]
-    for i in range(rows):
-        top, bottom = i * height // rows, -(-(i + 1) * height // rows)
-        for j in range(columns):
-            left, right = j * width // columns, -(-(j + 1) * width // columns)
-            area = (bottom - top) * (right - left)
-            out[:, :, top:bottom, left:right] += grad[:, :, i : i + 1, j : j + 1] / area
-    return out[0] if grad_output.ndim == 3 else out
+    rows, columns = map(_parts, shape[-2:], grad_output.shape[-2:])
+    return _box_shares(grad_output, shape[-2:], rows, columns)

@@ -106,15 +106,51 @@ typedef struct {
     ptrdiff_t rows, columns;
     ptrdiff_t x_pixel, x_row, x_column;
     ptrdiff_t out_pixel;
-    /* max pooling: flat index of a pixel's first tap, and what a pixel, a tap row and a
-     * tap column add to it */
-    int64_t index, index_pixel;
-    int32_t index_row, index_column;
-    /* depthwise convolution */
     ptrdiff_t w_row, w_column;
     int activation;
     double slope;
 } ck_window;
+
+/* ---- Max pooling: lanes along a pixel's channels, or along a row of outputs ----
+ *
+ * out[j*out_step + i] = max over taps r < rows, s < columns of
+ *     x[j*x_step + taps[r*tap_row + s] + i]
+ *
+ * for j < steps and i < width; the index of such an element is
+ *     index + j*index_step + i*index_lane + r*index_row + s*index_column.
+ *
+ * The first maximum wins, the last NaN does before it; where nothing is above -inf, the index is
+ * that of an element first[i] (NULL: 0) further than the first tap; `first` is readable up to a
+ * multiple of the lanes.
+ */
+typedef struct {
+    ptrdiff_t steps, width, rows, columns;
+    ptrdiff_t x_step, tap_row, out_step;
+    const ptrdiff_t *taps;
+    const int32_t *first;
+    int64_t index, index_step;
+    int32_t index_lane, index_row, index_column;
+    int ordered; /* no element is NaN: faster */
+} ck_pool;
+
+/* ---- Sums over boxes: averages and their gradients ----
+ *
+ * Box j < count is columns begin[j] .. end[j]-1 of `rows` rows; its sum is divided by
+ * divisor * divisors[j] (`divisors` NULL: not at all).
+ *
+ * box_pixels, channels-last with `width` channels:
+ *     out[j*width + c] = sum of x[r*x_row + s*x_pixel + c] over the box
+ * box_rows, rows of `width` elements:
+ *     out[j] = sum of x[r*x_row + s] over the box
+ *
+ * In box_rows boxes run_begin .. run_end-1 have one size and each begins a column after the last;
+ * boxes have from `least` to `most` columns.
+ */
+typedef struct {
+    ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end, least, most;
+    const ptrdiff_t *begin, *end;
+    const void *divisors;
+} ck_boxes;
 
 /* ---- Winograd: tiles of pixels to elements and back, lanes along the channels ---- */
 enum { CK_WINOGRAD_TILES_COUNT = 6, CK_PATCH = 8 };
@@ -193,20 +229,31 @@ typedef struct {
      * negative; i goes on to a multiple of the lanes, with zeros */
     void (*scatter_transposed)(const void *src, ptrdiff_t src_row, ptrdiff_t rows,
                                ptrdiff_t columns, void *dst, const ptrdiff_t *offsets);
-    /* out = max over the taps, index = position of the first maximum (of the last NaN); no taps:
-     * -inf.  indices may be NULL. */
-    void (*max_pool)(const ck_window *window, const void *x, void *out, int64_t *indices);
-    /* out[indices[o*row + c]*row + c] += grad[o*row + c] for o < count, c < inner, in that order */
-    void (*scatter_add)(const void *grad, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
-                        ptrdiff_t row, void *out);
-    /* One output row of a plane whose rows were split by split_row: `columns[s]` is where the
-     * tap column s starts in a split row, `first[ow]` the offset of the first tap inside. */
-    void (*max_pool_row)(const ck_window *window, const void *x, const ptrdiff_t *columns,
-                         const int32_t *first, void *out, int64_t *indices);
-    /* dst[p*dst_phase + i] = src[i*stride + p - left], or -inf outside 0..width, for
-     * p < phases, i < dst_phase */
-    void (*split_row)(const void *src, ptrdiff_t width, ptrdiff_t stride, ptrdiff_t phases,
-                      ptrdiff_t left, void *dst, ptrdiff_t dst_phase);
+    /* See ck_pool; indices may be NULL. */
+    void (*max_pool)(const ck_pool *pool, const void *x, void *out, int64_t *indices);
+    /* out[i*row + c] = 0 for i < size, then out[indices[o*row + c]*row + c] = src[o*row + c], or +=
+     * with `add`, for o < count in that order; c < inner.  An index outside 0 .. size-1 is passed over;
+     * returns whether there was one. */
+    int (*scatter)(const void *src, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
+                   ptrdiff_t row, ptrdiff_t size, int add, void *out);
+    /* out[o*row + c] = src[indices[o*row + c]*row + c], zero for an index outside; returns whether
+     * there was one. */
+    int (*gather)(const void *src, const int64_t *indices, ptrdiff_t count, ptrdiff_t inner,
+                  ptrdiff_t row, ptrdiff_t size, void *out);
+    /* See ck_boxes.  `divisor` points to one element. */
+    void (*box_pixels)(const ck_boxes *boxes, const void *x, const void *divisor, void *out);
+    /* Output row i < rows is made of rows begin[i] .. end[i]-1 of x and has a divisor of its own;
+     * `scratch` holds `width` + `most` elements for each. */
+    void (*box_rows)(const ck_boxes *boxes, ptrdiff_t rows, const ptrdiff_t *begin,
+                     const ptrdiff_t *end, const void *x, const void *divisors, void *scratch,
+                     void *out);
+    /* dst[(r*phases + p)*length + i] = src[r*width + i*stride + p - left], -inf where that is
+     * outside the row, for r < rows, p < phases, i < used.  `length` is at least `used` and
+     * (left + width + stride - 1)/stride, plus the lanes: what lies between is scratch.  Returns
+     * whether an element is NaN. */
+    int (*split_rows)(const void *src, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
+                       ptrdiff_t left, void *dst, ptrdiff_t phases, ptrdiff_t used,
+                       ptrdiff_t length);
     /* out[c] = activation(bias[c] + sum over taps x[c] * w[tap][c]) */
     void (*depthwise)(const ck_window *window, const void *x, const void *w, const void *bias,
                       void *out);

@@ -18,7 +18,6 @@
 /* Every symbol is ck_<dtype>_<what>__<isa>; CK_ISA comes from the build. */
 #define CK_SYMBOL(what) CK_JOIN(CK_DTYPE_NAME, what, CK_ISA)
 
-#define CK_UNROLL _Pragma("GCC unroll 16")
 /* Make the compiler forget where a pointer came from, so that it keeps few of them in registers
  * and leaves the rest to the addressing modes. */
 #define CK_HIDE(pointer) __asm__ volatile("" : "+r"(pointer))
@@ -69,9 +68,11 @@ const ck_kernels CK_SYMBOL(table) = {
     .transpose = CK_SYMBOL(transpose),
     .scatter_transposed = CK_SYMBOL(scatter_transposed),
     .max_pool = CK_SYMBOL(max_pool),
-    .max_pool_row = CK_SYMBOL(max_pool_row),
-    .scatter_add = CK_SYMBOL(scatter_add),
-    .split_row = CK_SYMBOL(split_row),
+    .scatter = CK_SYMBOL(scatter),
+    .gather = CK_SYMBOL(gather),
+    .box_pixels = CK_SYMBOL(box_pixels),
+    .box_rows = CK_SYMBOL(box_rows),
+    .split_rows = CK_SYMBOL(split_rows),
     .depthwise = CK_SYMBOL(depthwise),
     .depthwise_outer = CK_SYMBOL(depthwise_outer),
     .add = CK_SYMBOL(add),
