@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from convkern import functional
-from convkern.arrays import as_array, is_channels_last
+from convkern import _kernels, functional
+from convkern.arrays import as_array, empty_images, is_channels_last
 from convkern.functional import PackedConv2d
 from convkern.functional.activation import add
 from convkern.nn import (
@@ -22,14 +23,19 @@ from convkern.nn import (
     Flatten,
     Layer,
     Linear,
+    MaxPool2d,
     ReLU,
     Residual,
     Sequential,
 )
 from convkern.nn.base import Array
 from convkern.nn.containers import _join
+from convkern.threads import get_num_threads
 
 _Step = Callable[[Array], Array]
+
+#: Of the map between a convolution and its pooling.
+MAP_BYTES = 4 << 20
 
 
 class Plan:
@@ -129,7 +135,12 @@ def _steps_of(layers: Sequence[Layer]) -> list[_Step]:
         # Exact types: a subclass may compute something else.
         if type(layer) is Conv2d and layer.padding_mode == "zeros":
             norm = _takes_norm(left)
-            steps.append(_convolution(layer, norm, _takes_relu(left)))
+            convolution = _convolution(layer, norm, _takes_relu(left))
+            pool = left.popleft() if left and type(left[0]) is MaxPool2d else None
+            if isinstance(pool, MaxPool2d):
+                steps.append(_PooledStep(convolution, copy.deepcopy(pool)))
+            else:
+                steps.append(convolution)
         elif type(layer) is Linear:
             steps.append(_LinearStep(layer, _takes_relu(left)))
         elif type(layer) is Flatten and layer.start_dim == 1 and left and type(left[0]) is Linear:
@@ -197,6 +208,35 @@ def _convolution(layer: Conv2d, norm: BatchNorm2d | None, relu: bool) -> PackedC
         layer.groups,
         activation="relu" if relu else None,
     )
+
+
+class _PooledStep:
+    """A convolution and the max pooling after it, a few images at a time.
+
+    The map between them is as large as those images need, and pooled while it is in the
+    cache.
+    """
+
+    def __init__(self, convolution: PackedConv2d, pool: MaxPool2d) -> None:
+        self.convolution, self.pool = convolution, pool
+        windows = pool.kernel_size, pool.stride, pool.padding, pool.dilation
+        self.rows, self.columns = zip(*windows, strict=True)
+
+    def __call__(self, input: Array) -> Array:
+        if input.ndim != 4 or not is_channels_last(input):
+            return self.pool.forward(self.convolution(input))
+        shape = (len(input), *self.convolution.output_shape(input.shape[1:]))
+        step = max(1, MAP_BYTES // max(1, input.itemsize * math.prod(shape[1:])))
+        if step >= len(input):
+            return self.pool.forward(self.convolution(input))
+        output = empty_images(self.pool.output_shape(shape), input.dtype, True)
+        between = empty_images((step, *shape[1:]), input.dtype, True)
+        threads = get_num_threads()
+        for n in range(0, len(input), step):
+            images, values = input[n : n + step], output[n : n + step]
+            maps = self.convolution(images, out=between[: len(images)])
+            _kernels.max_pool2d(maps, values, None, self.rows, self.columns, True, threads)
+        return output
 
 
 class _LinearStep:
