@@ -34,8 +34,10 @@ from convkern.threads import get_num_threads
 
 _Step = Callable[[Array], Array]
 
-#: Of the map between a convolution and its pooling.
+#: Of the map between a convolution and its pooling, for some images; where that of all is
+#: smaller than the second number, they are not worth cutting.
 MAP_BYTES = 4 << 20
+WHOLE_MAP_BYTES = 32 << 20
 
 
 class Plan:
@@ -226,8 +228,9 @@ class _PooledStep:
         if input.ndim != 4 or not is_channels_last(input):
             return self.pool.forward(self.convolution(input))
         shape = (len(input), *self.convolution.output_shape(input.shape[1:]))
-        step = max(1, MAP_BYTES // max(1, input.itemsize * math.prod(shape[1:])))
-        if step >= len(input):
+        bytes_of_one = input.itemsize * math.prod(shape[1:])
+        step = max(1, MAP_BYTES // max(1, bytes_of_one))
+        if bytes_of_one * len(input) <= WHOLE_MAP_BYTES:
             return self.pool.forward(self.convolution(input))
         output = empty_images(self.pool.output_shape(shape), input.dtype, True)
         between = empty_images((step, *shape[1:]), input.dtype, True)

@@ -7,6 +7,7 @@ cimport cython
 cimport numpy as cnp
 
 from convkern._kernels.core cimport (
+    CK_AHEAD,
     CK_FIRST,
     CK_LAST,
     CK_STREAM,
@@ -38,7 +39,10 @@ cdef enum:
     # Products summed in registers before they are added to the output: longer chains lose digits,
     # and this many steps of weights stay in the cache while the tiles of an item pass over them.
     CHUNK = 256
-    FEW_TILES = 12  # share a chunk of weights: the first one had better fetch them ahead
+    # Where few tiles share a chunk of weights, they fetch the next one meanwhile; where they are
+    # too few for that, the first one also fetches its own some kilobytes ahead.
+    FEW_TILES = 32
+    FEWEST_TILES = 6
 
 
 cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
@@ -111,7 +115,12 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
             c, r = 0, r + row_step
         if r >= tap_rows:
             chunk.flags |= CK_LAST
-        stream = CK_STREAM if lines * tiles <= FEW_TILES else 0
+        stream, chunk.ahead_step = 0, 0
+        if lines * tiles <= FEW_TILES:
+            chunk.ahead = tile_w + chunk.rows * chunk.columns * chunk.run * width * size
+            chunk.ahead_step = CK_AHEAD
+        if lines * tiles <= FEWEST_TILES:
+            stream = CK_STREAM
         tile_out = out + (rows.start * job.out_row + columns.start * job.out_column) * size
         for line in range(lines):
             start = 0
@@ -121,6 +130,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
                 kernels.tile[vectors][stop - start](
                     &layout, &chunk, tile_x + start * layout.x_pixel * size, tile_w, bias,
                     tile_out + start * layout.out_pixel * size)
+                chunk.ahead += chunk.rows * chunk.columns * (chunk.run // 4) * chunk.ahead_step
                 start = stop
             tile_x += x_line * size
             tile_out += out_line * size
