@@ -266,8 +266,8 @@ class _LinearStep:
         if features.shape[1] != inputs:
             return functional.linear(features, self.weight, self.bias)  # says what is wrong
         packed = self.packed(input.shape[1:] if self.flattens else (inputs,))
-        # One image of one column: channels-last, so that the features of a row are its channels.
-        image = np.ascontiguousarray(features)[None, :, None].transpose(0, 3, 1, 2)
+        # One image of one row: channels-last, so that the features of a row are its channels.
+        image = np.ascontiguousarray(features)[None, None].transpose(0, 3, 1, 2)
         output = packed(image).transpose(0, 2, 3, 1)
         shape = (len(input),) if self.flattens else input.shape[:-1]
         return output.reshape(*shape, -1)
