@@ -151,29 +151,21 @@ cdef inline bint clip(const Span *span, Py_ssize_t start, Py_ssize_t stop, Span 
     return part.start < part.stop
 
 
-cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+cdef void conv_block(const ConvJob *job, Py_ssize_t position, Py_ssize_t group,
+                     Py_ssize_t index) noexcept nogil:
     """One block of rows and columns of an image, one block of filters of a group."""
-    cdef const ConvJob *job = <const ConvJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i, j
-    cdef Py_ssize_t filters = item // job.positions, position = item % job.positions
-    if job.filters_fastest:
-        position = item // (job.groups * job.blocks)
-        filters = item % (job.groups * job.blocks)
-    cdef Py_ssize_t group = filters // job.blocks, block = filters % job.blocks
     cdef Py_ssize_t column_block = position % job.column_blocks
     position //= job.column_blocks
     cdef Py_ssize_t row_block = position % job.row_blocks, image = position // job.row_blocks
-    cdef Py_ssize_t first = job.vectors * block // job.blocks
-    cdef Py_ssize_t vectors = job.vectors * (block + 1) // job.blocks - first
-    cdef Py_ssize_t k0 = first * lanes
-    cdef int tail = <int>lanes
-    if block == job.blocks - 1:
-        tail = <int>(job.out_channels - (job.vectors - 1) * lanes)
+    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, index)
+    cdef int tail = <int>min(lanes, job.out_channels - block.first - (block.vectors - 1) * lanes)
     cdef const char *x = job.x + (image * job.x_image + group * job.channels) * size
-    cdef const char *weight = job.weight + (group * job.vectors * lanes + k0) * (
+    cdef const char *weight = job.weight + (group * job.vectors * lanes + block.first) * (
         job.h.kernel * job.w.kernel * job.channels * size)
-    cdef const char *bias = job.bias + (group * job.vectors * lanes + k0) * size
-    cdef char *out = job.out + (image * job.out_image + group * job.out_channels + k0) * size
+    cdef const char *bias = job.bias + (group * job.vectors * lanes + block.first) * size
+    cdef char *out = job.out + (
+        image * job.out_image + group * job.out_channels + block.first) * size
     cdef Span rows, columns
     for i in range(job.row_spans):
         if clip(&job.rows[i], job.h.out * row_block // job.row_blocks,
@@ -181,7 +173,21 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
             for j in range(job.column_spans):
                 if clip(&job.columns[j], job.w.out * column_block // job.column_blocks,
                         job.w.out * (column_block + 1) // job.column_blocks, &columns):
-                    conv_box(job, vectors, tail, x, weight, bias, out, &rows, &columns)
+                    conv_box(job, block.vectors, tail, x, weight, bias, out, &rows, &columns)
+
+
+cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One block of filters at one position, or all of them there: then no two threads write next
+    to each other, and the position's pixels are read once."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef Py_ssize_t index, group
+    if job.all_filters:
+        for group in range(job.groups):
+            for index in range(job.blocks):
+                conv_block(job, item, group, index)
+    else:
+        index = item // job.positions
+        conv_block(job, item % job.positions, index // job.blocks, index % job.blocks)
 
 
 cdef void few_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -280,7 +286,7 @@ cdef void cut_output(ConvJob *job, Py_ssize_t images, int threads) noexcept:
     job.positions = images * job.row_blocks * job.column_blocks
     cdef Py_ssize_t filter_bytes = job.kernels.itemsize * (
         ceil_div(job.out_channels, job.blocks) * job.channels * job.h.kernel * job.w.kernel)
-    job.filters_fastest = filter_bytes < pixels * per_pixel
+    job.all_filters = filter_bytes < pixels * per_pixel and job.positions >= 4 * threads
 
 
 cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int threads) except -1:
@@ -315,6 +321,8 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int thread
         cut_output(job, images, threads)
         flops = 2.0 * ceil_div(job.h.out, job.row_blocks) * ceil_div(job.w.out, job.column_blocks)
         flops *= ceil_div(job.out_channels, job.blocks) * job.channels * taps
+        if job.all_filters:
+            return run(conv_item, job, job.positions, flops * job.groups * job.blocks, threads, 0)
         return run(conv_item, job, job.positions * job.groups * job.blocks, flops, threads, 0)
     finally:
         give(job.rows)
