@@ -94,9 +94,16 @@ def fills_planes(problem: Problem) -> bool:
     """
     lanes: int = _kernels.lanes(problem.dtype)
     pixels = problem.out_size[0] * problem.out_size[1]
-    return problem.channels * problem.out_channels > 1 and pixels > 0.8 * lanes * -(
-        -pixels // lanes
-    )
+    return pixels > 0.8 * lanes * -(-pixels // lanes)
+
+
+def fills_rows(problem: Problem) -> bool:
+    """Tell whether contiguous NCHW images are better convolved row by row.
+
+    That is for channels with filters of their own, where a row fills most of a vector.
+    """
+    lanes: int = _kernels.lanes(problem.dtype)
+    return problem.channels == 1 < problem.groups and problem.out_size[1] > 0.7 * lanes
 
 
 def _vectors(problem: Problem) -> tuple[int, int]:

@@ -23,7 +23,13 @@ from convkern.arrays import (
     to_memory,
 )
 from convkern.functional.activation import ACTIVATIONS
-from convkern.functional.algorithm import ALGORITHMS, Problem, fills_planes, winograd_outputs
+from convkern.functional.algorithm import (
+    ALGORITHMS,
+    Problem,
+    fills_planes,
+    fills_rows,
+    winograd_outputs,
+)
 from convkern.functional.blocks import Blocks
 from convkern.geometry import (
     IntPair,
@@ -255,6 +261,9 @@ def _compute(
     blocks = None if tile or algorithm != "auto" else window.blocks()
     if blocks is not None:
         tile = winograd_outputs(blocks.problem(problem), algorithm, prepacked, instead=problem)
+    if not tile and not channels_last and fills_rows(problem):
+        _kernels.depthwise_planes(x, weight, bias, result, *axes, *activation, threads)
+        return
     if not tile and not channels_last and fills_planes(problem):
         _kernels.conv2d_planes(x, weight, bias, result, *axes, window.groups, *activation, threads)
         return
