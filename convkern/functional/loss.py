@@ -8,7 +8,7 @@ import numpy as np
 
 from convkern import _kernels
 from convkern.arrays import as_array, as_contiguous, cut_at, from_memory, memory_order, to_memory
-from convkern.geometry import LIMIT, integer
+from convkern.geometry import LIMIT, integer, number
 from convkern.threads import get_num_threads
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -68,7 +68,8 @@ class _Sum(NamedTuple):
         classes, samples = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-        if not 0 <= label_smoothing <= 1:
+        smoothing = number(label_smoothing, "label_smoothing")
+        if not 0 <= smoothing <= 1:
             raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
         if classes == 0:
             raise ValueError(f"input must have at least one class, got shape {x.shape}")
@@ -94,7 +95,12 @@ class _Sum(NamedTuple):
                 raise ValueError(f"probabilities have no ignore_index, got {ignore_index}")
             target = to_memory(target, order).reshape(cut)
         else:
-            if target.shape != samples and target.dtype.kind in "iu":
+            if target.dtype.kind not in "iu":
+                raise TypeError(
+                    "target must be integer classes or probabilities of the input's dtype, got "
+                    f"{target.dtype}"
+                )
+            if target.shape != samples:
                 raise ValueError(f"target must have shape {samples}, got {target.shape}")
             target = target.reshape(outer, 1, inner)
             target, counted = _classes(target, classes, ignore_index)
@@ -105,17 +111,12 @@ class _Sum(NamedTuple):
             target,
             counted.reshape(outer, inner),
             weights[:, None],
-            float(label_smoothing),
+            smoothing,
         )
 
 
 def _classes(target: np.ndarray, classes: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return existing classes, and where targets count."""
-    if target.dtype.kind not in "iu":
-        raise TypeError(
-            f"target must be integer classes or probabilities of the input's dtype, got "
-            f"{target.dtype}"
-        )
     counted = target != integer(ignore_index, "ignore_index", -LIMIT)
     wrong = target[counted & ((target < 0) | (target >= classes))]
     if wrong.size:
@@ -189,8 +190,7 @@ def cross_entropy(
         return each
     value = losses.sum(dtype=np.float64)
     if reduction == "mean":
-        with np.errstate(invalid="ignore"):  # the mean over no target at all is NaN
-            value = value / np.float64(terms.total)
+        value = value / terms.total if terms.total else np.nan  # the mean over no target at all
     result: np.floating[Any] = x.dtype.type(value)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from convkern import _kernels
 from convkern.arrays import as_array, as_contiguous, as_images, empty_images
-from convkern.geometry import IntPair, integer, output_size, pair, window_extent
+from convkern.geometry import IntPair, integer, number, output_size, pair, window_extent
 from convkern.threads import get_num_threads
 
 
@@ -239,8 +240,8 @@ def max_unpool2d(
     pads = pair(padding, "padding", 0)
     size = tuple((input.shape[i - 2] - 1) * steps[i] - 2 * pads[i] + kernel[i] for i in (0, 1))
     if output_size is not None:
-        wanted = tuple(integer(s, "output_size", 1) for s in output_size)
-        if len(wanted) not in (2, input.ndim):
+        wanted = tuple(integer(s, "output_size", 0) for s in output_size)
+        if len(wanted) not in (2, 4, input.ndim):
             raise ValueError(f"output_size must be (OH, OW), got {wanted}")
         for given, usual, step in zip(wanted[-2:], size, steps, strict=True):
             if not usual - step < given < usual + step:
@@ -456,12 +457,11 @@ def avg_pool2d_backward(
 
 def _lp_window(norm_type: Any, kernel_size: IntPair) -> tuple[float, int]:
     """Return the norm and the number of elements in a window."""
-    if isinstance(norm_type, bool) or not isinstance(norm_type, (int, float, np.number)):
-        raise TypeError(f"norm_type must be a number, got {norm_type!r}")
-    if norm_type == 0:
+    norm = number(norm_type, "norm_type")
+    if norm == 0:
         raise ValueError("norm_type must not be 0")
     rows, columns = pair(kernel_size, "kernel_size")
-    return float(norm_type), rows * columns
+    return norm, rows * columns
 
 
 def lp_pool2d(
@@ -476,6 +476,7 @@ def lp_pool2d(
     .. math:: y = \Big(\sum_{x \in \text{window}} x^p\Big)^{1/p}
 
     A window that hangs over the edge counts as a whole one of its average, as in torch.
+    An infinite `p` takes the largest magnitude of every window, minus infinity the smallest.
 
     Parameters
     ----------
@@ -507,11 +508,31 @@ def lp_pool2d(
     """
     norm, elements = _lp_window(norm_type, kernel_size)
     input = as_array(input, "input", (3, 4))
-    means = avg_pool2d(input**norm, kernel_size, stride, 0, ceil_mode)
-    means *= elements
-    with np.errstate(invalid="ignore"):  # a root of a negative sum is NaN, as in torch
+    if math.isinf(norm):
+        return _extremes(input, norm, kernel_size, stride, ceil_mode)[0]
+    with np.errstate(all="ignore"):  # a root of a negative sum is NaN, as in torch
+        means = avg_pool2d(input**norm, kernel_size, stride, 0, ceil_mode)
+        means *= elements
         np.power(means, 1 / norm, out=means)
     return means
+
+
+def _extremes(
+    input: np.ndarray,
+    norm: float,
+    kernel_size: IntPair,
+    stride: IntPair | None,
+    ceil_mode: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest (or, for a norm of -inf, smallest) magnitude of every window, and where.
+
+    Its gradient is that of the maximum of `input`'s magnitudes (or of minus those).
+    """
+    sign = math.copysign(1.0, norm)
+    values, indices = max_pool2d(
+        np.copysign(input, sign), kernel_size, stride, ceil_mode=ceil_mode, return_indices=True
+    )
+    return np.copysign(values, 1.0), indices
 
 
 def lp_pool2d_backward(
@@ -561,12 +582,16 @@ def lp_pool2d_backward(
         raise ValueError(
             f"grad_output must have the output's shape {output.shape}, got {grad_output.shape}"
         )
-    with np.errstate(divide="ignore", invalid="ignore"):
+    if math.isinf(norm):
+        indices = _extremes(input, norm, kernel_size, stride, ceil_mode)[1]
+        chosen: np.ndarray = max_pool2d_backward(grad_output, indices, input.shape)
+        return chosen * np.sign(input)
+    with np.errstate(all="ignore"):
         slope = np.where(output == 0, 0, output ** (1 - norm)) * (grad_output * elements)
-    grad = avg_pool2d_backward(
-        slope.astype(input.dtype), input.shape, kernel_size, stride, 0, ceil_mode
-    )
-    result: np.ndarray = grad * input ** (norm - 1)
+        grad = avg_pool2d_backward(
+            slope.astype(input.dtype), input.shape, kernel_size, stride, 0, ceil_mode
+        )
+        result: np.ndarray = grad * input ** (norm - 1)
     return result
 
 
@@ -647,7 +672,9 @@ def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     >>> avg_pool_channels(np.array([1.0, 4.0, 3.0, 2.0]).reshape(4, 1, 1), 2).ravel()
     array([2.5, 2.5])
     """
-    result: np.ndarray = _channel_windows(input, kernel_size, stride).mean(axis=-1)
+    windows = _channel_windows(input, kernel_size, stride)
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        result: np.ndarray = windows.mean(axis=-1)
     return result
 
 
@@ -702,7 +729,8 @@ def adaptive_avg_pool2d(
         top, bottom = i * height // rows, -(-(i + 1) * height // rows)
         for j in range(columns):
             left, right = j * width // columns, -(-(j + 1) * width // columns)
-            x[:, :, top:bottom, left:right].mean(axis=(2, 3), out=out[:, :, i, j])
+            with np.errstate(invalid="ignore"):  # infinities of both signs
+                x[:, :, top:bottom, left:right].mean(axis=(2, 3), out=out[:, :, i, j])
     return out[0] if input.ndim == 3 else out
 
 

@@ -1,0 +1,206 @@
+"""What torch says to a random call: its operators with convkern's arguments.
+
+Arrays reach torch as fresh C-contiguous tensors: torch 2.13 errs in the weight's
+gradient of some grouped channels-last convolutions.  Gradients are autograd's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .calls import Answer, Call, arguments, state
+
+
+def torch_call(call: Call) -> Answer:
+    """Return what torch says, as NumPy arrays and integers; it may raise."""
+    given = {name: _for_torch(value) for name, value in arguments(call).items()}
+    result = torch_function(call.name)(**given)
+    results = result if isinstance(result, tuple) else (result,)
+    results += state(call.name, given)
+    return tuple(r.detach().numpy() if hasattr(r, "detach") else r for r in results)
+
+
+def torch_function(name: str) -> Callable[..., Any]:
+    """Return torch's operator as a function of tensors with convkern's arguments, by keyword."""
+    import torch
+
+    return _TORCH.get(name) or getattr(torch.nn.functional, name)
+
+
+def _for_torch(value: Any) -> Any:
+    """Return an array as a fresh tensor, NumPy's integers as Python's, anything else unchanged."""
+    import torch
+
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.array(value, order="C"))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_for_torch, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _gradients(
+    function: Callable[..., Any], grad_output: Any, *inputs: Any, mask: Sequence[bool] = (True,)
+) -> tuple[Any, ...]:
+    """Return the gradients of a function by its inputs, None where masked."""
+    import torch
+
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    gradients = torch.autograd.grad(function(*leaves), leaves, grad_output)
+    return tuple(g if m else None for g, m in zip(gradients, mask, strict=True))
+
+
+def _conv2d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+    activation: str | None = None,
+    algorithm: str = "auto",
+) -> Any:
+    """Convolve; padding of four numbers is done beforehand, the activation afterwards."""
+    from torch.nn import functional as F  # noqa: N812
+
+    sides = _four_sides(padding)
+    if sides:
+        input, padding = F.pad(input, sides), 0
+    with warnings.catch_warnings():
+        # torch warns that an even kernel with "same" costs it a copy.
+        warnings.filterwarnings("ignore", "Using padding='same'")
+        result = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return result if activation is None else getattr(F, activation)(result)
+
+
+def _conv2d_backward(
+    grad_output: Any,
+    input: Any,
+    weight: Any,
+    output_mask: Any = (True, True, True),
+    algorithm: str = "auto",
+    **window: Any,
+) -> Any:
+    def convolve(x: Any, w: Any, b: Any) -> Any:
+        return _conv2d(x, w, b, **window)
+
+    bias = weight.new_zeros(len(weight))
+    return _gradients(convolve, grad_output, input, weight, bias, mask=output_mask)
+
+
+def _conv_transpose2d(input: Any, weight: Any, padding: Any = 0, **rest: Any) -> Any:
+    """Convolve backwards; padding of four numbers is cut off afterwards."""
+    from torch.nn import functional as F  # noqa: N812
+
+    sides = _four_sides(padding)
+    if sides is None:
+        return F.conv_transpose2d(input, weight, padding=padding, **rest)
+    return F.pad(F.conv_transpose2d(input, weight, **rest), [-n for n in sides])
+
+
+def _max_pool2d_backward(grad_output: Any, indices: Any, input_shape: Any) -> Any:
+    """Differentiate the choice of elements by their indices."""
+
+    def choose(x: Any) -> Any:
+        return x.flatten(-2).gather(-1, indices.flatten(-2)).reshape(indices.shape)
+
+    return _gradients(choose, grad_output, grad_output.new_zeros(input_shape))
+
+
+def _avg_pool2d_backward(grad_output: Any, input_shape: Any, **window: Any) -> Any:
+    from torch.nn import functional as F  # noqa: N812
+
+    def average(x: Any) -> Any:
+        return F.avg_pool2d(x, **window)
+
+    return _gradients(average, grad_output, grad_output.new_zeros(input_shape))
+
+
+def _channel_windows(input: Any, kernel_size: Any, stride: Any = None) -> Any:
+    if input.ndim not in (3, 4):
+        raise ValueError("not images")
+    return input.unfold(-3, kernel_size, kernel_size if stride is None else stride)
+
+
+def _linear_backward(
+    grad_output: Any, input: Any, weight: Any, output_mask: Any = (True, True, True)
+) -> Any:
+    from torch.nn import functional as F  # noqa: N812
+
+    bias = weight.new_zeros(weight.shape[:-1])
+    return _gradients(F.linear, grad_output, input, weight, bias, mask=output_mask)
+
+
+def _local_response_norm(input: Any, **rest: Any) -> Any:
+    """Normalise; torch reads (C, H, W) as (N, C, L)."""
+    from torch.nn import functional as F  # noqa: N812
+
+    if input.ndim == 3:
+        return F.local_response_norm(input[None], **rest)[0]
+    return F.local_response_norm(input, **rest)
+
+
+def _conv_output_size(
+    input_size: Any, kernel_size: Any, ceil_mode: bool = False, **window: Any
+) -> Any:
+    """Ask a convolution, or in ceil mode a pooling, of one image."""
+    import torch
+
+    x = torch.zeros((1, 1, *_both(input_size)))
+    if ceil_mode:
+        # A pooling's stride would be its window.
+        y = torch.nn.functional.max_pool2d(
+            x, kernel_size, ceil_mode=True, **{"stride": 1, **window}
+        )
+    else:
+        y = _conv2d(x, torch.zeros((1, 1, *_both(kernel_size))), **window)
+    OH, OW = y.shape[-2:]
+    scalar = isinstance(input_size, int) and isinstance(kernel_size, int)
+    return OH if scalar else (OH, OW)
+
+
+def _fold(**given: Any) -> Any:
+    from torch.nn import functional as F  # noqa: N812
+
+    return F.fold(**given)
+
+
+def _unfold(**given: Any) -> Any:
+    from torch.nn import functional as F  # noqa: N812
+
+    return F.unfold(**given)
+
+
+_TORCH: dict[str, Callable[..., Any]] = {
+    "avg_pool2d_backward": _avg_pool2d_backward,
+    "avg_pool_channels": lambda **given: _channel_windows(**given).mean(-1),
+    "col2im": _fold,
+    "conv2d": _conv2d,
+    "conv2d_backward": _conv2d_backward,
+    "conv_output_size": _conv_output_size,
+    "conv_transpose2d": _conv_transpose2d,
+    "im2col": _unfold,
+    "linear_backward": _linear_backward,
+    "local_response_norm": _local_response_norm,
+    "max_pool2d_backward": _max_pool2d_backward,
+    "max_pool_channels": lambda **given: _channel_windows(**given).amax(-1),
+}
+
+
+def _both(value: Any) -> tuple[int, int]:
+    """Return an int or a pair as a pair."""
+    first, second = value if isinstance(value, (tuple, list)) else (value, value)
+    return first, second
+
+
+def _four_sides(padding: Any) -> tuple[int, int, int, int] | None:
+    """Return ((top, bottom), (left, right)) in torch's order, None for another form."""
+    nested = isinstance(padding, (tuple, list)) and isinstance(padding[0], (tuple, list))
+    if not nested:
+        return None
+    (top, bottom), (left, right) = padding
+    return left, right, top, bottom
