@@ -5,7 +5,8 @@ one out.  About one call in ten is invalid and says so by its `error`: the
 exception that convkern must raise (torch raises too, of whatever type).
 
 What is drawn for an operator and what can be wrong with it stands in
-``operators.py``, its spelling in torch in ``torch_calls.py``.
+``window_operators.py`` and ``dense_operators.py``, its spelling in torch in
+``torch_calls.py``.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from numpy.random import Generator
 
 from convkern import functional, reference
 
+from . import dense_operators, window_operators  # noqa: F401 - they register the operators
 from .draws import Array, pick
-from .operators import OPERATORS, Arguments
+from .faults import Arguments
+from .registry import OPERATORS
 
 Answer: TypeAlias = tuple[Any, ...]
 
 INVALID_SHARE = 0.12
 #: Arguments that an operator changes in place: they are part of its answer.
-STATE = {"batch_norm": ("running_mean", "running_var")}
+STATE = dict.fromkeys(("batch_norm", "batch_norm_backward"), ("running_mean", "running_var"))
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def in_float64(call: Call) -> Call:
 
 def in_magnitude(call: Call) -> Call:
     """Return the call with the magnitudes of its floating arrays, in float64, unactivated."""
-    kwargs = {name: value for name, value in call.kwargs.items() if name != "activation"}
+    kwargs = {k: v for k, v in call.kwargs.items() if k not in ("activation", "out")}
     return _mapped(replace(call, kwargs=kwargs), lambda array: abs(array.astype(np.float64)))
 
 

@@ -20,6 +20,7 @@ _T = TypeVar("_T")
 
 def random_layout(rng: Generator, array: Array, kind: str) -> Array:
     """Return an equal array with the memory layout `kind`, one of ``LAYOUTS``."""
+    array = np.asarray(array)  # NumPy makes scalars of arrays without axes
     result = LAYOUTS[kind](rng, array)
     assert result.shape == array.shape and result.dtype == array.dtype
     return result
@@ -50,7 +51,7 @@ def _negative(rng: Generator, array: Array) -> Array:
     """Store the elements backwards along every axis, or along some."""
     steps = rng.choice([-1, -1, 1], array.ndim) if rng.random() < 0.5 else [-1] * array.ndim
     backwards = tuple(slice(None, None, int(step)) for step in steps)
-    return array[backwards].copy(order="C")[backwards]
+    return array[(*backwards, ...)].copy(order="C")[(*backwards, ...)]
 
 
 def _gaps(rng: Generator, array: Array) -> Array:
@@ -62,7 +63,7 @@ def _gaps(rng: Generator, array: Array) -> Array:
         steps[-1], ends[-1] = 1, starts[-1] + array.shape[-1]
     fill = math.nan if array.dtype.kind in "fc" else 0
     around = np.full(ends + rng.integers(0, 3, array.ndim), fill, array.dtype)
-    view = around[tuple(map(slice, starts, ends, steps))]
+    view = around[(*map(slice, starts, ends, steps), ...)]
     view[...] = array
     return view
 
@@ -215,3 +216,9 @@ def chance(rng: Generator, share: float = 0.5) -> bool:
 def pick(rng: Generator, choices: Sequence[_T]) -> _T:
     """Choose one of anything."""
     return choices[int(rng.integers(len(choices)))]
+
+
+def mask(rng: Generator) -> Sequence[bool]:
+    """Draw which of three gradients are wanted: mostly all of them."""
+    every = (True, True, True)
+    return pick(rng, [every, every, every, (False, True, True), (True, False, False), [False] * 3])

@@ -201,3 +201,12 @@ def bad_indices(plane: Callable[[Arguments], int]) -> Faults:
         "a column of indices too many": value_error(indices=longer("indices", -1)),
         "a row of indices too few": value_error(indices=resized("indices", -2, lambda n: n - 1)),
     }
+
+
+def bad_backward() -> Faults:
+    """Return faults of what every function of three gradients takes."""
+    return {
+        "gradient of the other float": type_error(grad_output=other_float("grad_output")),
+        "two of a mask": value_error(output_mask=(True, True)),
+        "a mask of text": type_error(output_mask="no"),
+    }

@@ -1,15 +1,10 @@
-"""What is drawn for each operator: valid arguments, and what can be wrong with them.
-
-A further operator is one function here, registered by ``@_operator``, and one
-in ``torch_calls.py`` if torch spells it differently.
-"""
+"""What is drawn for the operators that slide windows over images."""
 # N, C, H, W, OC are the names of the field.
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -19,65 +14,10 @@ from convkern import functional
 from . import draws, faults
 from .draws import Array, Pair, chance, form, image_shape, integers, length, pick, real, two
 from .faults import Arguments, Faults, type_error, value_error
-
-_Values: TypeAlias = Callable[[Generator, tuple[int, ...], type], Array]
+from .registry import Arrays, Draw, Values, operator
 
 #: Multiplications in a convolution, and elements of columns: more would only be slower.
 LARGEST_WORK = 400_000
-
-
-class Draw(NamedTuple):
-    """Arguments by name, and whether every correct result is the same to the last bit."""
-
-    arguments: Arguments
-    exact: bool
-
-
-class Operator(NamedTuple):
-    """How to draw the arguments of an operator, and what can be wrong with them."""
-
-    draw: Callable[[Generator], Draw]
-    faults: Faults
-    #: How the names of those faults begin that torch takes, always or now and then.
-    torch_accepts: tuple[str, ...]
-
-
-OPERATORS: dict[str, Operator] = {}
-
-
-def _operator(faults: Faults, torch_accepts: tuple[str, ...] = ()) -> Callable[[Any], Any]:
-    """Register a function that draws the arguments of the operator it is named after."""
-
-    def register(draw: Callable[[Generator], Draw]) -> Callable[[Generator], Draw]:
-        OPERATORS[draw.__name__.lstrip("_")] = Operator(draw, faults, torch_accepts)
-        return draw
-
-    return register
-
-
-class _Arrays:
-    """Draws the arrays of one call: all of one dtype and one kind of values."""
-
-    def __init__(self, rng: Generator, *kinds: _Values) -> None:
-        self.rng = rng
-        self.dtype = pick(rng, [np.float32, np.float64])
-        self.values = pick(rng, kinds)
-
-    def __call__(self, *shape: int) -> Array:
-        return draws.random_array(self.rng, shape, self.dtype, self.values)
-
-    def tame(self, *shape: int) -> Array:
-        """Return an array without the special values, for weights."""
-        values = integers if self.are_integers else real
-        return draws.random_array(self.rng, shape, self.dtype, values)
-
-    def maybe(self, *shape: int) -> Array | None:
-        """Return an array without special values, or None."""
-        return self.tame(*shape) if chance(self.rng) else None
-
-    @property
-    def are_integers(self) -> bool:
-        return self.values is integers
 
 
 # Convolutions
@@ -123,14 +63,14 @@ def _group_sizes(rng: Generator) -> tuple[int, int, int]:
     return groups, 1, groups * int(rng.integers(1, 4))
 
 
-def _convolution(rng: Generator, *kinds: _Values) -> tuple[Arguments, _Arrays]:
+def _convolution(rng: Generator, *kinds: Values) -> tuple[Arguments, Arrays]:
     """Draw a convolution; its window may exceed the image, but not the padded image."""
     slide = _Sliding.draw(rng, "pair", "pair", "sides", "same", "valid")
     groups, C, OC = _group_sizes(rng)
     shape = image_shape(rng, slide.smallest, C * groups)
     if math.prod((*shape[:-3], OC, C, *slide.kernel)) * slide.count(shape[-2:]) > LARGEST_WORK:
         return _convolution(rng, *kinds)
-    arrays = _Arrays(rng, *kinds)
+    arrays = Arrays(rng, *kinds)
     given = {
         "input": arrays(*shape),
         "weight": arrays.tame(OC, C, *slide.kernel),
@@ -146,6 +86,28 @@ _GROUPS = {
     "groups not a divisor": value_error(groups=lambda a: a["weight"].shape[0] + 1),
     "groups 1.5": type_error(groups=1.5),
 }
+
+
+def winograd_window(given: Arguments) -> bool:
+    """Tell whether Winograd's algorithm may compute a convolution."""
+    stride, dilation = _both(given.get("stride", 1)), _both(given.get("dilation", 1))
+    weight = given["weight"]
+    fits = weight.dtype == np.float32 and weight.shape[-2:] in {(3, 3), (5, 5)}
+    return fits and stride == dilation == [1, 1]
+
+
+def _algorithm(rng: Generator, given: Arguments) -> str:
+    """Draw the name of an algorithm that can compute a convolution at every precision."""
+    able = winograd_window(given) and given["weight"].shape[-1] == 3
+    return pick(rng, ["auto", "auto", "direct", "winograd" if able else "auto"])
+
+
+def _convolved(given: Arguments) -> tuple[int, ...]:
+    """Return the shape of a convolution's output."""
+    x, w = given["input"], given["weight"]
+    window = {name: given[name] for name in ("stride", "padding", "dilation")}
+    size = functional.conv_output_size(x.shape[-2:], w.shape[-2:], **window)
+    return (*x.shape[:-3], len(w), *size)
 
 
 def _overlong(axis: int) -> faults.Change:
@@ -179,20 +141,17 @@ _CONVOLUTION = {
     "same with stride 2": value_error(padding="same", stride=2),
     "unknown padding": value_error(padding="full"),
 }
-_BACKWARD = {
-    "gradient of the other float": type_error(grad_output=faults.other_float("grad_output")),
-    "two of a mask": value_error(output_mask=(True, True)),
-    "a mask of text": type_error(output_mask="no"),
-}
-_MASKS = [*[(True,) * 3] * 3, (False, True, True), (True, False, False), [False, True, False]]
 
 
-@_operator(
+@operator(
     {
         **_CONVOLUTION,
         **faults.bad_vector("bias", "weight", lambda a: len(a["weight"])),
         "unknown activation": value_error(activation="swish"),
-    }
+        "unknown algorithm": value_error(algorithm="fast"),
+        "Winograd's of stride 2": value_error(algorithm="winograd", stride=2, padding=0),
+    },
+    torch_accepts=("bias of the other float", "unknown algorithm", "Winograd's of stride 2"),
 )
 def _conv2d(rng: Generator) -> Draw:
     given, arrays = _convolution(rng, integers, integers, real, real, draws.special)
@@ -200,54 +159,57 @@ def _conv2d(rng: Generator) -> Draw:
     given |= {
         "bias": arrays.maybe(len(given["weight"])),
         "activation": activation,
-        "algorithm": pick(rng, ["auto", "auto", "auto", "direct"]),
+        "algorithm": _algorithm(rng, given),
     }
+    if arrays.values is draws.special and winograd_window(given):
+        # There, a number that is not finite reaches the whole of its tile.
+        given["algorithm"] = "direct"
+    if chance(rng, 0.2):
+        kinds = sorted(set(draws.LAYOUTS) - {"broadcast", "read_only"})
+        out = np.full(_convolved(given), np.nan, arrays.dtype)
+        given["out"] = draws.random_layout(rng, out, pick(rng, kinds))
     # The slope 0.01 of the leaky one is not a short binary fraction.
     return Draw(given, exact=arrays.are_integers and activation != "leaky_relu")
 
 
-@_operator(
-    {**_CONVOLUTION, **faults.bad_gradient(), **_BACKWARD},
+@operator(
+    {**_CONVOLUTION, **faults.bad_gradient(), **faults.bad_backward()},
     torch_accepts=("gradient of the other float", "no grad_output"),
 )
 def _conv2d_backward(rng: Generator) -> Draw:
     given, arrays = _convolution(rng, integers, real)
-    window = {name: given[name] for name in ("stride", "padding", "dilation")}
-    x, w = given["input"], given["weight"]
-    size = functional.conv_output_size(x.shape[-2:], w.shape[-2:], **window)
     given |= {
-        "grad_output": arrays(*x.shape[:-3], len(w), *size),
-        "output_mask": pick(rng, _MASKS),
+        "grad_output": arrays(*_convolved(given)),
+        "output_mask": draws.mask(rng),
+        "algorithm": _algorithm(rng, given),
     }
     return Draw(given, exact=arrays.are_integers)
 
 
-@_operator(
-    {
-        **faults.bad_images(),
-        **faults.empty_images(padding=0),
-        **faults.bad_array("weight"),
-        **faults.bad_pair("stride", 1),
-        **faults.bad_pair("padding", 0),
-        **faults.bad_pair("output_padding", 0),
-        **faults.bad_pair("dilation", 1),
-        **_GROUPS,
-        **faults.bad_vector("bias", "weight", lambda a: a["weight"].shape[1] * int(a["groups"])),
-        "a channel too many": value_error(input=faults.longer("input", -3)),
-        "weight of three axes": value_error(weight=lambda a: a["weight"][0]),
-        "empty kernel": value_error(weight=faults.empty("weight", 2)),
-        "no output channels": value_error(weight=faults.empty("weight", 1)),
-        "float16 input": type_error(input=faults.cast("input", np.float16)),
-        "weight of the other float": type_error(weight=faults.other_float("weight")),
-        "padding same": type_error(padding="same"),
-        "nothing left": value_error(
-            padding=lambda a: a["input"].shape[-2] + 3 * max(a["weight"].shape[2:]), stride=1
-        ),
-        "output padding of a stride": value_error(stride=2, dilation=1, output_padding=(0, 2)),
-    },
-    torch_accepts=("bias of the other float",),
-)
-def _conv_transpose2d(rng: Generator) -> Draw:
+_TRANSPOSED = {
+    **faults.bad_images(),
+    **faults.empty_images(padding=0),
+    **faults.bad_array("weight"),
+    **faults.bad_pair("stride", 1),
+    **faults.bad_pair("padding", 0),
+    **faults.bad_pair("output_padding", 0),
+    **faults.bad_pair("dilation", 1),
+    **_GROUPS,
+    "a channel of the input too many": value_error(input=faults.longer("input", -3)),
+    "weight of three axes": value_error(weight=lambda a: a["weight"][0]),
+    "empty kernel": value_error(weight=faults.empty("weight", 2)),
+    "no output channels": value_error(weight=faults.empty("weight", 1)),
+    "float16 input": type_error(input=faults.cast("input", np.float16)),
+    "weight of the other float": type_error(weight=faults.other_float("weight")),
+    "padding same": type_error(padding="same"),
+    "nothing left": value_error(
+        padding=lambda a: a["input"].shape[-2] + 3 * max(a["weight"].shape[2:]), stride=1
+    ),
+    "output padding of a stride": value_error(stride=2, dilation=1, output_padding=(0, 2)),
+}
+
+
+def _transposed(rng: Generator) -> tuple[Arguments, Arrays]:
     """Draw a transposed convolution of which at least one pixel is left."""
     slide = _Sliding.draw(rng, "pair", "pair", "sides")
     groups, C, OC = _group_sizes(rng)
@@ -256,15 +218,47 @@ def _conv_transpose2d(rng: Generator) -> Draw:
     axes = zip(slide.added, slide.extent, extra, slide.stride, strict=True)
     shape = image_shape(rng, [max(1, 1 - (e + x - a - 1) // s) for a, e, x, s in axes], OC)
     if math.prod((*shape, C, *slide.kernel)) > LARGEST_WORK:
-        return _conv_transpose2d(rng)
-    arrays = _Arrays(rng, integers, real)
+        return _transposed(rng)
+    arrays = Arrays(rng, integers, real)
     given = {
         "input": arrays(*shape),
         "weight": arrays(OC, C, *slide.kernel),
-        "bias": arrays.maybe(C * groups),
         **slide.arguments,
         "output_padding": form(rng, (extra[0], extra[1])),
         "groups": pick(rng, [groups, np.int64(groups)]),
+    }
+    return given, arrays
+
+
+@operator(
+    {
+        **_TRANSPOSED,
+        **faults.bad_vector("bias", "weight", lambda a: a["weight"].shape[1] * int(a["groups"])),
+    },
+    torch_accepts=("bias of the other float", "dilation 0", "second dilation 0"),
+)
+def _conv_transpose2d(rng: Generator) -> Draw:
+    given, arrays = _transposed(rng)
+    given["bias"] = arrays.maybe(given["weight"].shape[1] * int(given["groups"]))
+    return Draw(given, exact=arrays.are_integers)
+
+
+@operator(
+    {**_TRANSPOSED, **faults.bad_gradient(), **faults.bad_backward()},
+    torch_accepts=(
+        "gradient of the other float",
+        "no grad_output",
+        "dilation 0",
+        "second dilation 0",
+    ),
+)
+def _conv_transpose2d_backward(rng: Generator) -> Draw:
+    given, arrays = _transposed(rng)
+    empty = np.zeros((0, *given["input"].shape[-3:]), arrays.dtype)
+    shape = functional.conv_transpose2d(**given | {"input": empty}).shape[1:]
+    given |= {
+        "grad_output": arrays(*given["input"].shape[:-3], *shape),
+        "output_mask": draws.mask(rng),
     }
     return Draw(given, exact=arrays.are_integers)
 
@@ -298,7 +292,7 @@ def _too_large(**rest: Any) -> Faults:
     }
 
 
-@_operator(
+@operator(
     {
         **faults.bad_images(),
         **faults.empty_images(padding=0),
@@ -312,11 +306,11 @@ def _im2col(rng: Generator) -> Draw:
     shape = image_shape(rng, slide.smallest)
     if math.prod((*shape[:-2], *slide.kernel)) * slide.count(shape[-2:]) > LARGEST_WORK / 4:
         return _im2col(rng)
-    x = _Arrays(rng, integers, real, draws.special)(*shape)
+    x = Arrays(rng, integers, real, draws.special)(*shape)
     return Draw({"input": x, "kernel_size": form(rng, slide.kernel), **slide.arguments}, exact=True)
 
 
-@_operator(
+@operator(
     {
         **faults.bad_array("input"),
         **_WINDOW,
@@ -339,7 +333,7 @@ def _col2im(rng: Generator) -> Draw:
     if math.prod((*outer, rows)) * slide.count((H, W)) > LARGEST_WORK / 4:
         return _col2im(rng)
     columns = math.prod(functional.conv_output_size((H, W), slide.kernel, **slide.arguments))
-    arrays = _Arrays(rng, integers, real)
+    arrays = Arrays(rng, integers, real)
     given = {
         "input": arrays(*outer, rows, columns),
         "output_size": form(rng, (H, W)),
@@ -349,7 +343,7 @@ def _col2im(rng: Generator) -> Draw:
     return Draw(given, exact=arrays.are_integers)
 
 
-@_operator(
+@operator(
     {
         **_WINDOW,
         "input size of three": value_error(input_size=(9, 9, 9)),
@@ -408,7 +402,7 @@ _MORE_THAN_HALF = {
 }
 
 
-@_operator(
+@operator(
     {
         **faults.bad_images(),
         **faults.empty_images(padding=0),
@@ -423,20 +417,20 @@ def _max_pool2d(rng: Generator) -> Draw:
     """Draw a max pooling of which every window meets the image: torch has no index otherwise."""
     given, smallest = _pooling(rng, dilated=True)
     kinds = [draws.ties, draws.tiny, draws.special, draws.special, draws.mostly_minus_inf]
-    x = _Arrays(rng, integers, real, *kinds)(*image_shape(rng, smallest))
+    x = Arrays(rng, integers, real, *kinds)(*image_shape(rng, smallest))
     return Draw(given | {"input": x, "return_indices": chance(rng)}, exact=True)
 
 
 def _pooled(rng: Generator, given: Arguments, smallest: list[int]) -> tuple[Pair, Array]:
     """Return (H, W) of an image and what max pooling says of it: its indices, or any valid ones."""
-    x = _Arrays(rng, real, draws.ties, draws.special)(*image_shape(rng, smallest))
+    x = Arrays(rng, real, draws.ties, draws.special)(*image_shape(rng, smallest))
     _, indices = functional.max_pool2d(x, **given, return_indices=True)
     if chance(rng, 0.3):
         indices = rng.integers(0, math.prod(x.shape[-2:]), indices.shape)
     return x.shape[-2:], draws.random_layout(rng, indices, pick(rng, list(draws.LAYOUTS)))
 
 
-@_operator(
+@operator(
     {
         **faults.bad_gradient(),
         **faults.bad_indices(lambda a: math.prod(a["input_shape"][-2:])),
@@ -446,7 +440,7 @@ def _pooled(rng: Generator, given: Arguments, smallest: list[int]) -> tuple[Pair
 )
 def _max_pool2d_backward(rng: Generator) -> Draw:
     size, indices = _pooled(rng, *_pooling(rng, dilated=True))
-    arrays = _Arrays(rng, integers, real, draws.special)
+    arrays = Arrays(rng, integers, real, draws.special)
     shape = (*indices.shape[:-2], *size)
     given = {
         "grad_output": arrays(*indices.shape),
@@ -464,7 +458,7 @@ def _unpooled_size(given: Arguments) -> list[int]:
     return [(n - 1) * s - 2 * p + k for n, k, s, p in axes]
 
 
-@_operator(
+@operator(
     {
         **faults.bad_images(),
         **faults.bad_indices(lambda a: math.prod((a["output_size"] or _unpooled_size(a))[-2:])),
@@ -486,7 +480,7 @@ def _max_unpool2d(rng: Generator) -> Draw:
     size, indices = _pooled(rng, given, smallest)
     del given["ceil_mode"]
     given |= {
-        "input": _Arrays(rng, integers, real, draws.special)(*indices.shape),
+        "input": Arrays(rng, integers, real, draws.special)(*indices.shape),
         "indices": indices,
     }
     sizes: list[Any] = [size, list(size)]
@@ -517,7 +511,7 @@ def _averaging(rng: Generator) -> tuple[Arguments, list[int]]:
     return given, smallest
 
 
-@_operator(
+@operator(
     {
         **faults.bad_images(),
         **faults.empty_images(padding=0),
@@ -527,19 +521,19 @@ def _averaging(rng: Generator) -> tuple[Arguments, list[int]]:
 )
 def _avg_pool2d(rng: Generator) -> Draw:
     given, smallest = _averaging(rng)
-    arrays = _Arrays(rng, integers, real, draws.special)
+    arrays = Arrays(rng, integers, real, draws.special)
     given["input"] = arrays(*image_shape(rng, smallest))
     return Draw(given, exact=arrays.are_integers)
 
 
-@_operator({**faults.bad_gradient(), **_AVERAGE, **faults.bad_shape(padding=0)})
+@operator({**faults.bad_gradient(), **_AVERAGE, **faults.bad_shape(padding=0)})
 def _avg_pool2d_backward(rng: Generator) -> Draw:
     given, smallest = _averaging(rng)
     shape = image_shape(rng, smallest)
     window = {k: given[k] for k in ("kernel_size", "stride", "padding", "ceil_mode")}
     if window["stride"] is None:
         window["stride"] = window["kernel_size"]
-    arrays = _Arrays(rng, integers, real)
+    arrays = Arrays(rng, integers, real)
     grad_output = arrays(*shape[:-2], *functional.conv_output_size(shape[-2:], **window))
     if arrays.are_integers:
         # Whatever a window of at most 7 x 7 divides by leaves an integer, of which 49 have a sum.
@@ -548,7 +542,7 @@ def _avg_pool2d_backward(rng: Generator) -> Draw:
     return Draw(given, exact=arrays.are_integers)
 
 
-@_operator(
+@operator(
     {
         **faults.bad_images(),
         **faults.empty_images(),
@@ -560,17 +554,47 @@ def _avg_pool2d_backward(rng: Generator) -> Draw:
     }
 )
 def _lp_pool2d(rng: Generator) -> Draw:
+    given, exact = _norm_pooling(rng, draws.ties, real, draws.special)
+    return Draw(given, exact)
+
+
+def _norm_pooling(rng: Generator, *kinds: Values) -> tuple[Arguments, bool]:
     """Draw a norm whose sum of powers does not cancel, but of integers and then to the bit."""
     given, smallest = _pooling(rng, padded=False)
-    arrays = _Arrays(rng, draws.ties, real)
+    arrays = Arrays(rng, *kinds)
     x = arrays(*image_shape(rng, smallest))
-    norm_type = pick(rng, [1, 2, 2.0, 3, np.float64(4.0), 1.5, 0.5, -1.0])
-    if arrays.values is real and norm_type not in (2, 4):
+    norm_type = pick(rng, [1, 2, 2.0, 3, np.float64(4.0), 1.5, 0.5, -1.0, math.inf, -math.inf])
+    exact = math.isinf(norm_type)
+    if arrays.values is not draws.ties and norm_type not in (2, 4) and not exact:
         x = abs(x)
-    return Draw(given | {"input": x, "norm_type": norm_type}, exact=False)
+    return given | {"input": x, "norm_type": norm_type}, exact
 
 
-@_operator(
+@operator(
+    {
+        **faults.bad_images(),
+        **faults.bad_gradient(),
+        **faults.empty_images(),
+        **faults.bad_pair("kernel_size", 1),
+        **faults.bad_pair("stride", 1),
+        **_too_large(),
+        **faults.bad_number("norm_type"),
+        "norm 0": value_error(norm_type=0),
+        "another output": value_error(output=faults.longer("output", -1)),
+        "output of the other float": type_error(output=faults.other_float("output")),
+    },
+    torch_accepts=("another output", "output of the other float", "gradient of the other float"),
+)
+def _lp_pool2d_backward(rng: Generator) -> Draw:
+    """Draw the gradient of a norm; of windows of zeros it is taken to be zero."""
+    given, exact = _norm_pooling(rng, draws.ties, real)
+    given["output"] = functional.lp_pool2d(**given)
+    arrays = Arrays(rng, integers, real)
+    grad_output = arrays(*given["output"].shape).astype(given["input"].dtype)
+    return Draw(given | {"grad_output": grad_output}, exact and arrays.are_integers)
+
+
+@operator(
     {
         **faults.bad_images(),
         **faults.empty_images(),
@@ -580,13 +604,32 @@ def _lp_pool2d(rng: Generator) -> Draw:
         "output of three": value_error(output_size=(1, 1, 1)),
         "output of text": type_error(output_size=("1", "1")),
     },
-    torch_accepts=("output 0", "no channels", "no rows", "no columns", "input of five axes"),
+    # Of two axes it takes those that happen to be a batch or a channel of one size.
+    torch_accepts=("output 0", "no channels", "no rows", "no columns", "input of"),
 )
 def _adaptive_avg_pool2d(rng: Generator) -> Draw:
     OH, OW = two(rng, [1, 1, 2, 3, 5, 7, 9])
     given = {
-        "input": _Arrays(rng, integers, real, draws.special)(*image_shape(rng)),
+        "input": Arrays(rng, integers, real, draws.special)(*image_shape(rng)),
         "output_size": pick(rng, [form(rng, (OH, OW)), (None, OW), [OH, None]]),
+    }
+    return Draw(given, exact=False)
+
+
+@operator(
+    {
+        **faults.bad_images("grad_output"),
+        **faults.bad_shape(),
+        "another image or channel": value_error(grad_output=faults.longer("grad_output", 0)),
+        "an empty gradient": value_error(grad_output=faults.empty("grad_output", -1)),
+    },
+    torch_accepts=("grad_output of", "an empty gradient"),
+)
+def _adaptive_avg_pool2d_backward(rng: Generator) -> Draw:
+    shape = image_shape(rng)
+    given = {
+        "grad_output": Arrays(rng, integers, real)(*shape[:-2], *two(rng, [1, 1, 2, 3, 5, 7, 9])),
+        "input_shape": pick(rng, [shape, list(shape)]),
     }
     return Draw(given, exact=False)
 
@@ -603,9 +646,9 @@ _CHANNEL_POOLING = {
 }
 
 
-def _channel_pooling(rng: Generator, *kinds: _Values) -> tuple[Arguments, bool]:
+def _channel_pooling(rng: Generator, *kinds: Values) -> tuple[Arguments, bool]:
     """Draw a pooling of channels, and whether of integers."""
-    kernel, arrays = int(rng.choice([1, 2, 2, 3, 4, 5])), _Arrays(rng, *kinds)
+    kernel, arrays = int(rng.choice([1, 2, 2, 3, 4, 5])), Arrays(rng, *kinds)
     given = {
         "input": arrays(*image_shape(rng, channels=kernel - 1 + length(rng))),
         "kernel_size": pick(rng, [kernel, np.int64(kernel)]),
@@ -614,215 +657,12 @@ def _channel_pooling(rng: Generator, *kinds: _Values) -> tuple[Arguments, bool]:
     return given, arrays.are_integers
 
 
-@_operator(_CHANNEL_POOLING)
+@operator(_CHANNEL_POOLING)
 def _max_pool_channels(rng: Generator) -> Draw:
     given, _ = _channel_pooling(rng, integers, real, draws.special, draws.mostly_minus_inf)
     return Draw(given, exact=True)
 
 
-@_operator(_CHANNEL_POOLING, torch_accepts=("kernel 0",))
+@operator(_CHANNEL_POOLING, torch_accepts=("kernel 0",))
 def _avg_pool_channels(rng: Generator) -> Draw:
     return Draw(*_channel_pooling(rng, integers, real, draws.special))
-
-
-# Linear maps, normalisation and loss
-
-_LINEAR = {
-    **faults.bad_array("input"),
-    **faults.bad_array("weight"),
-    "scalar input": value_error(input=lambda a: a["input"].ravel()[:1].reshape(())),
-    "twice the features": value_error(input=faults.resized("input", -1, lambda n: 2 * n)),
-    "weight of three axes": value_error(weight=lambda a: np.atleast_2d(a["weight"])[None]),
-    "weight of the other float": type_error(weight=faults.other_float("weight")),
-    "integer input": type_error(input=faults.cast("input", np.int64)),
-    "float16 input": type_error(input=faults.cast("input", np.float16)),
-}
-
-
-def _mapping(rng: Generator, *kinds: _Values) -> tuple[Arguments, _Arrays]:
-    """Draw the input, of one to four axes, and the weight of a linear map."""
-    C, OC, arrays = length(rng), length(rng), _Arrays(rng, *kinds)
-    outer = [int(n) for n in rng.choice([0, 1, 1, 2, 2, 3, 4, 7], rng.integers(4))]
-    return {"input": arrays(*outer, C), "weight": arrays.tame(OC, C)}, arrays
-
-
-@_operator(
-    {
-        **_LINEAR,
-        "bias too long": value_error(
-            weight=lambda a: np.zeros((2, a["input"].shape[-1]), a["input"].dtype),
-            bias=lambda a: np.zeros(3, a["input"].dtype),
-        ),
-        "bias of the other float": type_error(
-            bias=lambda a: faults.other_float("weight")(a)[..., 0]
-        ),
-    },
-    torch_accepts=("bias of the other float",),
-)
-def _linear(rng: Generator) -> Draw:
-    """Draw a linear map, now and then to a single feature."""
-    given, arrays = _mapping(rng, integers, integers, real, real, draws.special)
-    given["bias"] = arrays.maybe(len(given["weight"]))
-    if chance(rng, 0.1):
-        given |= {"weight": arrays.tame(given["input"].shape[-1]), "bias": None}
-    return Draw(given, exact=arrays.are_integers)
-
-
-@_operator(
-    {
-        **_LINEAR,
-        **_BACKWARD,
-        **faults.bad_array("grad_output"),
-        "weight of one axis": value_error(weight=lambda a: a["weight"][0]),
-        "a feature too many": value_error(grad_output=faults.longer("grad_output", -1)),
-        "a row or feature too many": value_error(grad_output=faults.longer("grad_output", 0)),
-        "an empty gradient": value_error(grad_output=faults.empty("grad_output", -1)),
-        "an axis too many": value_error(grad_output=lambda a: a["grad_output"][None]),
-    },
-    torch_accepts=("gradient of the other float", "no grad_output"),
-)
-def _linear_backward(rng: Generator) -> Draw:
-    given, arrays = _mapping(rng, integers, real)
-    shape = (*given["input"].shape[:-1], len(given["weight"]))
-    given |= {"grad_output": arrays(*shape), "output_mask": pick(rng, _MASKS)}
-    return Draw(given, exact=arrays.are_integers)
-
-
-_STATISTICS = ("weight", "bias", "running_mean", "running_var")
-
-
-@_operator(
-    {
-        **faults.bad_array("input"),
-        **{
-            label: fault
-            for name in _STATISTICS
-            for label, fault in faults.bad_vector(
-                name, "input", lambda a: a["input"].shape[1]
-            ).items()
-        },
-        **faults.bad_number("eps"),
-        "input of one axis": value_error(input=lambda a: a["input"].ravel()),
-        "no mean": value_error(running_mean=None, training=False),
-        "no variance": value_error(running_var=None, training=False),
-        "one value of a channel": value_error(
-            input=lambda a: np.zeros((1, a["input"].shape[1]), a["input"].dtype), training=True
-        ),
-        "momentum of text": type_error(
-            input=lambda a: np.zeros((3, a["input"].shape[1]), a["input"].dtype),
-            momentum="0.5",
-            training=True,
-        ),
-    },
-    torch_accepts=("weight of two axes", "bias of two axes"),
-)
-def _batch_norm(rng: Generator) -> Draw:
-    """Draw a batch normalisation, in training of at least two values of a channel."""
-    training, tracked = chance(rng), chance(rng, 0.8)
-    arrays, C = _Arrays(rng, integers, real), length(rng)
-    N = int(rng.integers(2 if training else 0, 5))
-    x = arrays(N, C, *(int(n) for n in rng.integers(1, 8, rng.integers(4))))
-    # What is written to cannot be read-only.
-    kinds = ["contiguous", "negative", "gaps", "unaligned"]
-    mean, var = (
-        draws.random_layout(rng, real(rng, (C,), arrays.dtype), pick(rng, kinds)) for _ in range(2)
-    )
-    np.abs(var, out=var)
-    given = {
-        "input": x,
-        "running_mean": mean if tracked or not training else None,
-        "running_var": var if tracked or not training else None,
-        "weight": arrays.maybe(C),
-        "bias": arrays.maybe(C),
-        "training": training,
-        "momentum": pick(rng, [0.1, 0.0, 1.0, np.float64(0.3)]),
-        "eps": pick(rng, [1e-5, 1e-5, 0.1, np.float64(1e-3)]),
-    }
-    return Draw(given, exact=False)
-
-
-@_operator(
-    {
-        **faults.bad_array("input"),
-        **faults.bad_number("alpha"),
-        **faults.bad_number("beta"),
-        **faults.bad_number("k"),
-        "input of two axes": value_error(input=lambda a: a["input"].reshape(-1, 1)),
-        "size 0": value_error(size=0),
-        "size -1": value_error(size=-1),
-        "size 1.5": type_error(size=1.5),
-    }
-)
-def _local_response_norm(rng: Generator) -> Draw:
-    size = int(rng.integers(1, 10))
-    given = {
-        "input": _Arrays(rng, integers, real)(*image_shape(rng)),
-        "size": pick(rng, [size, np.int64(size)]),
-        "alpha": pick(rng, [1e-4, 1.0, 0, np.float64(0.3)]),
-        "beta": pick(rng, [0.75, 0.75, 0.5, 1, 2.0, 0.3]),
-        "k": pick(rng, [1.0, 2, 0.5]),
-    }
-    return Draw(given, exact=False)
-
-
-def _positions(x: Array) -> tuple[int, ...]:
-    """Return the shape of a target that names one class for each position of the input."""
-    return x.shape[:1] + x.shape[2:] if x.ndim > 1 else ()
-
-
-def _classes(given: Arguments) -> int:
-    """Return the number of classes that a loss is about."""
-    classes: int = given["input"].shape[min(1, given["input"].ndim - 1)]
-    return classes
-
-
-def _no_class(beyond: int) -> faults.Fault:
-    """Return the fault of a target that is everywhere so much beyond the last class."""
-    return value_error(
-        target=lambda a: np.full(_positions(a["input"]), _classes(a) + beyond), ignore_index=-100
-    )
-
-
-@_operator(
-    {
-        **faults.bad_array("input"),
-        **faults.bad_array("target"),
-        **faults.bad_vector("weight", "input", _classes),
-        **faults.bad_number("label_smoothing"),
-        "scalar input": value_error(input=lambda a: a["input"].ravel()[:1].reshape(())),
-        "class C": _no_class(0),
-        "class -1000": _no_class(-1000),
-        "class beyond 32 bits": _no_class(2**32),
-        "two axes too many": value_error(target=lambda a: a["target"][..., None, None]),
-        "a position too many": value_error(
-            input=lambda a: np.zeros((2, 3, 4), a["input"].dtype),
-            target=np.zeros((2, 5), np.int64),
-            weight=None,
-        ),
-        "unknown reduction": value_error(reduction="all"),
-        "smoothing 1.5": value_error(label_smoothing=1.5),
-        "smoothing -0.1": value_error(label_smoothing=-0.1),
-    },
-    torch_accepts=("weight of the other float", "weight of two axes", "smoothing -0.1"),
-)
-def _cross_entropy(rng: Generator) -> Draw:
-    """Draw a loss over one to four axes, some targets of which are ignored."""
-    arrays, C = _Arrays(rng, integers, real), int(rng.integers(1, 12))
-    sizes = [int(n) for n in rng.integers(1, 6, rng.integers(3))]
-    x = arrays(C) if chance(rng, 0.15) else arrays(int(rng.integers(6)), C, *sizes)
-    given: Arguments = {
-        "input": x,
-        "weight": np.maximum(0, 1 + real(rng, (C,), arrays.dtype)) if chance(rng) else None,
-        "reduction": pick(rng, ["mean", "mean", "sum", "none"]),
-        "label_smoothing": pick(rng, [0.0, 0.0, 0.1, 1, np.float64(0.3)]),
-    }
-    if chance(rng, 0.4):
-        given["target"] = draws.random_array(rng, x.shape, arrays.dtype, draws.shares)
-        return Draw(given, exact=False)
-    ignored = int(pick(rng, [-100, -1, rng.integers(C), 255]))
-    target = rng.integers(0, C, _positions(x))
-    target = np.where(rng.random(target.shape) < 0.2, ignored, target)
-    kinds = list(draws.LAYOUTS) if target.ndim else ["contiguous"]
-    given["target"] = draws.random_layout(rng, target, pick(rng, kinds))
-    given["ignore_index"] = ignored
-    return Draw(given, exact=False)
