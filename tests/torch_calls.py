@@ -117,6 +117,16 @@ def _max_pool2d_backward(grad_output: Any, indices: Any, input_shape: Any) -> An
     return _gradients(choose, grad_output, grad_output.new_zeros(input_shape))
 
 
+def _max_unpool2d(**given: Any) -> Any:
+    """Put elements back, in order: of equal indices one thread writes the last."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return F.max_unpool2d(**given)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _avg_pool2d_backward(grad_output: Any, input_shape: Any, **window: Any) -> Any:
     average = partial(F.avg_pool2d, **window)
     return _gradients(average, grad_output, grad_output.new_zeros(input_shape))
@@ -139,8 +149,7 @@ def _pool_channels(pool: str) -> Callable[..., Any]:
             raise ValueError("not images")
         step = kernel_size if stride is None else stride
         function = getattr(F, pool)
-        # torch refuses to pool an empty batch.
-        if not input.numel():
+        if input.ndim == 4 and not len(input):  # torch refuses to pool an empty batch
             return input.unfold(-3, kernel_size, step)[..., 0]
         return function(input.unsqueeze(-4), (kernel_size, 1, 1), (step, 1, 1)).squeeze(-4)
 
@@ -239,6 +248,7 @@ _TORCH: dict[str, Callable[..., Any]] = {
     "local_response_norm_backward": _local_response_norm_backward,
     "lp_pool2d_backward": _lp_pool2d_backward,
     "max_pool2d_backward": _max_pool2d_backward,
+    "max_unpool2d": _max_unpool2d,
     "max_pool_channels": _pool_channels("max_pool3d"),
     "prelu_backward": _prelu_backward,
     "relu_backward": lambda grad_output, output: torch.ops.aten.threshold_backward(

@@ -17,7 +17,7 @@ from .faults import Arguments, Faults, type_error, value_error
 from .registry import Arrays, Draw, Values, operator
 
 #: Multiplications in a convolution, and elements of columns: more would only be slower.
-LARGEST_WORK = 400_000
+LARGEST_WORK = 200_000
 
 
 # Convolutions
@@ -588,6 +588,9 @@ def _norm_pooling(rng: Generator, *kinds: Values) -> tuple[Arguments, bool]:
 def _lp_pool2d_backward(rng: Generator) -> Draw:
     """Draw the gradient of a norm; of windows of zeros it is taken to be zero."""
     given, exact = _norm_pooling(rng, draws.ties, real)
+    if given["norm_type"] not in (1, 2, 4, math.inf, -math.inf):
+        # A root of a negative number is NaN, and the slope at zero may be infinite or NaN.
+        given["input"] = abs(given["input"]) + 1
     given["output"] = functional.lp_pool2d(**given)
     arrays = Arrays(rng, integers, real)
     grad_output = arrays(*given["output"].shape).astype(given["input"].dtype)
@@ -623,7 +626,7 @@ def _adaptive_avg_pool2d(rng: Generator) -> Draw:
         "another image or channel": value_error(grad_output=faults.longer("grad_output", 0)),
         "an empty gradient": value_error(grad_output=faults.empty("grad_output", -1)),
     },
-    torch_accepts=("grad_output of", "an empty gradient"),
+    torch_accepts=("grad_output of", "an empty gradient", "input of no rows"),
 )
 def _adaptive_avg_pool2d_backward(rng: Generator) -> Draw:
     shape = image_shape(rng)
@@ -636,6 +639,7 @@ def _adaptive_avg_pool2d_backward(rng: Generator) -> Draw:
 
 _CHANNEL_POOLING = {
     **faults.bad_images(),
+    **faults.empty_images(),
     "kernel 0": value_error(kernel_size=0),
     "kernel 1.5": type_error(kernel_size=1.5),
     "kernel of two": type_error(kernel_size=(1, 1)),

@@ -233,7 +233,9 @@ def leaky_relu_backward(
     array([1.5, 4. ])
     """
     grad, x = _same_shape(grad_output, input, "input")
-    return _activate(x, ACTIVATIONS["leaky_relu"][0], number(negative_slope, "negative_slope"), grad)
+    return _activate(
+        x, ACTIVATIONS["leaky_relu"][0], number(negative_slope, "negative_slope"), grad
+    )
 
 
 def _prelu(

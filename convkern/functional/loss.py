@@ -255,23 +255,23 @@ def cross_entropy_backward(
         return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
     # Gradient of each sample's loss: softmax times the sum of its shares, less each share.
     factor = np.array(np.broadcast_to(grad, terms.samples), np.float64).reshape(terms.counted.shape)
-    if reduction == "mean":
-        with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # the mean over samples without weight
+        if reduction == "mean":
             factor /= np.float64(terms.total)
-    factor[~terms.counted] = 0
-    if terms.target.dtype.kind == "f":
-        shares = terms.shares()
-        _softmax_into(out, x, factor * shares.sum(axis=1, dtype=np.float64))
-        out -= shares * factor[:, None].astype(x.dtype)
-    else:
-        spread = terms.smoothing / len(terms.weights) * terms.weights
-        named = terms.named((1 - terms.smoothing) * terms.weights)
-        _softmax_into(out, x, factor * (named + spread.sum()))
-        if terms.smoothing:
-            out -= (spread * factor[:, None]).astype(x.dtype)
-        there = np.take_along_axis(out, terms.target, axis=1)
-        there -= (factor * named)[:, None].astype(x.dtype)
-        np.put_along_axis(out, terms.target, there, axis=1)
+        factor[~terms.counted] = 0
+        if terms.target.dtype.kind == "f":
+            shares = terms.shares()
+            _softmax_into(out, x, factor * shares.sum(axis=1, dtype=np.float64))
+            out -= shares * factor[:, None].astype(x.dtype)
+        else:
+            spread = terms.smoothing / len(terms.weights) * terms.weights
+            named = terms.named((1 - terms.smoothing) * terms.weights)
+            _softmax_into(out, x, factor * (named + spread.sum()))
+            if terms.smoothing:
+                out -= (spread * factor[:, None]).astype(x.dtype)
+            there = np.take_along_axis(out, terms.target, axis=1)
+            there -= (factor * named)[:, None].astype(x.dtype)
+            np.put_along_axis(out, terms.target, there, axis=1)
     return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
 
 

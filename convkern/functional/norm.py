@@ -277,8 +277,10 @@ def batch_norm(
     out = _affine(memory, None, cut, (mean, factor, zeros if shift is None else shift, zeros))
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
-        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
-        running_var[...] = (1 - momentum) * running_var + momentum * var * (count / (count - 1))
+        with np.errstate(invalid="ignore"):  # infinite elements leave NaN
+            running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+            unbiased = var * (count / (count - 1))
+            running_var[...] = (1 - momentum) * running_var + momentum * unbiased
     return from_memory(out, order)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -532,7 +532,7 @@ def _extremes(
     values, indices = max_pool2d(
         np.copysign(input, sign), kernel_size, stride, ceil_mode=ceil_mode, return_indices=True
     )
-    return np.copysign(values, 1.0), indices
+    return np.copysign(values, 1.0, out=values), indices
 
 
 def lp_pool2d_backward(
@@ -544,7 +544,7 @@ def lp_pool2d_backward(
     stride: IntPair | None = None,
     ceil_mode: bool = False,
 ) -> np.ndarray:
-    """Return the gradient of `lp_pool2d` by its input; zero where the output is.
+    """Return the gradient of `lp_pool2d` by its input; zero where a window's sum is.
 
     Parameters
     ----------
@@ -558,6 +558,7 @@ def lp_pool2d_backward(
     Returns
     -------
     ndarray, shape and dtype of `input`
+        Channels-last in memory where `input` is.
 
     Raises
     ------
@@ -582,28 +583,39 @@ def lp_pool2d_backward(
         raise ValueError(
             f"grad_output must have the output's shape {output.shape}, got {grad_output.shape}"
         )
-    if math.isinf(norm):
-        indices = _extremes(input, norm, kernel_size, stride, ceil_mode)[1]
-        chosen: np.ndarray = max_pool2d_backward(grad_output, indices, input.shape)
-        return chosen * np.sign(input)
     with np.errstate(all="ignore"):
-        slope = np.where(output == 0, 0, output ** (1 - norm)) * (grad_output * elements)
-        grad = avg_pool2d_backward(
-            slope.astype(input.dtype), input.shape, kernel_size, stride, 0, ceil_mode
-        )
-        result: np.ndarray = grad * input ** (norm - 1)
-    return result
+        if math.isinf(norm):
+            indices = _extremes(input, norm, kernel_size, stride, ceil_mode)[1]
+            chain, inner = max_pool2d_backward(grad_output, indices, input.shape), np.sign(input)
+        else:
+            of_no_sum = 0 if norm > 0 else np.inf
+            outer = np.where(abs(output) == of_no_sum, 0, output ** (1 - norm))
+            slope = (outer * (grad_output * elements)).astype(input.dtype)
+            chain = avg_pool2d_backward(slope, input.shape, kernel_size, stride, 0, ceil_mode)
+            inner = input ** (norm - 1)
+        x, channels_last = as_images(input)
+        result = empty_images(x.shape, x.dtype, channels_last)
+        np.multiply(chain, inner, out=result if input.ndim == 4 else result[0])
+    return result if input.ndim == 4 else result[0]
 
 
-def _channel_windows(input: np.ndarray, kernel_size: int, stride: int | None) -> np.ndarray:
-    """Return (N, OC, H, W, kernel_size): views of the windows along the channels."""
+def _pool_channels(
+    reduction: Callable[..., Any], input: np.ndarray, kernel_size: int, stride: int | None
+) -> np.ndarray:
+    """Reduce every window of neighbouring channels to one."""
     input = as_array(input, "input", (3, 4))
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     size = integer(kernel_size, "kernel_size", 1)
     step = size if stride is None else integer(stride, "stride", 1)
     if size > input.shape[-3]:
         raise ValueError(f"kernel_size must be at most the {input.shape[-3]} channels, got {size}")
-    windows = np.lib.stride_tricks.sliding_window_view(input, size, axis=-3)
-    return windows[..., ::step, :, :, :]
+    x, channels_last = as_images(input)
+    windows = np.lib.stride_tricks.sliding_window_view(x, size, axis=1)[:, ::step]
+    out = empty_images(windows.shape[:4], x.dtype, channels_last)
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        reduction(windows, axis=-1, out=out)
+    return out[0] if input.ndim == 3 else out
 
 
 def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = None) -> np.ndarray:
@@ -621,7 +633,7 @@ def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     Returns
     -------
     ndarray, (N, OC, H, W) or (OC, H, W), dtype of `input`
-        ``OC = (C - kernel_size) // stride + 1``.
+        ``OC = (C - kernel_size) // stride + 1``; channels-last in memory where `input` is.
 
     Raises
     ------
@@ -637,8 +649,7 @@ def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     >>> max_pool_channels(np.array([1.0, 4.0, 3.0, 2.0]).reshape(4, 1, 1), 2).ravel()
     array([4., 3.])
     """
-    result: np.ndarray = _channel_windows(input, kernel_size, stride).max(axis=-1)
-    return result
+    return _pool_channels(np.max, input, kernel_size, stride)
 
 
 def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = None) -> np.ndarray:
@@ -656,7 +667,7 @@ def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     Returns
     -------
     ndarray, (N, OC, H, W) or (OC, H, W), dtype of `input`
-        ``OC = (C - kernel_size) // stride + 1``.
+        ``OC = (C - kernel_size) // stride + 1``; channels-last in memory where `input` is.
 
     Raises
     ------
@@ -672,10 +683,7 @@ def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     >>> avg_pool_channels(np.array([1.0, 4.0, 3.0, 2.0]).reshape(4, 1, 1), 2).ravel()
     array([2.5, 2.5])
     """
-    windows = _channel_windows(input, kernel_size, stride)
-    with np.errstate(invalid="ignore"):  # infinities of both signs
-        result: np.ndarray = windows.mean(axis=-1)
-    return result
+    return _pool_channels(np.mean, input, kernel_size, stride)
 
 
 def adaptive_avg_pool2d(
