@@ -416,8 +416,9 @@ def max_unpool2d(
             for i, size in enumerate(input.shape[-2:])
         ]
     result = np.zeros((*input.shape[:-2], *output_size[-2:]))
-    target, where = _scattered(result, indices)
-    target[where] = input
+    # In the order of the elements, whatever their memory's: of equal indices the last counts.
+    target, where = _scattered(result, np.ascontiguousarray(indices))
+    target[where] = np.ascontiguousarray(input)
     return result
 
 
@@ -521,12 +522,18 @@ def lp_pool2d(
 
     The sum is the window's mean times ``KH * KW``, so a partial window of ceil mode counts as
     a whole one.  The powers are of `x` itself, not of its magnitude: a negative sum is NaN.
+    An infinite norm is the largest magnitude, or for minus infinity the smallest.
 
     Examples
     --------
     >>> lp_pool2d(np.array([[[3.0, 4.0]]]), 2, (1, 2))
     array([[[5.]]])
     """
+    if math.isinf(norm_type):
+        sign = math.copysign(1, norm_type)
+        signed = np.copysign(np.asarray(input, np.float64), sign)
+        extremes = max_pool2d(signed, kernel_size, stride, ceil_mode=ceil_mode)
+        return np.copysign(np.asarray(extremes, np.float64), 1)
     powers = np.asarray(input, np.float64) ** norm_type
     sums = avg_pool2d(powers, kernel_size, stride, ceil_mode=ceil_mode)
     sums *= math.prod(pair(kernel_size, "kernel_size"))
@@ -977,5 +984,5 @@ def _reduced(losses: Float64, reduction: str, total: float) -> Float64 | np.floa
 
 def _log_softmax(x: Float64, axis: int) -> Float64:
     """Return ``x - log(sum(exp(x)))`` along `axis`, without overflow."""
-    shifted = x - x.max(axis=axis, keepdims=True)
+    shifted = x - x.max(axis=axis, keepdims=True, initial=-math.inf)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))

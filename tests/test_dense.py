@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from memory import guarded
 
 from convkern import functional, num_threads, reference
+
+from .memory import guarded
 
 DTYPES = (np.float32, np.float64)
 CASES = 200

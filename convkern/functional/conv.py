@@ -692,6 +692,7 @@ def conv_transpose2d_backward(
     -------
     grad_input, grad_weight, grad_bias : ndarray or None
         Of the shapes of input, weight and bias, (OC,); None where masked.
+        `grad_input` has the memory layout of `input`.
 
     Raises
     ------
@@ -719,9 +720,11 @@ def conv_transpose2d_backward(
     grad = in_layout(grad_output, channels_last)
     grad_input = grad_weight = grad_bias = None
     if want_input:
-        grad_input = conv2d(
+        convolved = conv2d(
             grad, weight, None, window.stride, window.padding, window.dilation, window.groups
-        )[..., : x.shape[2], : x.shape[3]]
+        )
+        # Where the output was padded, windows fit that start beyond the input.
+        grad_input = in_layout(convolved[..., : x.shape[2], : x.shape[3]], channels_last)
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
