@@ -130,7 +130,7 @@ def _reduced(
     with np.errstate(all="ignore"):  # the mean over nothing is NaN; a sum may be infinite
         value = losses.sum(dtype=np.float64)
         if reduction == "mean":
-            value = value / np.float64(total)
+            value = value / np.float64(total) if total else np.nan
         result: np.floating[Any] = dtype.type(value)
     return result
 
