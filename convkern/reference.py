@@ -552,7 +552,8 @@ def lp_pool2d_backward(
 ) -> Float64:
     """Return ``x**(p-1) * sum of grad_output * y**(1-p)`` over the windows that `x` is in.
 
-    A zero output passes nothing on.  Windows of ceil mode count as in :func:`lp_pool2d`.
+    A window without a sum passes nothing on.  Windows of ceil mode count as in
+    :func:`lp_pool2d`.  With an infinite `p` it is the extreme of the magnitudes that counts.
 
     Examples
     --------
@@ -561,8 +562,16 @@ def lp_pool2d_backward(
     array([[[0.6, 0.8]]])
     """
     x, y = np.asarray(input, np.float64), np.asarray(output, np.float64)
+    if math.isinf(norm_type):
+        magnitudes = np.copysign(x, norm_type)
+        indices = max_pool2d(
+            magnitudes, kernel_size, stride, ceil_mode=ceil_mode, return_indices=True
+        )[1]
+        extreme: Float64 = max_pool2d_backward(grad_output, indices, x.shape) * np.sign(x)
+        return extreme
     slope = np.zeros_like(y)
-    np.power(y, 1 - norm_type, out=slope, where=y != 0)
+    of_no_sum = 0 if norm_type > 0 else np.inf
+    np.power(y, 1 - norm_type, out=slope, where=abs(y) != of_no_sum)
     slope *= grad_output * math.prod(pair(kernel_size, "kernel_size"))
     shares = avg_pool2d_backward(slope, x.shape, kernel_size, stride, ceil_mode=ceil_mode)
     result: Float64 = shares * x ** (norm_type - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from convkern import functional, reference
 
-from .calls import answer, generate, in_float64
+from .calls import answer, arguments, generate, in_float64
 from .registry import OPERATORS
 from .torch_calls import torch_call
 
@@ -168,6 +169,11 @@ def test_random_calls(torch: Any, name: str) -> None:
         call = in_float64(call)
         expected = torch_call(call)
         with np.errstate(all="ignore"):
+            if name == "lp_pool2d_backward":  # torch takes its own output, not a rounded one
+                given = arguments(call)
+                forward = {k: given[k] for k in given if k not in ("grad_output", "output")}
+                given["output"] = reference.lp_pool2d(**forward)
+                call = replace(call, args=(), kwargs=given)
             actual = answer(reference, call)
         assert_close(actual, expected, call.note)
 

@@ -754,6 +754,8 @@ def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     array([4., 3.])
     """
     input = as_array(input, "input", (3, 4))
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
     if not input.size:
         return np.empty(pooling.shape, input.dtype)
@@ -797,6 +799,8 @@ def max_pool_channels_backward(
     array([ 0., 11.,  0.])
     """
     input = as_array(input, "input", (3, 4))
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
     grad_output = _output_gradient(grad_output, pooling.shape, input)
     if not input.size:
@@ -848,6 +852,8 @@ def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     array([2.5, 2.5])
     """
     input = as_array(input, "input", (3, 4))
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
     if not input.size:
         return np.empty(pooling.shape, input.dtype)
