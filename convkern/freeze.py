@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from convkern import functional
-from convkern.arrays import as_array, is_channels_last
+from convkern import _kernels, functional
+from convkern.arrays import as_array, empty_images, is_channels_last
 from convkern.functional import PackedConv2d
 from convkern.functional.activation import add
 from convkern.nn import (
@@ -22,14 +23,21 @@ from convkern.nn import (
     Flatten,
     Layer,
     Linear,
+    MaxPool2d,
     ReLU,
     Residual,
     Sequential,
 )
 from convkern.nn.base import Array
 from convkern.nn.containers import _join
+from convkern.threads import get_num_threads
 
 _Step = Callable[[Array], Array]
+
+#: Of the map between a convolution and its pooling, for some images; where that of all is
+#: smaller than the second number, they are not worth cutting.
+MAP_BYTES = 4 << 20
+WHOLE_MAP_BYTES = 32 << 20
 
 
 class Plan:
@@ -129,7 +137,12 @@ def _steps_of(layers: Sequence[Layer]) -> list[_Step]:
         # Exact types: a subclass may compute something else.
         if type(layer) is Conv2d and layer.padding_mode == "zeros":
             norm = _takes_norm(left)
-            steps.append(_convolution(layer, norm, _takes_relu(left)))
+            convolution = _convolution(layer, norm, _takes_relu(left))
+            pool = left.popleft() if left and type(left[0]) is MaxPool2d else None
+            if isinstance(pool, MaxPool2d):
+                steps.append(_PooledStep(convolution, copy.deepcopy(pool)))
+            else:
+                steps.append(convolution)
         elif type(layer) is Linear:
             steps.append(_LinearStep(layer, _takes_relu(left)))
         elif type(layer) is Flatten and layer.start_dim == 1 and left and type(left[0]) is Linear:
@@ -199,6 +212,36 @@ def _convolution(layer: Conv2d, norm: BatchNorm2d | None, relu: bool) -> PackedC
     )
 
 
+class _PooledStep:
+    """A convolution and the max pooling after it, a few images at a time.
+
+    The map between them is as large as those images need, and pooled while it is in the
+    cache.
+    """
+
+    def __init__(self, convolution: PackedConv2d, pool: MaxPool2d) -> None:
+        self.convolution, self.pool = convolution, pool
+        windows = pool.kernel_size, pool.stride, pool.padding, pool.dilation
+        self.rows, self.columns = zip(*windows, strict=True)
+
+    def __call__(self, input: Array) -> Array:
+        if input.ndim != 4 or not is_channels_last(input):
+            return self.pool.forward(self.convolution(input))
+        shape = (len(input), *self.convolution.output_shape(input.shape[1:]))
+        bytes_of_one = input.itemsize * math.prod(shape[1:])
+        step = max(1, MAP_BYTES // max(1, bytes_of_one))
+        if bytes_of_one * len(input) <= WHOLE_MAP_BYTES:
+            return self.pool.forward(self.convolution(input))
+        output = empty_images(self.pool.output_shape(shape), input.dtype, True)
+        between = empty_images((step, *shape[1:]), input.dtype, True)
+        threads = get_num_threads()
+        for n in range(0, len(input), step):
+            images, values = input[n : n + step], output[n : n + step]
+            maps = self.convolution(images, out=between[: len(images)])
+            _kernels.max_pool2d(maps, values, None, self.rows, self.columns, True, threads)
+        return output
+
+
 class _LinearStep:
     """A linear layer and perhaps a ReLU, as a 1x1 convolution: its packed weight is read once.
 
@@ -223,8 +266,8 @@ class _LinearStep:
         if features.shape[1] != inputs:
             return functional.linear(features, self.weight, self.bias)  # says what is wrong
         packed = self.packed(input.shape[1:] if self.flattens else (inputs,))
-        # One image of one column: channels-last, so that the features of a row are its channels.
-        image = np.ascontiguousarray(features)[None, :, None].transpose(0, 3, 1, 2)
+        # One image of one row: channels-last, so that the features of a row are its channels.
+        image = np.ascontiguousarray(features)[None, None].transpose(0, 3, 1, 2)
         output = packed(image).transpose(0, 2, 3, 1)
         shape = (len(input),) if self.flattens else input.shape[:-1]
         return output.reshape(*shape, -1)

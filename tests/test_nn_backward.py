@@ -224,7 +224,7 @@ def test_fused_layers_train_as_they_do_apart():
         x = part(x)
     for part in reversed(parts):
         grad = part.backward(grad)
-    np.testing.assert_array_equal(x, y)
+    np.testing.assert_allclose(x, y, rtol=1e-12)
     for one, other in zip(fused, [grad, *(p.grad for p in net.parameters())], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
@@ -319,7 +319,7 @@ def test_one_image_equals_its_batch():
     net(x)
     image = [net.backward(grad[0]), *(parameter.grad for parameter in net.parameters())]
     for one, other in zip(batch, image, strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 # The gradient of the input, on request

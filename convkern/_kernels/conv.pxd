@@ -26,8 +26,8 @@ cdef struct ConvJob:
     # Channels of one group; vectors and blocks of output channels.
     Py_ssize_t channels, out_channels, groups, vectors, blocks
     # How the output is cut into items: `positions` row and column blocks of images times groups'
-    # blocks of filters; the one whose data is smaller varies faster.
+    # blocks of filters, or with `all_filters` positions alone.
     Py_ssize_t row_blocks, column_blocks, positions
-    bint filters_fastest
+    bint all_filters
     int activation
     double slope

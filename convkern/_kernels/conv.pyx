@@ -3,15 +3,19 @@
 """Convolution: the direct algorithm, depthwise, and the way to Winograd's."""
 
 cimport cython
+from libc.string cimport memset
 
 cimport numpy as cnp
 
 from convkern._kernels.core cimport (
+    CK_AHEAD,
     CK_FIRST,
     CK_LAST,
     CK_STREAM,
+    Block,
     Span,
     axis,
+    block_of,
     ceil_div,
     ck_chunk,
     ck_kernels,
@@ -38,7 +42,12 @@ cdef enum:
     # Products summed in registers before they are added to the output: longer chains lose digits,
     # and this many steps of weights stay in the cache while the tiles of an item pass over them.
     CHUNK = 256
-    FEW_TILES = 12  # share a chunk of weights: the first one had better fetch them ahead
+    # Where few tiles share a chunk of weights, they fetch the next one meanwhile; where they are
+    # too few for that, the first one also fetches its own some kilobytes ahead.
+    FEW_TILES = 32
+    FEWEST_TILES = 6
+    FEWEST_PIXELS = 12  # with fewer it is memory that limits, which is read best in one stream
+    FEW_PIXELS = 96
 
 
 cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
@@ -111,7 +120,12 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
             c, r = 0, r + row_step
         if r >= tap_rows:
             chunk.flags |= CK_LAST
-        stream = CK_STREAM if lines * tiles <= FEW_TILES else 0
+        stream, chunk.ahead_step = 0, 0
+        if lines * tiles <= FEW_TILES:
+            chunk.ahead = tile_w + chunk.rows * chunk.columns * chunk.run * width * size
+            chunk.ahead_step = CK_AHEAD
+        if lines * tiles <= FEWEST_TILES:
+            stream = CK_STREAM
         tile_out = out + (rows.start * job.out_row + columns.start * job.out_column) * size
         for line in range(lines):
             start = 0
@@ -121,6 +135,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
                 kernels.tile[vectors][stop - start](
                     &layout, &chunk, tile_x + start * layout.x_pixel * size, tile_w, bias,
                     tile_out + start * layout.out_pixel * size)
+                chunk.ahead += chunk.rows * chunk.columns * (chunk.run // 4) * chunk.ahead_step
                 start = stop
             tile_x += x_line * size
             tile_out += out_line * size
@@ -136,29 +151,21 @@ cdef inline bint clip(const Span *span, Py_ssize_t start, Py_ssize_t stop, Span 
     return part.start < part.stop
 
 
-cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+cdef void conv_block(const ConvJob *job, Py_ssize_t position, Py_ssize_t group,
+                     Py_ssize_t index) noexcept nogil:
     """One block of rows and columns of an image, one block of filters of a group."""
-    cdef const ConvJob *job = <const ConvJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i, j
-    cdef Py_ssize_t filters = item // job.positions, position = item % job.positions
-    if job.filters_fastest:
-        position = item // (job.groups * job.blocks)
-        filters = item % (job.groups * job.blocks)
-    cdef Py_ssize_t group = filters // job.blocks, block = filters % job.blocks
     cdef Py_ssize_t column_block = position % job.column_blocks
     position //= job.column_blocks
     cdef Py_ssize_t row_block = position % job.row_blocks, image = position // job.row_blocks
-    cdef Py_ssize_t first = job.vectors * block // job.blocks
-    cdef Py_ssize_t vectors = job.vectors * (block + 1) // job.blocks - first
-    cdef Py_ssize_t k0 = first * lanes
-    cdef int tail = <int>lanes
-    if block == job.blocks - 1:
-        tail = <int>(job.out_channels - (job.vectors - 1) * lanes)
+    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, index)
+    cdef int tail = <int>min(lanes, job.out_channels - block.first - (block.vectors - 1) * lanes)
     cdef const char *x = job.x + (image * job.x_image + group * job.channels) * size
-    cdef const char *weight = job.weight + (group * job.vectors * lanes + k0) * (
+    cdef const char *weight = job.weight + (group * job.vectors * lanes + block.first) * (
         job.h.kernel * job.w.kernel * job.channels * size)
-    cdef const char *bias = job.bias + (group * job.vectors * lanes + k0) * size
-    cdef char *out = job.out + (image * job.out_image + group * job.out_channels + k0) * size
+    cdef const char *bias = job.bias + (group * job.vectors * lanes + block.first) * size
+    cdef char *out = job.out + (
+        image * job.out_image + group * job.out_channels + block.first) * size
     cdef Span rows, columns
     for i in range(job.row_spans):
         if clip(&job.rows[i], job.h.out * row_block // job.row_blocks,
@@ -166,7 +173,66 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
             for j in range(job.column_spans):
                 if clip(&job.columns[j], job.w.out * column_block // job.column_blocks,
                         job.w.out * (column_block + 1) // job.column_blocks, &columns):
-                    conv_box(job, vectors, tail, x, weight, bias, out, &rows, &columns)
+                    conv_box(job, block.vectors, tail, x, weight, bias, out, &rows, &columns)
+
+
+cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One block of filters at one position, or all of them there: then no two threads write next
+    to each other, and the position's pixels are read once."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef Py_ssize_t index, group
+    if job.all_filters:
+        for group in range(job.groups):
+            for index in range(job.blocks):
+                conv_block(job, item, group, index)
+    else:
+        index = item // job.positions
+        conv_block(job, item % job.positions, index // job.blocks, index % job.blocks)
+
+
+cdef void few_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """All pixels of a 1x1 convolution and some blocks of filters, chunk by chunk.
+
+    With few pixels and many channels the pixels are as much data as a block's weights; so a chunk
+    of them stays in the cache while the blocks take their turns.
+    """
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, pieces = ceil_div(job.channels, CHUNK), piece, index
+    cdef Py_ssize_t first = job.blocks * item // job.row_blocks, e0, e1, start, stop, tile, tiles
+    cdef Py_ssize_t last = job.blocks * (item + 1) // job.row_blocks
+    cdef Block block
+    cdef ck_tile_layout layout
+    cdef ck_chunk chunk
+    memset(&layout, 0, sizeof(layout))
+    layout.x_pixel, layout.out_pixel = job.w.stride * job.x_column, job.out_column
+    layout.activation, layout.slope = job.activation, job.slope
+    chunk.rows = chunk.columns = 1
+    for piece in range(pieces):
+        e0 = job.channels * piece // pieces & ~3
+        e1 = job.channels if piece == pieces - 1 else job.channels * (piece + 1) // pieces & ~3
+        chunk.run, chunk.ahead_step = e1 - e0, CK_AHEAD
+        for index in range(first, last):
+            block = block_of(kernels, job.vectors, job.blocks, index)
+            layout.tail = <int>min(<Py_ssize_t>kernels.lanes, job.out_channels - block.first
+                                   - (block.vectors - 1) * kernels.lanes)
+            # Meanwhile the next block's weights are fetched.
+            chunk.ahead = job.weight + ((block.first + block.width) * job.channels
+                                        + e0 * block.width) * size
+            tiles = ceil_div(job.w.out, kernels.max_pixels[block.vectors])
+            start = 0
+            for tile in range(tiles):
+                stop = job.w.out * (tile + 1) // tiles
+                chunk.flags = (CK_FIRST if piece == 0 else 0) | (
+                    CK_LAST if piece == pieces - 1 else 0) | (
+                    CK_STREAM if tile == 0 and tiles <= FEWEST_TILES else 0)
+                kernels.tile[block.vectors][stop - start](
+                    &layout, &chunk, job.x + (start * layout.x_pixel + e0) * size,
+                    job.weight + (block.first * job.channels + e0 * block.width) * size,
+                    job.bias + block.first * size,
+                    job.out + (start * layout.out_pixel + block.first) * size)
+                chunk.ahead += chunk.run // 4 * CK_AHEAD
+                start = stop
 
 
 cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -220,7 +286,7 @@ cdef void cut_output(ConvJob *job, Py_ssize_t images, int threads) noexcept:
     job.positions = images * job.row_blocks * job.column_blocks
     cdef Py_ssize_t filter_bytes = job.kernels.itemsize * (
         ceil_div(job.out_channels, job.blocks) * job.channels * job.h.kernel * job.w.kernel)
-    job.filters_fastest = filter_bytes < pixels * per_pixel
+    job.all_filters = filter_bytes < pixels * per_pixel and job.positions >= 4 * threads
 
 
 cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int threads) except -1:
@@ -244,9 +310,19 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int thread
         if depthwise:
             flops = 8.0 * job.w.out * job.groups * taps
             return run(depthwise_item, job, images * job.h.out, flops, threads, 0)
+        if (taps == 1 and images == 1 and job.h.out == 1 and job.groups == 1 and job.blocks > 1
+                and FEWEST_PIXELS <= job.w.out <= FEW_PIXELS and job.channels > CHUNK
+                and job.rows.first < job.rows.last and job.column_spans == 1
+                and job.columns.first < job.columns.last):
+            job.row_blocks = min(job.blocks, max(4 * threads, ceil_div(job.blocks, 4)))
+            flops = 2.0 * job.w.out * job.channels * job.out_channels / job.row_blocks
+            return run(few_pixels_item, job, job.row_blocks,
+                       flops + 8.0 * job.channels * job.out_channels / job.row_blocks, threads, 0)
         cut_output(job, images, threads)
         flops = 2.0 * ceil_div(job.h.out, job.row_blocks) * ceil_div(job.w.out, job.column_blocks)
         flops *= ceil_div(job.out_channels, job.blocks) * job.channels * taps
+        if job.all_filters:
+            return run(conv_item, job, job.positions, flops * job.groups * job.blocks, threads, 0)
         return run(conv_item, job, job.positions * job.groups * job.blocks, flops, threads, 0)
     finally:
         give(job.rows)

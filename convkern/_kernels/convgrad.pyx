@@ -79,7 +79,7 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
     """
     cdef Py_ssize_t steps = block_steps(kernels_of(weight).lanes, weight.shape[1], rows, columns,
                                         groups)
-    if steps:
+    if steps and (not winograd or rows[1] > 1):
         blockwise_input_gradient(grad, weight, bias, out, rows, columns, steps, channels_last,
                                  threads, winograd)
         return

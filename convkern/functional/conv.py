@@ -75,16 +75,16 @@ class Window(NamedTuple):
         pads = padding_pairs(padding, kernel, steps, gaps)
         return cls(group_channels * groups, kernel, steps, pads, gaps, groups)
 
-    def outputs(self, input: np.ndarray) -> tuple[int, int]:
-        """Check the input's shape and return (OH, OW)."""
-        channels, *size = input.shape[-3:]
+    def output_size(self, input_shape: Sequence[int]) -> tuple[int, int]:
+        """Check the input's shape, (..., C, H, W), and return (OH, OW)."""
+        channels, *size = input_shape[-3:]
         if channels != self.in_channels:
             raise ValueError(
                 f"input must have {self.in_channels} channels for this weight and "
-                f"groups={self.groups}, got {channels} in shape {input.shape}"
+                f"groups={self.groups}, got {channels} in shape {input_shape}"
             )
         if 0 in size:
-            raise ValueError(f"input must have no empty spatial axis, got shape {input.shape}")
+            raise ValueError(f"input must have no empty spatial axis, got shape {input_shape}")
         axes = zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         rows, columns = (output_size(*axis) for axis in axes)
         return rows, columns
@@ -183,6 +183,10 @@ class PackedConv2d:
         self.algorithm = _one_of(algorithm, "algorithm", ALGORITHMS)
         self._packed: dict[tuple[bool, int], _kernels.PackedConv] = {}
 
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the output for an image of shape (C, H, W)."""
+        return (len(self._weight), *self.window.output_size(input_shape))
+
     def __call__(self, input: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Convolve `input`, as `conv2d` does."""
         input = as_array(input, "input", (3, 4), like=self._weight)
@@ -209,7 +213,7 @@ def _convolve(
     packed: dict[tuple[bool, int], _kernels.PackedConv] | None = None,
 ) -> np.ndarray:
     """Convolve with a contiguous weight, whose packed forms may be kept by their Winograd tile."""
-    out_size = window.outputs(input)
+    out_size = window.output_size(input.shape)
     shape = (*input.shape[:-3], weight.shape[0], *out_size)
     if out is not None:
         check_out(out, shape, (input, weight, bias))
@@ -426,7 +430,7 @@ def conv2d_backward(
     weight = as_array(weight, "weight", (4,), like=input)
     window = Window.of(weight, stride, padding, dilation, groups)
     algorithm = _one_of(algorithm, "algorithm", ALGORITHMS)
-    shape = (*input.shape[:-3], weight.shape[0], *window.outputs(input))
+    shape = (*input.shape[:-3], weight.shape[0], *window.output_size(input.shape))
     grad_output = _checked_gradient(grad_output, input, shape)
     want_input, want_weight, want_bias = checked_mask(output_mask)
     x, channels_last = as_images(input)
