@@ -15,7 +15,8 @@ import numpy as np
 
 import convkern
 from convkern import _kernels
-from convkern.bench.timing import OURS, Row
+from convkern.bench.peers import PEERS
+from convkern.bench.timing import OURS, SAME, Row
 
 
 def environment_of(options: argparse.Namespace, argv: Sequence[str], peak: float) -> dict[str, Any]:
@@ -31,7 +32,11 @@ def environment_of(options: argparse.Namespace, argv: Sequence[str], peak: float
             "python": platform.python_version(),
             "convkern": convkern.__version__,
             "numpy": np.__version__,
-            **{name: importlib.metadata.version(name) for name in options.against},
+            **{
+                package: importlib.metadata.version(package)
+                for name in options.against
+                for package in PEERS[name].packages
+            },
         },
     }
 
@@ -56,16 +61,17 @@ def introduction(environment: Mapping[str, Any]) -> str:
         f"{versions}\n"
         f"Medians of {environment['rounds']} interleaved rounds, float32; "
         "GFLOP/s of the direct algorithm.\n"
-        "Ratios are peer's time / convkern's time: above 1, convkern is faster.\n"
+        "Ratios are peer's time / convkern's time: above 1, convkern is faster; "
+        "in brackets those of the minima.\n"
     )
 
 
 def header(row: Row) -> str:
     """Return the two lines above the rows; a peer's name takes both."""
     columns = [name.partition(" ")[::2] for name in row["columns"]]
-    first = f"{'':<54}{'':>9}{'% of':>6}" + "".join(f"{word:>14}" for word, _ in columns)
+    first = f"{'':<54}{'':>9}{'% of':>6}" + "".join(f"{word:>16}" for word, _ in columns)
     second = f"{'shape':<26}{'N':>4} {'layout':<13}{'ms':>10}{'GFLOP/s':>9}{'peak':>6}"
-    return first + "\n" + second + "".join(f"{word:>14}" for _, word in columns)
+    return first + "\n" + second + "".join(f"{word:>16}" for _, word in columns)
 
 
 def line(row: Row) -> str:
@@ -81,7 +87,10 @@ def line(row: Row) -> str:
     rates = f"{'-':>9}{'-':>6}"
     if row["gflops"]:
         rates = f"{row['gflops']:9.1f}{100 * row['share_of_peak']:6.0f}"
-    ratios = "".join(f"{ratio:14.2f}" for ratio in row["ratios"].values())
+    minima = row["ratios_of_minima"]
+    ratios = "".join(
+        f"{f'{ratio:.2f} ({minima[name]:.2f})':>16}" for name, ratio in row["ratios"].items()
+    )
     busy = "  busy" if row["busy"] else ""
     return f"{start}{row['median_ms'][OURS]:10.3f}{rates}{ratios}{busy}"
 
@@ -106,11 +115,14 @@ def conclusion(rows: Sequence[Row]) -> str:
     """Return the lines under the rows: the means, and the rows to look at."""
     lines = [
         f"{'geometric mean':<31}{layout:<13}{'':>25}"
-        + "".join(f"{m:14.2f}" for m in means.values())
+        + "".join(f"{m:8.2f}{'':8}" for m in means.values())
         for layout, means in means(rows).items()
     ]
     counts = {
         "slower than a peer": sum(min(row["ratios"].values(), default=1.0) < 1.0 for row in rows),
+        "slower than torch in the same layout": sum(
+            row["ratios"].get(SAME, 1.0) < 1.0 for row in rows
+        ),
         "busy machine, not in the means": sum(row["busy"] for row in rows),
         "WRONG": sum(bool(row["wrong"]) for row in rows),
     }

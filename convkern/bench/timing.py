@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ from convkern.bench.cases import Call
 Row: TypeAlias = dict[str, Any]
 
 OURS = "convkern"
+SAME = "same layout"
 BEST = "best peer"
 
 
@@ -81,7 +83,38 @@ def interleave(
     return seconds
 
 
-def summarise(seconds: Mapping[str, list[float]], flops: int, peak: float) -> Row:
+def columns_of(peers: Sequence[str], layout: str) -> dict[str, list[str]]:
+    """Return what convkern is compared with: the peers, torch like for like, and the best.
+
+    Parameters
+    ----------
+    peers : sequence of str
+        Their names.
+    layout : str
+        The memory layout of convkern's images.
+
+    Returns
+    -------
+    dict
+        For the name of each column the peers whose smallest ratio it shows.
+
+    Examples
+    --------
+    >>> columns = columns_of(["torch nchw", "torch channels_last"], "nchw")
+    >>> columns["same layout"], columns["best peer"]
+    (['torch nchw'], ['torch nchw', 'torch channels_last'])
+    """
+    columns = {name: [name] for name in peers}
+    if f"torch {layout}" in peers:
+        columns[SAME] = [f"torch {layout}"]
+    if len(peers) > 1:
+        columns[BEST] = list(peers)
+    return columns
+
+
+def summarise(
+    seconds: Mapping[str, list[float]], flops: int, peak: float, layout: str = "-"
+) -> Row:
     """Return medians, minima, ratios and rates of interleaved timings.
 
     Parameters
@@ -92,12 +125,14 @@ def summarise(seconds: Mapping[str, list[float]], flops: int, peak: float) -> Ro
         Operations of one call by the direct algorithm; 0 where there are none to count.
     peak : float
         The machine's GFLOP/s, for the share of it.
+    layout : str
+        The memory layout of convkern's images.
 
     Returns
     -------
     dict
-        ``ratios`` are medians of the pairwise ratios of each round; where there
-        are several peers, ``"best peer"`` is the smallest of them.
+        ``ratios`` are medians of the pairwise ratios of each round, for each of
+        the `columns_of` the peers.
 
     Examples
     --------
@@ -112,17 +147,17 @@ def summarise(seconds: Mapping[str, list[float]], flops: int, peak: float) -> Ro
         for name, times in peers.items()
     }
     ratios_of_minima = {name: min(times) / min(ours) for name, times in peers.items()}
-    for kind in (ratios, ratios_of_minima):
-        if len(peers) > 1:
-            kind[BEST] = min(kind.values())
+    columns = columns_of(list(peers), layout)
     gflops = flops / median(ours) / 1e9 if flops else None
     return {
         "median_ms": {name: 1e3 * median(times) for name, times in seconds.items()},
         "minimum_ms": {name: 1e3 * min(times) for name, times in seconds.items()},
         "gflops": gflops,
         "share_of_peak": gflops / peak if gflops else None,
-        "ratios": ratios,
-        "ratios_of_minima": ratios_of_minima,
+        "ratios": {name: min(ratios[peer] for peer in among) for name, among in columns.items()},
+        "ratios_of_minima": {
+            name: min(ratios_of_minima[peer] for peer in among) for name, among in columns.items()
+        },
         "seconds": dict(seconds),
     }
 
@@ -140,16 +175,17 @@ def processor_seconds_of_others() -> float:
 
 def fma_peak(threads: int) -> float:
     """Return the most GFLOP/s that float32 FMAs reach on so many threads, in some 0.1 s."""
-
-    def spin(iterations: int, threads: int) -> tuple[float, float]:
-        start = time.perf_counter()
-        operations = threads * _kernels.spin_fma(np.float32, iterations, threads)
-        seconds = time.perf_counter() - start
-        return operations / seconds / 1e9, seconds
-
     settle()
-    iterations = 1024
-    # One thread finds how much to do: several may wait for each other instead of working.
-    while spin(iterations, 1)[1] < 0.01:
-        iterations *= 2
-    return max(spin(iterations, threads)[0] for _ in range(4))
+    return _kernels.fma_peak(threads)
+
+
+def bandwidth(threads: int) -> float:
+    """Return the most GB/s that are read and written by copying arrays far beyond the caches."""
+    parts = [np.ones((2, 2**27 // threads // 4), np.float32) for _ in range(threads)]
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            start = time.perf_counter()
+            list(pool.map(lambda part: np.copyto(part[0], part[1]), parts))
+            seconds.append(time.perf_counter() - start)
+    return sum(part.nbytes for part in parts) / min(seconds) / 1e9
