@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(header(row))
             print(line(row), flush=True)
             rows.append(row)
-    environment["fma_peak_gflops"] = peak
+    environment |= {"fma_peak_gflops": peak, "copy_gbytes": timing.bandwidth(options.threads)}
     if last := conclusion(rows):
         print(last)
     if options.json:
