@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import geometric_mean
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 
+from convkern.bench.report import introduction
 from convkern.bench.timing import BEST, OURS, SAME, Row
 
 _FASTER, _SLOWER = "#2f7f79", "#c8553d"
-_MARKERS = "osD^v*PXp"
+_MARKS = tuple(zip("osD^v<>", ("w", "gold", "C0", "C4", "C6", "C5", "C2"), strict=True))
 
 
 def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> None:
@@ -35,7 +38,7 @@ def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> Non
 
     rated = [row for row in _trusted(rows) if row["gflops"] and row["intensity"]]
     height = max(2.6 + 0.21 * len(rows), 6.2 if rated else 0)
-    figure = pyplot.figure(figsize=(14 if rated else 8, height), layout="constrained")
+    figure = pyplot.figure(figsize=(14 if rated else 8, height))
     # The roofline keeps its proportions however many rows there are.
     grid = figure.add_gridspec(
         2,
@@ -43,17 +46,13 @@ def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> Non
         width_ratios=[7, 6][: 1 + bool(rated)],
         height_ratios=[6.2, max(height - 6.2, 1e-3)],
     )
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1, hspace=0)
-    _plot_ratios(figure.add_subplot(grid[:, 0]), rows)
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.1, hspace=0)
+    _plot_ratios(figure.add_subplot(grid[:, 0]), rows, room=16 if rated else 2)
     if rated:
         _plot_roofline(figure.add_subplot(grid[0, 1]), rated, environment)
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    figure.suptitle(
-        f"{environment['command']}\n"
-        f"{environment['cpu']}, {environment['instruction_set']}, "
-        f"threads {environment['threads']}, float32\n{versions}",
-        fontsize="medium",
-    )
+    lines = introduction(environment).splitlines()[:3]
+    width = int(10 * figure.get_figwidth())
+    figure.suptitle("\n".join(fill(line, width) for line in lines), fontsize="medium")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -63,8 +62,11 @@ def _trusted(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["ratios"] and not row["busy"]]
 
 
-def _plot_ratios(axes: Any, rows: Sequence[Row]) -> None:
-    """Draw a bar from 1 to the ratio that counts most, and a mark for every peer's."""
+def _plot_ratios(axes: Any, rows: Sequence[Row], room: int) -> None:
+    """Draw a bar from 1 to the ratio that counts most, and a mark for every peer's.
+
+    There is room for so many rows at least: one alone is no tower.
+    """
     from matplotlib.patches import Patch
     from matplotlib.ticker import LogLocator
 
@@ -77,13 +79,16 @@ def _plot_ratios(axes: Any, rows: Sequence[Row]) -> None:
     for bar, row in zip(bars, rows, strict=True):
         bar.set_alpha(0.3 if row["busy"] else 0.75)
     handles = [Patch(color=_FASTER, alpha=0.75, label=_legend(rows, main))]
-    for name, marker in zip(peers, _MARKERS, strict=False):
-        if main == BEST:
-            marks = [row["ratios"].get(name, np.nan) for row in rows]
-            style = {"color": "white", "markeredgecolor": "#333333", "markersize": 4.5}
-            handles += axes.plot(
-                marks, places, marker, linestyle="", label=_legend(rows, name), **style
-            )
+    for name, (marker, color) in zip(peers if main == BEST else (), cycle(_MARKS)):
+        handles += axes.plot(
+            [row["ratios"].get(name, np.nan) for row in rows],
+            places,
+            marker,
+            color=color,
+            markeredgecolor="#333333",
+            markersize=5,
+            label=_legend(rows, name),
+        )
     _write_ratios(axes, rows, main)
     shown = [0.6, 1.8, *(r for row in _trusted(rows) or rows for r in row["ratios"].values())]
     axes.axvline(1, color="black", linewidth=1.2)
@@ -92,7 +97,7 @@ def _plot_ratios(axes: Any, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_locator(LogLocator(2, (1, 1.5) if max(shown) < 8 * min(shown) else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("peer's time / convkern's time  (right of 1: convkern is faster)")
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_ylim(max(len(rows), room) - 0.4, -0.6)
     axes.set_yticks(places, _names(rows), fontsize="small")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
@@ -146,11 +151,14 @@ def _names(rows: Sequence[Row]) -> list[str]:
 def _plot_roofline(axes: Any, rows: Sequence[Row], environment: Mapping[str, Any]) -> None:
     """Draw the rate of every row over its arithmetic intensity, under the machine's roof."""
     from matplotlib import colormaps
+    from matplotlib.ticker import NullFormatter
 
     peak, bytes_rate = environment["fma_peak_gflops"], environment["copy_gbytes"]
     intensities = np.array([row["intensity"] for row in rows])
-    lowest, highest = intensities.min() / 2, max(intensities.max() * 2, 4 * peak / bytes_rate)
-    roof = np.array([lowest, peak / bytes_rate, highest])
+    ridge = peak / bytes_rate
+    lowest = min(intensities.min() / 2, ridge / 10)
+    highest = max(intensities.max() * 2, ridge * 10)
+    roof = np.array([lowest, ridge, highest])
     axes.plot(roof, np.minimum(peak, bytes_rate * roof), color="black", linewidth=1.4)
     _, networks = np.unique([row["label"].split("/")[0] for row in rows], return_index=True)
     names = [rows[index]["label"].split("/")[0] for index in sorted(networks)]
@@ -174,23 +182,24 @@ def _plot_roofline(axes: Any, rows: Sequence[Row], environment: Mapping[str, Any
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(lowest, highest)
-    axes.set_ylim(min(ours.min(), best.min()) / 1.6, 1.9 * max(peak, ours.max()))
+    axes.set_ylim(min(ours.min(), best.min(), peak / 20) / 1.6, 1.9 * max(peak, ours.max()))
     axes.text(
-        1.05 * roof[1], 1.05 * peak, f"FMA peak {peak:.0f} GFLOP/s", va="bottom", fontsize="small"
+        1.05 * ridge, 1.05 * peak, f"FMA peak {peak:.0f} GFLOP/s", va="bottom", fontsize="small"
     )
-    # Along the slope, from its lower end.
-    start = 1.1 * max(lowest, axes.get_ylim()[0] / bytes_rate)
+    # Along the slope and a little above it, from its lower end.
+    start, above = 1.1 * max(lowest, axes.get_ylim()[0] / bytes_rate), 1.1 * bytes_rate
     axes.text(
         start,
-        1.1 * bytes_rate * start,
+        above * start,
         f"copying memory {bytes_rate:.0f} GB/s",
-        rotation=math.degrees(math.atan(bytes_rate)),
+        rotation=math.degrees(math.atan(above)),
         rotation_mode="anchor",
         transform_rotates_text=True,
         fontsize="small",
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("arithmetic intensity: FLOPs / bytes of all arrays, each once")
     axes.set_ylabel("GFLOP/s of the direct algorithm")
     axes.set_title("Roofline", fontsize="medium", loc="left")

@@ -57,9 +57,10 @@ def introduction(environment: Mapping[str, Any]) -> str:
     return (
         f"{environment['command']}\n"
         f"{environment['cpu']}, {environment['instruction_set']}, "
-        f"threads {environment['threads']}, FMA peak {environment['fma_peak_gflops']:.0f} GFLOP/s\n"
+        f"threads {environment['threads']}, float32, "
+        f"FMA peak {environment['fma_peak_gflops']:.0f} GFLOP/s\n"
         f"{versions}\n"
-        f"Medians of {environment['rounds']} interleaved rounds, float32; "
+        f"Medians of {environment['rounds']} interleaved rounds; "
         "GFLOP/s of the direct algorithm.\n"
         "Ratios are peer's time / convkern's time: above 1, convkern is faster; "
         "in brackets those of the minima.\n"
