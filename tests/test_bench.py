@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from convkern import bench, functional, reference
+from convkern.bench import cases, checking, timing
+from convkern.bench import report as reporting
 from convkern.nn import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from convkern.shapes import CONV_SHAPES, LINEAR_SHAPES, POOL_SHAPES, LayerShape, select
 
@@ -129,7 +131,7 @@ class Clock:
 def test_interleave_takes_turns():
     clock = Clock()
     calls = {"a": clock.call("a", 2.0), "b": clock.call("b", 4.0)}
-    seconds = bench.interleave(
+    seconds = timing.interleave(
         calls, 2, minimum=1.0, clock=clock, settle=lambda: clock.log.append("-")
     )
     assert seconds == {"a": [2.0, 2.0], "b": [4.0, 4.0]}
@@ -139,7 +141,7 @@ def test_interleave_takes_turns():
 
 def test_interleave_repeats_short_calls():
     clock = Clock()
-    seconds = bench.interleave(
+    seconds = timing.interleave(
         {"a": clock.call("a", 0.25), "b": clock.call("b", 8.0)},
         3,
         minimum=1.5,
@@ -154,14 +156,14 @@ def test_interleave_repeats_short_calls():
 def test_interleave_does_not_time_the_first_call():
     clock = Clock()
     first_is_slow = clock.call("a", 100.0, 1.0)
-    assert bench.interleave(
+    assert timing.interleave(
         {"a": first_is_slow}, 1, minimum=1.0, clock=clock, settle=lambda: None
     ) == {"a": [1.0]}
 
 
 def test_summarise():
     seconds = {"convkern": [1.0, 4.0, 2.0], "x": [3.0, 4.0, 4.0], "y": [0.5, 2.0, 4.0]}
-    row = bench.summarise(seconds, 6 * 10**9, 12.0)
+    row = timing.summarise(seconds, 6 * 10**9, 12.0)
     assert row["ratios"] == {"x": 2.0, "y": 0.5, "best peer": 0.5}
     assert row["ratios_of_minima"] == {"x": 3.0, "y": 0.5, "best peer": 0.5}
     assert row["median_ms"] == {"convkern": 2000.0, "x": 4000.0, "y": 2000.0}
@@ -171,7 +173,7 @@ def test_summarise():
 
 
 def test_summarise_without_peers_and_flops():
-    row = bench.summarise({"convkern": [1.0]}, 0, 12.0)
+    row = timing.summarise({"convkern": [1.0]}, 0, 12.0)
     assert row["ratios"] == {}
     assert row["gflops"] is row["share_of_peak"] is None
 
@@ -182,12 +184,13 @@ def test_summarise_without_peers_and_flops():
 @pytest.fixture
 def quiet(monkeypatch):
     """Make the machine look idle, whatever else runs on it."""
-    monkeypatch.setattr(bench, "_processor_seconds_of_others", lambda: 0.0)
-    monkeypatch.setattr(bench, "_fma_peak", lambda threads: 100.0 * threads)
-    monkeypatch.setattr(bench, "interleave", quick_interleave)
+    monkeypatch.setattr(timing, "processor_seconds_of_others", lambda: 0.0)
+    monkeypatch.setattr(timing, "fma_peak", lambda threads: 100.0 * threads)
+    monkeypatch.setattr(timing, "bandwidth", lambda threads: 10.0)
+    monkeypatch.setattr(timing, "interleave", quick_interleave)
 
 
-def quick_interleave(calls, rounds, interleave=bench.interleave):
+def quick_interleave(calls, rounds, interleave=timing.interleave):
     return interleave(calls, rounds, minimum=1e-4, settle=lambda: None)
 
 
@@ -218,6 +221,7 @@ def test_main_for_real(torch, tmp_path, capsys):
     assert [row["layout"] for row in found["rows"]] == ["nchw", "channels_last"]
     for row in found["rows"]:
         assert set(row["seconds"]) == {"convkern", "torch nchw", "torch channels_last"}
+        assert row["ratios"]["same layout"] == row["ratios"][f"torch {row['layout']}"]
         assert all(len(times) == 2 and min(times) > 0 for times in row["seconds"].values())
         assert row["ratios"]["best peer"] == min(row["ratios"].values()) > 0
         assert row["flops"] == select("mnist_cnn/conv1")[0].flops
@@ -235,6 +239,9 @@ def test_main_for_real(torch, tmp_path, capsys):
         ["--shapes", "cifar_basic", "--batch", "1", "3"],
         ["--shapes", "mnist_cnn/conv1", "--prepacked"],
         ["--shapes", "mobilenet/depthwise9"],
+        ["--what", "backward", "--shapes", "cifar_basic", "--layout", "channels_last"],
+        ["--what", "backward", "--shapes", "mobilenet/depthwise9", "--gradient", "weight"],
+        ["--what", "backward", "--shapes", "resnet20/layer3.first", "--gradient", "input"],
         ["--what", "pool", "--shapes", "googlenet/5a.pool"],
         ["--what", "linear", "--shapes", "alexnet/fc8", "--batch", "2"],
     ],
@@ -248,6 +255,107 @@ def test_every_kind_of_work(torch, quiet, tmp_path, arguments):
     assert set(means) == set(found["rows"][0]["ratios"])
 
 
+def test_gradients_count_their_work(torch, quiet, tmp_path):
+    [shape] = select("cifar_basic/conv2")
+    found = {}
+    for gradient in ("all", "input", "weight"):
+        arguments = ["--what", "backward", "--shapes", shape.label, "--gradient", gradient]
+        _, result = report(tmp_path, *arguments)
+        [row] = result["rows"]
+        found[gradient] = row["flops"] / shape.flops
+        assert {"reference", "torch nchw", "torch channels_last"} == set(row["errors"])
+    assert found == {"all": 2, "input": 1, "weight": 1}
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_wrong_gradient_is_found(torch, quiet, tmp_path, monkeypatch, index):
+    def wrong(*arguments, right=functional.conv2d_backward, **keywords):
+        gradients = right(*arguments, **keywords)
+        gradients[index].flat[-1] += np.abs(gradients[index]).max() / 100
+        return gradients
+
+    monkeypatch.setattr(functional, "conv2d_backward", wrong)
+    code, found = report(tmp_path, "--what", "backward", "--shapes", "cifar_basic/conv3")
+    assert code == 1
+    assert found["rows"][0]["wrong"] == ["reference", "torch nchw", "torch channels_last"]
+
+
+def test_gradients_without_peers_are_compared_with_the_reference(quiet, tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "_REFERENCE_FLOPS", 1.0)
+    arguments = ["--what", "backward", "--shapes", "cifar_basic/conv3", "--batch", "3"]
+    code, found = report(tmp_path, *arguments, "--against", "none")
+    assert code == 0
+    assert set(found["rows"][0]["errors"]) == {"reference"}
+
+
+def test_training(torch, quiet, tmp_path):
+    plot = tmp_path / "training.png"
+    arguments = ["--what", "train", "--shapes", "cifar_basic", "--batch", "2", "--threads", "1"]
+    code, found = report(tmp_path, *arguments, "--plot", str(plot))
+    assert code == 0
+    [row] = found["rows"]
+    assert set(row["ratios"]) == {"torch nchw", "torch channels_last", "same layout", "best peer"}
+    assert 0 < max(row["errors"].values()) < cases.TRAINING_TOLERANCE
+    assert plot.exists()
+
+
+def test_a_wrong_training_step_is_not_timed(torch, quiet, tmp_path, monkeypatch):
+    right = functional.conv2d_backward
+
+    def one_gradient_too_small(*arguments, **keywords):
+        grad_input, grad_weight, grad_bias = right(*arguments, **keywords)
+        return grad_input, 0.9 * grad_weight, grad_bias
+
+    monkeypatch.setattr(functional, "conv2d_backward", one_gradient_too_small)
+    arguments = ["--what", "train", "--shapes", "cifar_basic", "--batch", "2"]
+    code, found = report(tmp_path, *arguments)
+    assert code == 1
+    assert found["rows"][0]["wrong"] == ["torch nchw", "torch channels_last"]
+
+
+def test_what_is_random_is_compared_without_dropout(monkeypatch):
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
+    case = cases.training_case("alexnet", 2, "nchw")
+    first, second = (case.call()[0] for _ in range(2))
+    assert first != second
+    one, other = case.twin(), case.twin()
+    assert one.call()[0] == other.call()[0]
+    assert one.twin is None
+
+
+def test_the_twin_in_torch_computes_the_same(torch):
+    from convkern import models
+    from convkern.bench.torch_peers import as_module
+
+    for name in ("resnet20", "cs231n_convnet", "cifar_advanced"):
+        net = getattr(models, name)(rng=np.random.default_rng(0)).eval()
+        images = np.random.default_rng(1).standard_normal((2, *models.INPUT_SHAPE[name]))
+        images = images.astype(np.float32)
+        module = as_module(net).eval()
+        with torch.no_grad():
+            expected = module(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(net(images), expected, rtol=1e-4, atol=1e-5)
+        shapes = [parameter.data.shape for parameter in net.parameters()]
+        assert [tuple(parameter.shape) for parameter in module.parameters()] == shapes
+
+
+@pytest.mark.parametrize(
+    ("peer", "columns"),
+    [("torch-jit", {"torch jit", "torch jit-opt", "best peer"}), ("torch-compile", None)],
+)
+def test_compilers_of_torch(torch, quiet, tmp_path, monkeypatch, peer, columns):
+    if columns is None:  # the compiler takes a minute: only its place is taken here
+        columns = {"torch compile"}
+        monkeypatch.setattr(torch, "compile", lambda module, options: module)
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
+    arguments = ["--what", "alexnet", "--batch", "1", "--prepacked", "--against", peer]
+    code, found = report(tmp_path, *arguments)
+    assert code == 0
+    [row] = found["rows"]
+    assert set(row["ratios"]) == columns
+    assert (row["label"], row["layout"]) == ("alexnet, frozen", "channels_last")
+
+
 def small_net(rng):
     return Sequential(
         ("features", Sequential(Conv2d(3, 4, 11, stride=4, rng=rng), ReLU(), MaxPool2d(3, 2))),
@@ -257,8 +365,8 @@ def small_net(rng):
 
 
 def test_network(torch, quiet, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.models, "alexnet", small_net)
-    code, found = report(tmp_path, "--what", "alexnet", "--layout", "both")
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
+    code, found = report(tmp_path, "--what", "alexnet", "--layout", "both", "--against", "torch")
     assert code == 0
     assert [(row["batch"], row["layout"]) for row in found["rows"]] == [
         (1, "nchw"),
@@ -274,7 +382,7 @@ def test_network(torch, quiet, tmp_path, monkeypatch):
 def test_peers_that_read_onnx(peer, quiet, tmp_path, monkeypatch):
     for package in ("onnx", peer):
         pytest.importorskip(package)
-    monkeypatch.setattr(bench.models, "alexnet", small_net)
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
     for arguments in (
         ["--shapes", "mnist_cnn/conv2", "mobilenet/depthwise8"],
         ["--what", "pool", "--shapes", "resnet50/maxpool"],
@@ -315,7 +423,7 @@ def test_a_wrong_kernel_is_not_timed(quiet, tmp_path, monkeypatch, capsys, spoil
 
 
 def test_a_wrong_image_beyond_the_reference_is_found_by_a_peer(torch, quiet, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "_REFERENCE_FLOPS", 1.0)  # one image only, the last
+    monkeypatch.setattr(checking, "_REFERENCE_FLOPS", 1.0)  # one image only, the last
 
     def first_image_wrong(*arguments, right=functional.conv2d, **keywords):
         result = right(*arguments, **keywords)
@@ -340,17 +448,17 @@ def test_the_reference_computes_the_last_images(monkeypatch):
 
     monkeypatch.setattr(reference, "conv2d", counted)
     [shape] = select("mnist_cnn/conv1")
-    work = bench._layer_work("conv2d", shape, 4, "nchw", prepacked=False)
+    case = cases.layer_case("conv2d", shape, 4, "nchw", prepacked=False)
     for budget in (0.5, 2.5, 100.0):
-        monkeypatch.setattr(bench, "_REFERENCE_FLOPS", budget * shape.flops)
-        assert bench._errors(work, {})["reference"] < 1e-5
+        monkeypatch.setattr(checking, "_REFERENCE_FLOPS", budget * shape.flops)
+        assert checking.errors(case, {})["reference"] < 1e-5
     assert batches == [1, 2, 4]
 
 
 def test_a_busy_machine_is_told_and_left_out(torch, quiet, tmp_path, monkeypatch, capsys):
     # Before and after each of the two rows, which take much less than 1000 s.
     used = iter([5.0, 5.0, 5.0, 1005.0])
-    monkeypatch.setattr(bench, "_processor_seconds_of_others", lambda: next(used))
+    monkeypatch.setattr(timing, "processor_seconds_of_others", lambda: next(used))
     _, found = report(tmp_path, "--shapes", "cifar_basic/conv[23]", "--threads", "1")
     assert [row["busy"] for row in found["rows"]] == [False, True]
     assert found["geometric_means"] == {"nchw": pytest.approx(found["rows"][0]["ratios"])}
@@ -359,18 +467,18 @@ def test_a_busy_machine_is_told_and_left_out(torch, quiet, tmp_path, monkeypatch
 
 def test_processor_seconds_of_others(monkeypatch):
     stat = "cpu  100 10 20 9999 50 3 4 5 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
-    monkeypatch.setattr(bench.time, "process_time", lambda: 0.5)
-    monkeypatch.setattr(bench.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(timing.time, "process_time", lambda: 0.5)
+    monkeypatch.setattr(timing.os, "sysconf", lambda name: 100)
     with monkeypatch.context() as patch:
-        patch.setattr(bench.Path, "read_text", lambda path, encoding: stat)
-        assert bench._processor_seconds_of_others() == pytest.approx(1.42 - 0.5)
+        patch.setattr(timing.Path, "read_text", lambda path, encoding: stat)
+        assert timing.processor_seconds_of_others() == pytest.approx(1.42 - 0.5)
 
     def refuse(path, encoding):
         raise FileNotFoundError(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.Path, "read_text", refuse)
-        assert bench._processor_seconds_of_others() == 0.0
+        patch.setattr(timing.Path, "read_text", refuse)
+        assert timing.processor_seconds_of_others() == 0.0
 
 
 def test_a_losing_row_is_shown_as_losing(capsys):
@@ -380,20 +488,42 @@ def test_a_losing_row_is_shown_as_losing(capsys):
         "layout": "nchw",
         "wrong": [],
         "busy": False,
-        **bench.summarise({"convkern": [0.002], "peer": [0.001]}, 10**6, 10.0),
+        **timing.summarise({"convkern": [0.002], "peer": [0.001]}, 10**6, 10.0),
     }
-    assert bench._line(row).split() == ["net/layer", "1", "nchw", "2.000", "0.5", "5", "0.50"]
-    assert "slower than a peer: 1 of 1 rows" in bench._conclusion([row])
+    assert reporting.line(row).split() == [
+        "net/layer",
+        "1",
+        "nchw",
+        "2.000",
+        "0.5",
+        "5",
+        "0.50",
+        "(0.50)",
+    ]
+    assert "slower than a peer: 1 of 1 rows" in reporting.conclusion([row])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "numpy"], "known peers are torch, onnxruntime, openvino; got 'numpy'"),
+        (
+            ["--against", "numpy"],
+            "known peers are torch, torch-jit, torch-compile, onnxruntime, openvino; got",
+        ),
         (["--shapes", "lenet"], "argument --shapes: no shape is named 'lenet'"),
         (["--what", "pool", "--shapes", "mnist_cnn"], "no shape is named 'mnist_cnn'"),
         (["--what", "alexnet", "--shapes", "vgg19"], "--shapes does not go with --what alexnet"),
-        (["--what", "pool", "--prepacked"], "--prepacked goes with --what forward only"),
+        (["--what", "pool", "--prepacked"], "--prepacked goes with --what forward or alexnet only"),
+        (["--gradient", "input"], "--gradient goes with --what backward only"),
+        (
+            ["--what", "train", "--shapes", "lenet"],
+            "no network is named 'lenet'; known are alexnet",
+        ),
+        (["--what", "train", "--against", "none"], "--what train needs torch"),
+        (
+            ["--what", "backward", "--against", "openvino"],
+            "--against openvino does not go with --what backward",
+        ),
         (["--batch", "0"], "must be at least 1, got 0"),
         (["--threads", "0"], "number of threads must be at least 1, got 0"),
         (["--json", "no/such/folder/x.json"], "there is no folder"),

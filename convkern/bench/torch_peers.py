@@ -1,0 +1,204 @@
+"""torch: eager in both memory formats, and its ways to compile a network.
+
+Everything imports torch inside functions: it is needed by nobody else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from convkern import nn
+from convkern.bench.cases import Array, Call, Case, Operation, as_call
+
+
+@contextmanager
+def _session(threads: int) -> Iterator[Any]:
+    """Import torch and give it so many threads, without gradients."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield torch
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def eager(threads: int) -> Iterator[Callable[[Case], dict[str, Call]]]:
+    """Time torch as it comes, images and filters in either memory format."""
+    with _session(threads) as torch:
+
+        def prepare(case: Case) -> dict[str, Call]:
+            if case.input.ndim != 4:
+                return {"torch": _operator(case, torch.contiguous_format)}
+            make = _operator
+            if case.network:
+                make = _network if case.network.target is None else _training_step
+            return {
+                "torch nchw": make(case, torch.contiguous_format),
+                "torch channels_last": make(case, torch.channels_last),
+            }
+
+        yield prepare
+
+
+@contextmanager
+def jit(threads: int) -> Iterator[Callable[[Case], dict[str, Call]]]:
+    """Time a network that torch has traced and frozen, and then also optimized."""
+    with _session(threads) as torch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        def prepare(case: Case) -> dict[str, Call]:
+            module, x = _module_and_images(case, torch.channels_last)
+            frozen = torch.jit.freeze(torch.jit.trace(module, x))
+            optimized = torch.jit.optimize_for_inference(torch.jit.trace(module, x))
+            for compiled in (frozen, optimized):
+                for _ in range(3):  # the first calls look at the shapes and compile
+                    compiled(x)
+            return {"torch jit": lambda: frozen(x), "torch jit-opt": lambda: optimized(x)}
+
+        yield prepare
+
+
+@contextmanager
+def compiled(threads: int) -> Iterator[Callable[[Case], dict[str, Call]]]:
+    """Time a network that ``torch.compile`` has compiled, its weights constants."""
+    with _session(threads) as torch:
+
+        def prepare(case: Case) -> dict[str, Call]:
+            module, x = _module_and_images(case, torch.channels_last)
+            call = torch.compile(module, options={"freezing": True})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what the compiler says is not the user's
+                call(x)
+            return {"torch compile": lambda: call(x)}
+
+        yield prepare
+
+
+def _operator(case: Case, memory_format: Any) -> Call:
+    """Return a call of torch's operator on tensors in a memory format."""
+    import torch
+
+    [operation] = case.operations
+    if operation.function == "conv2d_backward":
+        operation = _convolution_backward(operation)
+    weights = [_tensor(weight, memory_format) for weight in operation.weights]
+    functions = SimpleNamespace(
+        **vars(torch.nn.functional),
+        convolution_backward=torch.ops.aten.convolution_backward.default,
+    )
+    x = _tensor(case.input, memory_format)
+    return as_call([operation._replace(weights=weights)], functions, x)
+
+
+def _convolution_backward(operation: Operation) -> Operation:
+    """Return the operation in the words of torch's own backward pass."""
+    given = operation.arguments
+    _, weight = operation.weights
+    return Operation(
+        "convolution_backward",
+        operation.weights,
+        {
+            "bias_sizes": [len(weight)],
+            **{name: [given[name]] * 2 for name in ("stride", "padding", "dilation")},
+            "transposed": False,
+            "output_padding": [0, 0],
+            "groups": given["groups"],
+            "output_mask": given["output_mask"],
+        },
+    )
+
+
+def _tensor(array: Array, memory_format: Any) -> Any:
+    """Return an array as a tensor, images and filters in a memory format."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor.contiguous(memory_format=memory_format) if array.ndim == 4 else tensor
+
+
+def _network(case: Case, memory_format: Any) -> Call:
+    """Return a call of the network."""
+    module, x = _module_and_images(case, memory_format)
+    return lambda: module(x)
+
+
+def _training_step(case: Case, memory_format: Any) -> Call:
+    """Return a training step; the update is torch's fastest, in one pass."""
+    import torch
+
+    assert case.network is not None
+    with torch.inference_mode(False):
+        module, x = _module_and_images(case, memory_format)
+        target = torch.from_numpy(case.network.target)
+        parameters = list(module.train().parameters())
+        optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, fused=True)
+
+    @torch.inference_mode(False)
+    def step() -> list[Any]:
+        optimizer.zero_grad()
+        loss: Any = torch.nn.functional.cross_entropy(module(x), target)
+        loss.backward()
+        optimizer.step()
+        return [loss.detach(), *(parameter.grad for parameter in parameters)]
+
+    return step
+
+
+def _module_and_images(case: Case, memory_format: Any) -> tuple[Any, Any]:
+    """Return the network of a case with weights of its own, in eval mode, and its images."""
+    assert case.network is not None
+    module = as_module(case.network.layer).eval().to(memory_format=memory_format)
+    return module, _tensor(case.input, memory_format)
+
+
+def as_module(layer: nn.Layer) -> Any:
+    """Return the twin of a layer in ``torch.nn``, with a copy of its parameters.
+
+    Names and arguments are the same there, so attributes of a layer are the arguments of its
+    twin.  ReLUs work in place, as in torch's own networks.
+    """
+    import torch
+
+    if isinstance(layer, nn.Sequential):
+        return torch.nn.Sequential(*map(as_module, layer.layers))
+    if isinstance(layer, nn.Residual):
+        return _residual(layer)
+    if isinstance(layer, nn.ReLU):
+        return torch.nn.ReLU(inplace=True)
+    kind = getattr(torch.nn, type(layer).__name__)
+    names = inspect.signature(kind).parameters.keys() & vars(layer).keys()
+    arguments = {name: getattr(layer, name) for name in names}
+    if "bias" in arguments:
+        arguments["bias"] = arguments["bias"] is not None
+    module = kind(**arguments)
+    state = {key: torch.from_numpy(np.array(value)) for key, value in layer.state_dict().items()}
+    module.load_state_dict(state)
+    return module
+
+
+def _residual(layer: nn.Residual) -> Any:
+    """Return the twin of a residual block."""
+    import torch
+
+    class Residual(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = as_module(layer.body)
+            shortcut = layer.shortcut
+            self.shortcut = torch.nn.Identity() if shortcut is None else as_module(shortcut)
+
+        def forward(self, x: Any) -> Any:
+            return self.body(x) + self.shortcut(x)
+
+    return Residual()
