@@ -68,6 +68,27 @@ def axis_phases(Py_ssize_t size, Py_ssize_t out, Py_ssize_t kernel, Py_ssize_t s
         yield first, taps, (out, (size - 1 - first) // stride + 1, count, 1, lead, gap)
 
 
+cdef struct ClearJob:
+    char *out
+    size_t bytes
+
+cdef enum:
+    CLEAR_BYTES = 1 << 17
+
+
+cdef void clear_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    cdef const ClearJob *job = <const ClearJob *>job_
+    cdef size_t start = <size_t>item * CLEAR_BYTES
+    memset(job.out + start, 0, min(<size_t>CLEAR_BYTES, job.bytes - start))
+
+
+cdef int clear(cnp.ndarray out, int threads) except -1:
+    """Fill a dense array with zeros."""
+    cdef ClearJob job
+    job.out, job.bytes = <char *>cnp.PyArray_DATA(out), <size_t>cnp.PyArray_NBYTES(out)
+    return run(clear_item, &job, ceil_div(job.bytes, CLEAR_BYTES), 0.2 * CLEAR_BYTES, threads, 0)
+
+
 def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
                    tuple rows, tuple columns, Py_ssize_t groups, bint channels_last, int threads,
                    int winograd=0):
@@ -90,7 +111,7 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
     ]
     if channels_last and bias is None and any(p[1][2] * p[4][2] == 0 for p in phases):
         # Pixels that no window meets.
-        (<object>out)[...] = 0
+        clear(out, threads)
         phases = [phase for phase in phases if phase[1][2] * phase[4][2]]
     parts = [
         Part(PackedConv(weight, bias, groups, threads, winograd, True, row_taps, column_taps), h, w,
