@@ -113,6 +113,7 @@ extensions = [
         "conv",
         "convgrad",
         "dense",
+        "depthwise",
         "optimizer",
         "packing",
         "planes",

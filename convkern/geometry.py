@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, TypeAlias, overload
 
 IntPair: TypeAlias = int | Sequence[int]
@@ -30,6 +31,13 @@ def integer(value: Any, name: str, minimum: int) -> int:
     if number >= LIMIT:
         raise ValueError(f"{name} must be below 2**31, got {number}")
     return number
+
+
+def number(value: Any, name: str) -> float:
+    """Return a real number as a float; booleans and text are not numbers."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    return float(value)
 
 
 def pair(value: Any, name: str, minimum: int = 1) -> tuple[int, int]:

@@ -416,8 +416,9 @@ def max_unpool2d(
             for i, size in enumerate(input.shape[-2:])
         ]
     result = np.zeros((*input.shape[:-2], *output_size[-2:]))
-    target, where = _scattered(result, indices)
-    target[where] = input
+    # In the order of the elements, whatever their memory's: of equal indices the last counts.
+    target, where = _scattered(result, np.ascontiguousarray(indices))
+    target[where] = np.ascontiguousarray(input)
     return result
 
 
@@ -521,12 +522,18 @@ def lp_pool2d(
 
     The sum is the window's mean times ``KH * KW``, so a partial window of ceil mode counts as
     a whole one.  The powers are of `x` itself, not of its magnitude: a negative sum is NaN.
+    An infinite norm is the largest magnitude, or for minus infinity the smallest.
 
     Examples
     --------
     >>> lp_pool2d(np.array([[[3.0, 4.0]]]), 2, (1, 2))
     array([[[5.]]])
     """
+    if math.isinf(norm_type):
+        sign = math.copysign(1, norm_type)
+        signed = np.copysign(np.asarray(input, np.float64), sign)
+        extremes = max_pool2d(signed, kernel_size, stride, ceil_mode=ceil_mode)
+        return np.copysign(np.asarray(extremes, np.float64), 1)
     powers = np.asarray(input, np.float64) ** norm_type
     sums = avg_pool2d(powers, kernel_size, stride, ceil_mode=ceil_mode)
     sums *= math.prod(pair(kernel_size, "kernel_size"))
@@ -545,7 +552,8 @@ def lp_pool2d_backward(
 ) -> Float64:
     """Return ``x**(p-1) * sum of grad_output * y**(1-p)`` over the windows that `x` is in.
 
-    A zero output passes nothing on.  Windows of ceil mode count as in :func:`lp_pool2d`.
+    A window without a sum passes nothing on.  Windows of ceil mode count as in
+    :func:`lp_pool2d`.  With an infinite `p` it is the extreme of the magnitudes that counts.
 
     Examples
     --------
@@ -554,8 +562,16 @@ def lp_pool2d_backward(
     array([[[0.6, 0.8]]])
     """
     x, y = np.asarray(input, np.float64), np.asarray(output, np.float64)
+    if math.isinf(norm_type):
+        magnitudes = np.copysign(x, norm_type)
+        indices = max_pool2d(
+            magnitudes, kernel_size, stride, ceil_mode=ceil_mode, return_indices=True
+        )[1]
+        extreme: Float64 = max_pool2d_backward(grad_output, indices, x.shape) * np.sign(x)
+        return extreme
     slope = np.zeros_like(y)
-    np.power(y, 1 - norm_type, out=slope, where=y != 0)
+    of_no_sum = 0 if norm_type > 0 else np.inf
+    np.power(y, 1 - norm_type, out=slope, where=abs(y) != of_no_sum)
     slope *= grad_output * math.prod(pair(kernel_size, "kernel_size"))
     shares = avg_pool2d_backward(slope, x.shape, kernel_size, stride, ceil_mode=ceil_mode)
     result: Float64 = shares * x ** (norm_type - 1)
@@ -977,5 +993,5 @@ def _reduced(losses: Float64, reduction: str, total: float) -> Float64 | np.floa
 
 def _log_softmax(x: Float64, axis: int) -> Float64:
     """Return ``x - log(sum(exp(x)))`` along `axis`, without overflow."""
-    shifted = x - x.max(axis=axis, keepdims=True)
+    shifted = x - x.max(axis=axis, keepdims=True, initial=-math.inf)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))

@@ -5,7 +5,7 @@ import pytest
 
 from convkern import functional, num_threads, reference
 
-from .guarded import Guarded
+from .memory import guarded
 
 DTYPES = (np.float32, np.float64)
 SHAPES = 10_000
@@ -233,20 +233,18 @@ def test_reads_stay_inside_the_arrays(dtype, at_end):
     rng = np.random.default_rng(2)
     for channels in (1, 3, 8, 15, 17, 33):
         for width in (5, 8, 16, 19):
-            nhwc = Guarded(integers(rng, (1, 6, width, channels), dtype), at_end)
-            nchw = Guarded(integers(rng, (1, channels, 6, width), dtype), at_end)
-            w = Guarded(integers(rng, (19, channels, 3, 3), dtype), at_end)
-            depthwise = Guarded(integers(rng, (channels, 1, 3, 3), dtype), at_end)
-            bias = Guarded(integers(rng, 19, dtype), at_end)
-            for x in (nhwc.array.transpose(0, 3, 1, 2), nchw.array):
+            nhwc = guarded(integers(rng, (1, 6, width, channels), dtype), at_end)
+            nchw = guarded(integers(rng, (1, channels, 6, width), dtype), at_end)
+            w = guarded(integers(rng, (19, channels, 3, 3), dtype), at_end)
+            depthwise = guarded(integers(rng, (channels, 1, 3, 3), dtype), at_end)
+            bias = guarded(integers(rng, 19, dtype), at_end)
+            for x in (nhwc.transpose(0, 3, 1, 2), nchw):
                 for stride, padding in ((1, 1), (2, 0), (1, (2, 0))):
-                    y = functional.conv2d(
-                        x, w.array, bias.array, stride, padding, algorithm="direct"
-                    )
-                    expected = reference.conv2d(x, w.array, bias.array, stride, padding)
+                    y = functional.conv2d(x, w, bias, stride, padding, algorithm="direct")
+                    expected = reference.conv2d(x, w, bias, stride, padding)
                     np.testing.assert_array_equal(y, expected)
-                y = functional.conv2d(x, depthwise.array, padding=1, groups=channels)
-                expected = reference.conv2d(x, depthwise.array, padding=1, groups=channels)
+                y = functional.conv2d(x, depthwise, padding=1, groups=channels)
+                expected = reference.conv2d(x, depthwise, padding=1, groups=channels)
                 np.testing.assert_array_equal(y, expected)
                 for options in ((3, 2, 1), (2, 1, 0), (3, 3, 1)):
                     got = functional.max_pool2d(x, *options, return_indices=True)
@@ -261,9 +259,9 @@ def test_reads_stay_inside_the_arrays(dtype, at_end):
                 functional.max_pool_channels(x, 1, 2)
                 functional.local_response_norm(x, 5)
                 functional.relu(x)
-            rows = Guarded(integers(rng, (7, width * channels), dtype), at_end)
-            matrix = Guarded(integers(rng, (19, width * channels), dtype), at_end)
+            rows = guarded(integers(rng, (7, width * channels), dtype), at_end)
+            matrix = guarded(integers(rng, (19, width * channels), dtype), at_end)
             np.testing.assert_array_equal(
-                functional.linear(rows.array, matrix.array, bias.array),
-                reference.linear(rows.array, matrix.array, bias.array),
+                functional.linear(rows, matrix, bias),
+                reference.linear(rows, matrix, bias),
             )

@@ -7,11 +7,12 @@ import math
 
 import numpy as np
 import pytest
-from memory import guarded
 
 import convkern
 from convkern import nn, num_threads, reference
 from convkern.checkpoint import load_weights, save_weights
+
+from .memory import guarded
 
 DTYPES = (np.float32, np.float64)
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}

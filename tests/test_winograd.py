@@ -10,7 +10,7 @@ import convkern
 from convkern import conv2d, conv2d_backward, num_threads, reference, set_float32_precision, shapes
 from convkern.functional import PackedConv2d, algorithm, to_channels_last
 
-from .guarded import Guarded
+from .memory import guarded
 
 ROOT = Path(__file__).parents[1]
 TRANSFORMS = ROOT / "convkern" / "_kernels" / "csrc" / "winograd_transforms.inc"
@@ -202,11 +202,11 @@ def test_reads_nothing_outside_its_arrays():
     for at_end in (False, True):
         for taps, C, OC in ((3, 5, 20), (5, 16, 33), (3, 33, 7)):
             x, g, w = (
-                Guarded(normal(rng, *shape), at_end)
+                guarded(normal(rng, *shape), at_end)
                 for shape in ((2, 9, 10, C), (2, 9, 10, OC), (OC, C, taps, taps))
             )
-            images, grads = x.array.transpose(0, 3, 1, 2), g.array.transpose(0, 3, 1, 2)
+            images, grads = x.transpose(0, 3, 1, 2), g.transpose(0, 3, 1, 2)
             given = {"padding": taps // 2, "algorithm": "winograd"}
-            y = conv2d(images, w.array, **given)
-            assert error(y, reference.conv2d(*wide(images, w.array), padding=taps // 2)) < HIGH
-            conv2d_backward(grads, images, w.array, **given)
+            y = conv2d(images, w, **given)
+            assert error(y, reference.conv2d(*wide(images, w), padding=taps // 2)) < HIGH
+            conv2d_backward(grads, images, w, **given)

@@ -31,6 +31,7 @@ try:
         to_contiguous,
     )
     from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
+    from convkern._kernels.depthwise import depthwise_planes
     from convkern._kernels.optimizer import adam, sgd, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
@@ -52,6 +53,7 @@ __all__ = [
     "conv2d",
     "conv2d_planes",
     "dense_taps",
+    "depthwise_planes",
     "empty",
     "empty_cache",
     "fma_peak",

@@ -83,11 +83,19 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
         blockwise_input_gradient(grad, weight, bias, out, rows, columns, steps, channels_last,
                                  threads, winograd)
         return
+    phases = [
+        (row, row_taps, h, column, column_taps, w)
+        for row, row_taps, h in axis_phases(out.shape[2], grad.shape[2], *rows)
+        for column, column_taps, w in axis_phases(out.shape[3], grad.shape[3], *columns)
+    ]
+    if channels_last and bias is None and any(p[1][2] * p[4][2] == 0 for p in phases):
+        # Pixels that no window meets.
+        (<object>out)[...] = 0
+        phases = [phase for phase in phases if phase[1][2] * phase[4][2]]
     parts = [
         Part(PackedConv(weight, bias, groups, threads, winograd, True, row_taps, column_taps), h, w,
              (row, column), (rows[1], columns[1]))
-        for row, row_taps, h in axis_phases(out.shape[2], grad.shape[2], *rows)
-        for column, column_taps, w in axis_phases(out.shape[3], grad.shape[3], *columns)
+        for row, row_taps, h, column, column_taps, w in phases
     ]
     convolve(grad, out, parts, 0, 0.0, channels_last, threads)
 
@@ -152,7 +160,9 @@ def blockwise_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray b
     column_taps, w, left = block_axis(out.shape[3], grad.shape[3], columns[0], columns[1],
                                       columns[2], steps)
     # (filter, channel, place row, tap row, place column, tap column); the last tap is zero.
-    filled = np.pad(weight, ((0, 0), (0, 0), (0, 1), (0, 1)))[:, :, row_taps][..., column_taps]
+    padded = np.zeros((filters, channels, rows[0] + 1, columns[0] + 1), weight.dtype)
+    padded[:, :, :-1, :-1] = weight
+    filled = padded[:, :, row_taps][..., column_taps]
     # The pixels of a block land next to each other: (row, column, channel) for channels-last
     # rows, (channel, row, column) for planes.
     order = (2, 4, 1, 0, 3, 5) if channels_last else (1, 2, 4, 0, 3, 5)

@@ -71,6 +71,11 @@ cdef extern from "csrc/ck.h" nogil:
     ctypedef struct ck_adam:
         double rate, weight_decay, shrink, beta1, beta2, root, eps
         int maximize
+    ctypedef struct ck_plane:
+        ptrdiff_t rows, columns, tap_rows, taps, x_step, x_tap
+        const ptrdiff_t *offsets
+        int activation
+        double slope
     ctypedef struct ck_kernels:
         int itemsize, lanes, max_dot_rows
         int max_pixels[5]
@@ -94,6 +99,8 @@ cdef extern from "csrc/ck.h" nogil:
                           ptrdiff_t, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*depthwise)(const ck_window *, const void *, const void *, const void *,
                           void *) noexcept nogil
+        void (*depthwise_plane)(const ck_plane *, const void *, const void *, double,
+                                void *) noexcept nogil
         void (*depthwise_outer)(const ck_outer_layout *, ptrdiff_t, const void *, const void *,
                                 void *) noexcept nogil
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil

@@ -90,25 +90,46 @@ def linear(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
     job.batch, job.inputs, job.outputs = x.shape[0], x.shape[1], weight.shape[0]
     if job.batch == 0:
         return
+    if 4 * job.batch >= 3 * job.kernels.lanes:
+        linear_columns(&job, threads)
+        return
     # A weight costs the time of a few operations to fetch, however small the batch.
     cdef double work = LINEAR_ROWS * (2.0 * job.batch + 8) * max(1, job.inputs)
     run(linear_item, &job, ceil_div(job.outputs, LINEAR_ROWS), work, threads,
         <size_t>(LINEAR_BATCH * LINEAR_ROWS * job.kernels.lanes * job.kernels.itemsize))
 
 
-# ---------------------------------------------------------------- gradients
+cdef int linear_columns(const LinearJob *job, int threads) except -1:
+    """Do the same with the batch in the lanes: out.T = weight @ x.T, which is faster from about a
+    vector of it on."""
+    cdef Py_ssize_t size = job.kernels.itemsize
+    cdef char *x = take(<size_t>((job.inputs + job.outputs) * job.batch * size) + 1)
+    cdef char *out = x + job.inputs * job.batch * size
+    try:
+        transpose(job.kernels, job.x, x, 1, job.batch, job.inputs, threads)
+        product(job.kernels, job.weight, job.bias, x, out, job.outputs, job.inputs, job.batch,
+                threads)
+        transpose(job.kernels, out, job.out, 1, job.outputs, job.batch, threads)
+    finally:
+        give(x)
+    return 0
 
-cdef int product(const ck_kernels *kernels, const char *a, const char *b, char *out,
-                 Py_ssize_t rows, Py_ssize_t length, Py_ssize_t columns, int threads) except -1:
-    """Compute out = a @ b for contiguous (rows, length) and (length, columns): a 1x1 convolution
-    of one image of one row."""
-    return convolve_planes(kernels, a, NULL, b, out, 1, 1, length, rows, Axis(1, 1, 1, 1, 0, 1),
+
+cdef int product(const ck_kernels *kernels, const char *a, const char *bias, const char *b,
+                 char *out, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t columns,
+                 int threads) except -1:
+    """Compute out = a @ b for contiguous (rows, length) and (length, columns), plus a bias for each
+    row or NULL: a 1x1 convolution of one image of one row."""
+    return convolve_planes(kernels, a, bias, b, out, 1, 1, length, rows, Axis(1, 1, 1, 1, 0, 1),
                            Axis(columns, columns, 1, 1, 0, 1), 0, 0.0, threads)
+
+
+# ---------------------------------------------------------------- gradients
 
 
 def linear_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray out, int threads):
     """Compute out = grad @ weight for contiguous (batch, O), (O, I), (batch, I)."""
-    product(kernels_of(grad), <const char *>cnp.PyArray_DATA(grad),
+    product(kernels_of(grad), <const char *>cnp.PyArray_DATA(grad), NULL,
             <const char *>cnp.PyArray_DATA(weight), <char *>cnp.PyArray_DATA(out),
             grad.shape[0], grad.shape[1], weight.shape[1], threads)
 
@@ -120,7 +141,7 @@ def linear_weight_gradient(cnp.ndarray grad, cnp.ndarray x, cnp.ndarray out, int
     cdef char *turned = take(<size_t>(batch * outputs * kernels.itemsize) + 1)
     try:
         transpose(kernels, <const char *>cnp.PyArray_DATA(grad), turned, 1, batch, outputs, threads)
-        product(kernels, turned, <const char *>cnp.PyArray_DATA(x),
+        product(kernels, turned, NULL, <const char *>cnp.PyArray_DATA(x),
                 <char *>cnp.PyArray_DATA(out), outputs, batch, x.shape[1], threads)
     finally:
         give(turned)

@@ -15,7 +15,7 @@ from convkern.arrays import (
     memory_order,
     to_memory,
 )
-from convkern.geometry import integer
+from convkern.geometry import integer, number
 from convkern.threads import get_num_threads
 
 #: Activations that a convolution applies before it stores: kernel code and negative slope.
@@ -76,7 +76,7 @@ def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
     >>> leaky_relu(np.array([-1.0, 2.0]), 0.5)
     array([-0.5,  2. ])
     """
-    return _activate(input, ACTIVATIONS["leaky_relu"][0], float(negative_slope))
+    return _activate(input, ACTIVATIONS["leaky_relu"][0], number(negative_slope, "negative_slope"))
 
 
 def _activate(
@@ -253,7 +253,9 @@ def leaky_relu_backward(
     array([1.5, 4. ])
     """
     grad, x = _same_shape(grad_output, input, "input")
-    return _activate(x, ACTIVATIONS["leaky_relu"][0], float(negative_slope), grad)
+    return _activate(
+        x, ACTIVATIONS["leaky_relu"][0], number(negative_slope, "negative_slope"), grad
+    )
 
 
 def _prelu(

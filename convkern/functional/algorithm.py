@@ -31,6 +31,8 @@ GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
 TRANSFORM = 12.0
 #: Packing one vector of weights: it is read once, and its elements go to memory.
 PACK = 50.0
+#: The same for a gradient: its sums go to memory, and from one processor to another.
+PACK_GRADIENT = 200.0
 #: Fetching one vector of weights from the outer caches; tiles that share it hide that.
 FETCH = 24.0
 #: Tiles that share what is fetched.
@@ -74,7 +76,7 @@ def winograd_outputs(
                 f'algorithm="winograd" at precision {level!r} needs float32 and a {windows} window '
                 f"of stride and dilation 1, got {kh}x{kw}, {problem.dtype}"
             )
-        return min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
+        return min(tiles, key=lambda m: winograd_cost(problem, m, 0.0 if prepacked else PACK))
     if algorithm == "direct" or not tiles:
         return 0
     instead = instead or problem
@@ -82,8 +84,10 @@ def winograd_outputs(
         # The choice must not depend on the batch.
         problem, instead = problem._replace(images=16), instead._replace(images=16)
         prepacked = True
-    best = min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
-    return best if winograd_cost(problem, best, prepacked) < direct_cost(instead, prepacked) else 0
+    pack = PACK_GRADIENT if gradient else 0.0 if prepacked else PACK
+    best = min(tiles, key=lambda m: winograd_cost(problem, m, pack))
+    direct = direct_cost(instead, 0.0 if prepacked or gradient else PACK)
+    return best if winograd_cost(problem, best, pack) < direct else 0
 
 
 def fills_planes(problem: Problem) -> bool:
@@ -94,9 +98,16 @@ def fills_planes(problem: Problem) -> bool:
     """
     lanes: int = _kernels.lanes(problem.dtype)
     pixels = problem.out_size[0] * problem.out_size[1]
-    return problem.channels * problem.out_channels > 1 and pixels > 0.8 * lanes * -(
-        -pixels // lanes
-    )
+    return pixels > 0.8 * lanes * -(-pixels // lanes)
+
+
+def fills_rows(problem: Problem) -> bool:
+    """Tell whether contiguous NCHW images are better convolved row by row.
+
+    That is for channels with filters of their own, where a row fills most of a vector.
+    """
+    lanes: int = _kernels.lanes(problem.dtype)
+    return problem.channels == 1 < problem.groups and problem.out_size[1] > 0.7 * lanes
 
 
 def _vectors(problem: Problem) -> tuple[int, int]:
@@ -105,16 +116,16 @@ def _vectors(problem: Problem) -> tuple[int, int]:
     return -(-problem.channels // lanes), -(-problem.out_channels // lanes)
 
 
-def direct_cost(problem: Problem, prepacked: bool) -> float:
-    """Return the cost of the direct algorithm."""
+def direct_cost(problem: Problem, pack: float) -> float:
+    """Return the cost of the direct algorithm, and of packing each vector of weights."""
     _, vectors = _vectors(problem)
     weights = problem.kernel[0] * problem.kernel[1] * problem.channels * vectors
     pixels = problem.images * problem.out_size[0] * problem.out_size[1]
-    return problem.groups * weights * (pixels + (0 if prepacked else PACK))
+    return problem.groups * weights * (pixels + pack)
 
 
-def winograd_cost(problem: Problem, outputs: int, prepacked: bool) -> float:
-    """Return the cost of Winograd's algorithm with a tile of so many outputs."""
+def winograd_cost(problem: Problem, outputs: int, pack: float) -> float:
+    """Return the cost of Winograd's algorithm with a tile of so many outputs, and of packing."""
     in_vectors, vectors = _vectors(problem)
     elements = (outputs + problem.kernel[0] - 1) ** 2
     down, across = (-(-size // outputs) for size in problem.out_size)
@@ -123,4 +134,4 @@ def winograd_cost(problem: Problem, outputs: int, prepacked: bool) -> float:
     fetches = -(-tiles // SHARING)
     products = weights * max(tiles, FETCH * fetches)
     transforms = tiles * elements * (in_vectors + vectors) * TRANSFORM
-    return problem.groups * (products + transforms + (0 if prepacked else weights * PACK))
+    return problem.groups * (products + transforms + weights * pack)

@@ -23,7 +23,13 @@ from convkern.arrays import (
     to_memory,
 )
 from convkern.functional.activation import ACTIVATIONS
-from convkern.functional.algorithm import ALGORITHMS, Problem, fills_planes, winograd_outputs
+from convkern.functional.algorithm import (
+    ALGORITHMS,
+    Problem,
+    fills_planes,
+    fills_rows,
+    winograd_outputs,
+)
 from convkern.functional.blocks import Blocks
 from convkern.geometry import (
     IntPair,
@@ -255,6 +261,9 @@ def _compute(
     blocks = None if tile or algorithm != "auto" else window.blocks()
     if blocks is not None:
         tile = winograd_outputs(blocks.problem(problem), algorithm, prepacked, instead=problem)
+    if not tile and not channels_last and fills_rows(problem):
+        _kernels.depthwise_planes(x, weight, bias, result, *axes, *activation, threads)
+        return
     if not tile and not channels_last and fills_planes(problem):
         _kernels.conv2d_planes(x, weight, bias, result, *axes, window.groups, *activation, threads)
         return
@@ -683,6 +692,7 @@ def conv_transpose2d_backward(
     -------
     grad_input, grad_weight, grad_bias : ndarray or None
         Of the shapes of input, weight and bias, (OC,); None where masked.
+        `grad_input` has the memory layout of `input`.
 
     Raises
     ------
@@ -710,9 +720,11 @@ def conv_transpose2d_backward(
     grad = in_layout(grad_output, channels_last)
     grad_input = grad_weight = grad_bias = None
     if want_input:
-        grad_input = conv2d(
+        convolved = conv2d(
             grad, weight, None, window.stride, window.padding, window.dilation, window.groups
-        )[..., : x.shape[2], : x.shape[3]]
+        )
+        # Where the output was padded, windows fit that start beyond the input.
+        grad_input = in_layout(convolved[..., : x.shape[2], : x.shape[3]], channels_last)
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:

@@ -9,7 +9,7 @@ import numpy as np
 from convkern import _kernels
 from convkern.arrays import as_array, as_contiguous, cut_at, from_memory, memory_order, to_memory
 from convkern.functional.activation import sigmoid
-from convkern.geometry import LIMIT, integer
+from convkern.geometry import LIMIT, integer, number
 from convkern.threads import get_num_threads
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -68,7 +68,8 @@ class _Sum(NamedTuple):
         axis = min(1, x.ndim - 1)
         classes, samples = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
         check_reduction(reduction)
-        if not 0 <= label_smoothing <= 1:
+        smoothing = number(label_smoothing, "label_smoothing")
+        if not 0 <= smoothing <= 1:
             raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
         if classes == 0:
             raise ValueError(f"input must have at least one class, got shape {x.shape}")
@@ -94,7 +95,12 @@ class _Sum(NamedTuple):
                 raise ValueError(f"probabilities have no ignore_index, got {ignore_index}")
             target = to_memory(target, order).reshape(cut)
         else:
-            if target.shape != samples and target.dtype.kind in "iu":
+            if target.dtype.kind not in "iu":
+                raise TypeError(
+                    "target must be integer classes or probabilities of the input's dtype, got "
+                    f"{target.dtype}"
+                )
+            if target.shape != samples:
                 raise ValueError(f"target must have shape {samples}, got {target.shape}")
             target = target.reshape(outer, 1, inner)
             target, counted = _classes(target, classes, ignore_index)
@@ -105,7 +111,7 @@ class _Sum(NamedTuple):
             target,
             counted.reshape(outer, inner),
             weights[:, None],
-            float(label_smoothing),
+            smoothing,
         )
 
 
@@ -124,7 +130,7 @@ def _reduced(
     with np.errstate(all="ignore"):  # the mean over nothing is NaN; a sum may be infinite
         value = losses.sum(dtype=np.float64)
         if reduction == "mean":
-            value = value / np.float64(total)
+            value = value / np.float64(total) if total else np.nan
         result: np.floating[Any] = dtype.type(value)
     return result
 
@@ -151,11 +157,6 @@ def _spread(
 
 def _classes(target: np.ndarray, classes: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return existing classes, and where targets count."""
-    if target.dtype.kind not in "iu":
-        raise TypeError(
-            f"target must be integer classes or probabilities of the input's dtype, got "
-            f"{target.dtype}"
-        )
     counted = target != integer(ignore_index, "ignore_index", -LIMIT)
     wrong = target[counted & ((target < 0) | (target >= classes))]
     if wrong.size:
@@ -280,20 +281,21 @@ def cross_entropy_backward(
         return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
     # Gradient of each sample's loss: softmax times the sum of its shares, less each share.
     factor = np.array(np.broadcast_to(grad, terms.samples)).reshape(terms.counted.shape)
-    factor[~terms.counted] = 0
-    if terms.target.dtype.kind == "f":
-        shares = terms.shares()
-        _softmax_into(out, x, factor * shares.sum(axis=1, dtype=np.float64))
-        out -= shares * factor[:, None].astype(x.dtype)
-    else:
-        spread = terms.smoothing / len(terms.weights) * terms.weights
-        named = terms.named((1 - terms.smoothing) * terms.weights)
-        _softmax_into(out, x, factor * (named + spread.sum()))
-        if terms.smoothing:
-            out -= (spread * factor[:, None]).astype(x.dtype)
-        there = np.take_along_axis(out, terms.target, axis=1)
-        there -= (factor * named)[:, None].astype(x.dtype)
-        np.put_along_axis(out, terms.target, there, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # the mean over samples without weight
+        factor[~terms.counted] = 0
+        if terms.target.dtype.kind == "f":
+            shares = terms.shares()
+            _softmax_into(out, x, factor * shares.sum(axis=1, dtype=np.float64))
+            out -= shares * factor[:, None].astype(x.dtype)
+        else:
+            spread = terms.smoothing / len(terms.weights) * terms.weights
+            named = terms.named((1 - terms.smoothing) * terms.weights)
+            _softmax_into(out, x, factor * (named + spread.sum()))
+            if terms.smoothing:
+                out -= (spread * factor[:, None]).astype(x.dtype)
+            there = np.take_along_axis(out, terms.target, axis=1)
+            there -= (factor * named)[:, None].astype(x.dtype)
+            np.put_along_axis(out, terms.target, there, axis=1)
     return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
 
 

@@ -18,7 +18,7 @@ from convkern.arrays import (
     to_contiguous,
     to_memory,
 )
-from convkern.geometry import integer
+from convkern.geometry import integer, number
 from convkern.threads import get_num_threads
 
 
@@ -74,6 +74,7 @@ def _local_response_norm(
 ) -> np.ndarray:
     """Normalise channels-last pixels, or compute the gradient of their input."""
     size = integer(size, "size", 1)
+    alpha, beta, k = number(alpha, "alpha"), number(beta, "beta"), number(k, "k")
     x, channels_last = as_images(input)
     order = (0, 2, 3, 1)
     pixels = to_memory(x, order)
@@ -89,9 +90,9 @@ def _local_response_norm(
             out,
             x.shape[1],
             window,
-            float(alpha) * window / size,
-            float(beta),
-            float(k),
+            alpha * window / size,
+            beta,
+            k,
             get_num_threads(),
             gradient,
         )
@@ -183,10 +184,12 @@ def _statistics(
     return mean, var
 
 
-def _check_eps(eps: float, training: bool) -> None:
-    """Raise where a constant channel would be divided by zero."""
-    if training and not eps > 0:
-        raise ValueError(f"eps must be positive in training, got {eps}")
+def _checked_eps(eps: float, training: bool) -> float:
+    """Return `eps`; raise where a constant channel would be divided by zero."""
+    checked = number(eps, "eps")
+    if not checked >= 0 or (training and not checked):
+        raise ValueError(f"eps must not be negative, and positive in training, got {eps}")
+    return checked
 
 
 def _affine(
@@ -260,8 +263,8 @@ def batch_norm(
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
     old_var = _per_channel(running_var, "running_var", input)
-    _check_eps(eps, training)
-    momentum = float(momentum)
+    eps = _checked_eps(eps, training)
+    momentum = number(momentum, "momentum")
     if training:
         _check_running(running_mean, running_var)
     order = memory_order(input)
@@ -274,8 +277,10 @@ def batch_norm(
     out = _affine(memory, None, cut, (mean, factor, zeros if shift is None else shift, zeros))
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
-        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
-        running_var[...] = (1 - momentum) * running_var + momentum * var * (count / (count - 1))
+        with np.errstate(invalid="ignore"):  # infinite elements leave NaN
+            running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+            unbiased = var * (count / (count - 1))
+            running_var[...] = (1 - momentum) * running_var + momentum * unbiased
     return from_memory(out, order)
 
 
@@ -342,7 +347,7 @@ def batch_norm_backward(
     old_mean = _per_channel(running_mean, "running_mean", input)
     old_var = _per_channel(running_var, "running_var", input)
     want_input, want_weight, want_bias = checked_mask(output_mask)
-    _check_eps(eps, training)
+    eps = _checked_eps(eps, training)
     order = memory_order(input)
     memory, cut, g = to_memory(input, order), cut_at(input, 1, order), to_memory(grad, order)
     mean, var = _statistics(memory, cut, old_mean, old_var, training)

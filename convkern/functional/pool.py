@@ -10,7 +10,7 @@ import numpy as np
 
 from convkern import _kernels
 from convkern.arrays import as_array, as_contiguous, as_images, empty_images, in_layout
-from convkern.geometry import IntPair, integer, output_size, pair, window_extent
+from convkern.geometry import IntPair, integer, number, output_size, pair, window_extent
 from convkern.threads import get_num_threads
 
 
@@ -255,8 +255,8 @@ def max_unpool2d(
     pads = pair(padding, "padding", 0)
     size = tuple((input.shape[i - 2] - 1) * steps[i] - 2 * pads[i] + kernel[i] for i in (0, 1))
     if output_size is not None:
-        wanted = tuple(integer(s, "output_size", 1) for s in output_size)
-        if len(wanted) not in (2, input.ndim):
+        wanted = tuple(integer(s, "output_size", 0) for s in output_size)
+        if len(wanted) not in (2, 4, input.ndim):
             raise ValueError(f"output_size must be (OH, OW), got {wanted}")
         for given, usual, step in zip(wanted[-2:], size, steps, strict=True):
             if not usual - step < given < usual + step:
@@ -531,12 +531,11 @@ def avg_pool2d_backward(
 
 def _lp_window(norm_type: Any, kernel_size: IntPair) -> tuple[float, int]:
     """Return the norm and the number of elements in a window."""
-    if isinstance(norm_type, bool) or not isinstance(norm_type, (int, float, np.number)):
-        raise TypeError(f"norm_type must be a number, got {norm_type!r}")
-    if norm_type == 0:
+    norm = number(norm_type, "norm_type")
+    if norm == 0:
         raise ValueError("norm_type must not be 0")
     rows, columns = pair(kernel_size, "kernel_size")
-    return float(norm_type), rows * columns
+    return norm, rows * columns
 
 
 def lp_pool2d(
@@ -551,6 +550,7 @@ def lp_pool2d(
     .. math:: y = \Big(\sum_{x \in \text{window}} x^p\Big)^{1/p}
 
     A window that hangs over the edge counts as a whole one of its average, as in torch.
+    An infinite `p` takes the largest magnitude of every window, minus infinity the smallest.
 
     Parameters
     ----------
@@ -582,11 +582,31 @@ def lp_pool2d(
     """
     norm, elements = _lp_window(norm_type, kernel_size)
     input = as_array(input, "input", (3, 4))
-    means = avg_pool2d(input**norm, kernel_size, stride, 0, ceil_mode)
-    means *= elements
-    with np.errstate(invalid="ignore"):  # a root of a negative sum is NaN, as in torch
-        means **= 1 / norm
+    if math.isinf(norm):
+        return _extremes(input, norm, kernel_size, stride, ceil_mode)[0]
+    with np.errstate(all="ignore"):  # a root of a negative sum is NaN, as in torch
+        means = avg_pool2d(input**norm, kernel_size, stride, 0, ceil_mode)
+        means *= elements
+        np.power(means, 1 / norm, out=means)
     return means
+
+
+def _extremes(
+    input: np.ndarray,
+    norm: float,
+    kernel_size: IntPair,
+    stride: IntPair | None,
+    ceil_mode: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest (or, for a norm of -inf, smallest) magnitude of every window, and where.
+
+    Its gradient is that of the maximum of `input`'s magnitudes (or of minus those).
+    """
+    sign = math.copysign(1.0, norm)
+    values, indices = max_pool2d(
+        np.copysign(input, sign), kernel_size, stride, ceil_mode=ceil_mode, return_indices=True
+    )
+    return np.copysign(values, 1.0, out=values), indices
 
 
 def lp_pool2d_backward(
@@ -598,7 +618,7 @@ def lp_pool2d_backward(
     stride: IntPair | None = None,
     ceil_mode: bool = False,
 ) -> np.ndarray:
-    """Return the gradient of `lp_pool2d` by its input; zero where the output is.
+    """Return the gradient of `lp_pool2d` by its input; zero where a window's sum is.
 
     Parameters
     ----------
@@ -612,6 +632,7 @@ def lp_pool2d_backward(
     Returns
     -------
     ndarray, shape and dtype of `input`
+        Channels-last in memory where `input` is.
 
     Raises
     ------
@@ -632,13 +653,20 @@ def lp_pool2d_backward(
     input = as_array(input, "input", (3, 4))
     output = as_array(output, "output", (input.ndim,), like=input)
     grad_output = _output_gradient(grad_output, output.shape, input)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(output == 0, 0, output ** (1 - norm)) * (grad_output * elements)
-    grad = avg_pool2d_backward(
-        slope.astype(input.dtype), input.shape, kernel_size, stride, 0, ceil_mode
-    )
-    result: np.ndarray = grad * input ** (norm - 1)
-    return result
+    with np.errstate(all="ignore"):
+        if math.isinf(norm):
+            indices = _extremes(input, norm, kernel_size, stride, ceil_mode)[1]
+            chain, inner = max_pool2d_backward(grad_output, indices, input.shape), np.sign(input)
+        else:
+            of_no_sum = 0 if norm > 0 else np.inf
+            outer = np.where(abs(output) == of_no_sum, 0, output ** (1 - norm))
+            slope = (outer * (grad_output * elements)).astype(input.dtype)
+            chain = avg_pool2d_backward(slope, input.shape, kernel_size, stride, 0, ceil_mode)
+            inner = input ** (norm - 1)
+        x, channels_last = as_images(input)
+        result = empty_images(x.shape, x.dtype, channels_last)
+        np.multiply(chain, inner, out=result if input.ndim == 4 else result[0])
+    return result if input.ndim == 4 else result[0]
 
 
 class _ChannelPooling(NamedTuple):
@@ -709,7 +737,7 @@ def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     Returns
     -------
     ndarray, (N, OC, H, W) or (OC, H, W), dtype of `input`
-        ``OC = (C - kernel_size) // stride + 1``.
+        ``OC = (C - kernel_size) // stride + 1``; channels-last in memory where `input` is.
 
     Raises
     ------
@@ -726,6 +754,8 @@ def max_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     array([4., 3.])
     """
     input = as_array(input, "input", (3, 4))
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
     if not input.size:
         return np.empty(pooling.shape, input.dtype)
@@ -769,6 +799,8 @@ def max_pool_channels_backward(
     array([ 0., 11.,  0.])
     """
     input = as_array(input, "input", (3, 4))
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
     grad_output = _output_gradient(grad_output, pooling.shape, input)
     if not input.size:
@@ -803,7 +835,7 @@ def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     Returns
     -------
     ndarray, (N, OC, H, W) or (OC, H, W), dtype of `input`
-        ``OC = (C - kernel_size) // stride + 1``.
+        ``OC = (C - kernel_size) // stride + 1``; channels-last in memory where `input` is.
 
     Raises
     ------
@@ -820,6 +852,8 @@ def avg_pool_channels(input: np.ndarray, kernel_size: int, stride: int | None = 
     array([2.5, 2.5])
     """
     input = as_array(input, "input", (3, 4))
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     pooling = _ChannelPooling.of(input, input.shape[-3], kernel_size, stride)
     if not input.size:
         return np.empty(pooling.shape, input.dtype)

@@ -212,6 +212,20 @@ typedef struct {
     int maximize;
 } ck_adam;
 
+/* ---- Depthwise convolution of one contiguous plane: lanes along its rows ----
+ *
+ * out[i*columns + j] = activation(bias + sum over taps r, s of
+ *     w[r*taps + s] * x[i*x_step + r*x_tap + offsets[s] + j])
+ *
+ * for i < rows, j < columns.  x may be read up to the next multiple of the lanes in j.
+ */
+typedef struct {
+    ptrdiff_t rows, columns, tap_rows, taps, x_step, x_tap;
+    const ptrdiff_t *offsets;
+    int activation;
+    double slope;
+} ck_plane;
+
 typedef struct {
     int dtype, itemsize, lanes;
     int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
@@ -257,6 +271,8 @@ typedef struct {
     /* out[c] = activation(bias[c] + sum over taps x[c] * w[tap][c]) */
     void (*depthwise)(const ck_window *window, const void *x, const void *w, const void *bias,
                       void *out);
+    void (*depthwise_plane)(const ck_plane *plane, const void *x, const void *w, double bias,
+                            void *out);
     /* dw[c] += sum over rows and pixels x[c] * g[c] for c < channels; the strides of `outer` */
     void (*depthwise_outer)(const ck_outer_layout *layout, ptrdiff_t channels, const void *x,
                             const void *g, void *dw);

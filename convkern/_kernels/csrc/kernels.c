@@ -74,6 +74,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .box_rows = CK_SYMBOL(box_rows),
     .split_rows = CK_SYMBOL(split_rows),
     .depthwise = CK_SYMBOL(depthwise),
+    .depthwise_plane = CK_SYMBOL(depthwise_plane),
     .depthwise_outer = CK_SYMBOL(depthwise_outer),
     .add = CK_SYMBOL(add),
     .gather_row = CK_SYMBOL(gather_row),

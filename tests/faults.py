@@ -1,0 +1,212 @@
+"""Ways in which a call can be invalid, each with the exception that it must meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .draws import Array
+
+Arguments: TypeAlias = dict[str, Any]
+Change: TypeAlias = Callable[[Arguments], Any]
+
+
+class Fault(NamedTuple):
+    """One way of being invalid: new arguments, or functions of the old ones that give them."""
+
+    error: type[Exception]
+    changes: Arguments
+
+    def spoil(self, given: Arguments) -> Arguments:
+        """Return the arguments with the fault in them."""
+        changes = {k: v(given) if callable(v) else v for k, v in self.changes.items()}
+        return given | changes
+
+
+Faults: TypeAlias = dict[str, Fault]
+
+
+def value_error(**changes: Any) -> Fault:
+    return Fault(ValueError, changes)
+
+
+def type_error(**changes: Any) -> Fault:
+    return Fault(TypeError, changes)
+
+
+# Changes of an array
+
+
+def resized(name: str, axis: int, size: Callable[[int], int]) -> Change:
+    """Return a change of an array: one axis takes another length."""
+
+    def change(given: Arguments) -> Array:
+        shape = list(given[name].shape)
+        shape[axis] = size(shape[axis])
+        return np.zeros(shape, given[name].dtype)
+
+    return change
+
+
+def longer(name: str, axis: int) -> Change:
+    """Return a change of an array: one axis becomes longer by one."""
+    return resized(name, axis, lambda n: n + 1)
+
+
+def empty(name: str, axis: int) -> Change:
+    """Return a change of an array: one axis has no elements."""
+    return resized(name, axis, lambda n: 0)
+
+
+def reshaped(name: str, shape: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Change:
+    """Return a change of an array's shape."""
+    return lambda given: given[name].reshape(shape(given[name].shape))
+
+
+def cast(name: str, dtype: type) -> Change:
+    """Return a change of an array's dtype."""
+    return lambda given: np.where(np.isfinite(given[name]), given[name], 0).astype(dtype)
+
+
+def other_float(name: str) -> Change:
+    """Return a change from float32 to float64 and back."""
+
+    def change(given: Arguments) -> Array:
+        array: Array = given[name]
+        return array.astype(np.float32 if array.dtype == np.float64 else np.float64)
+
+    return change
+
+
+def last_element(name: str, value: Change) -> Change:
+    """Return a change of an array's last element."""
+
+    def change(given: Arguments) -> Array:
+        array = np.array(given[name], order="C")
+        array.reshape(-1)[-1] = value(given)
+        return array
+
+    return change
+
+
+# Faults of one kind of argument
+
+
+def bad_array(name: str) -> Faults:
+    return {
+        f"no {name}": type_error(**{name: None}),
+        f"{name} is a list": type_error(**{name: [[[0.5]]]}),
+        f"{name} of objects": type_error(**{name: cast(name, object)}),
+        f"{name} of text": type_error(**{name: cast(name, str)}),
+    }
+
+
+def bad_images(name: str = "input") -> Faults:
+    return bad_array(name) | {
+        f"{name} of two axes": value_error(**{name: reshaped(name, lambda s: (-1, s[-1]))}),
+        f"{name} of five axes": value_error(
+            **{name: reshaped(name, lambda s: (1, -1, 1, *s[-2:]))}
+        ),
+    }
+
+
+def empty_images(**rest: Any) -> Faults:
+    """Return images without channels, rows or columns; `rest` makes other arguments harmless."""
+    return {
+        "no channels": value_error(input=empty("input", -3)),
+        "no rows": value_error(input=empty("input", -2), **rest),
+        "no columns": value_error(input=empty("input", -1), **rest),
+    }
+
+
+def bad_gradient() -> Faults:
+    """Return gradients of other shapes than the output of an operator on images."""
+    return bad_images("grad_output") | {
+        "a row too many": value_error(grad_output=longer("grad_output", -2)),
+        "a column too many": value_error(grad_output=longer("grad_output", -1)),
+        "a channel too many": value_error(grad_output=longer("grad_output", -3)),
+        "another image or channel": value_error(grad_output=longer("grad_output", 0)),
+        "an empty gradient": value_error(grad_output=empty("grad_output", -1)),
+    }
+
+
+def bad_shape(**rest: Any) -> Faults:
+    """Return faults of an `input_shape`; `rest` makes other arguments harmless."""
+
+    def with_rows(rows: Any) -> Change:
+        return lambda given: (*given["input_shape"][:-2], rows, given["input_shape"][-1])
+
+    return {
+        "input of no rows": value_error(input_shape=with_rows(0), **rest),
+        "input of 1.5 rows": type_error(input_shape=with_rows(1.5)),
+        "input without a shape": type_error(input_shape=4),
+        "input of two axes": value_error(input_shape=lambda given: given["input_shape"][-2:]),
+    }
+
+
+def bad_pair(name: str, least: int) -> Faults:
+    """Return faults of one or two integers, `least` or more."""
+    return {
+        f"{name} {least - 1}": value_error(**{name: least - 1}),
+        f"second {name} {least - 1}": value_error(**{name: (least, least - 1)}),
+        f"first {name} -5": value_error(**{name: (-5, least)}),
+        f"{name} 1.5": type_error(**{name: 1.5}),
+        f"{name} of three": value_error(**{name: (least,) * 3}),
+        f"{name} of text": type_error(**{name: ("1", "1")}),
+    }
+
+
+def bad_number(name: str) -> Faults:
+    """Return faults of a real number."""
+    return {
+        f"no {name}": type_error(**{name: None}),
+        f"{name} of text": type_error(**{name: "0.5"}),
+    }
+
+
+def bad_vector(name: str, like: str, size: Callable[[Arguments], int]) -> Faults:
+    """Return faults of an optional vector of the dtype of another array."""
+
+    def zeros(*shape: int) -> Change:
+        """Return zeros of a shape in which -1 stands for the right length, -2 for one more."""
+
+        def change(given: Arguments) -> Array:
+            sizes = {-1: size(given), -2: size(given) + 1}
+            return np.zeros([sizes.get(n, n) for n in shape], given[like].dtype)
+
+        return change
+
+    return {
+        f"{name} too long": value_error(**{name: zeros(-2)}),
+        f"{name} of two axes": value_error(**{name: zeros(1, -1)}),
+        f"{name} of the other float": type_error(
+            **{name: lambda given: other_float("it")({"it": zeros(-1)(given)})}
+        ),
+        f"{name} is a list": type_error(**{name: [0.5]}),
+    }
+
+
+def bad_indices(plane: Callable[[Arguments], int]) -> Faults:
+    """Return faults of indices into planes of so many elements."""
+    return bad_array("indices") | {
+        "index -1": value_error(indices=last_element("indices", lambda given: -1)),
+        "index of H * W": value_error(indices=last_element("indices", plane)),
+        "index beyond 32 bits": value_error(
+            indices=last_element("indices", lambda given: 2**32 + 3)
+        ),
+        "float indices": type_error(indices=cast("indices", np.float64)),
+        "int32 indices": type_error(indices=cast("indices", np.int32)),
+        "a column of indices too many": value_error(indices=longer("indices", -1)),
+        "a row of indices too few": value_error(indices=resized("indices", -2, lambda n: n - 1)),
+    }
+
+
+def bad_backward() -> Faults:
+    """Return faults of what every function of three gradients takes."""
+    return {
+        "gradient of the other float": type_error(grad_output=other_float("grad_output")),
+        "two of a mask": value_error(output_mask=(True, True)),
+        "a mask of text": type_error(output_mask="no"),
+    }
