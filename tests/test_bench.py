@@ -186,6 +186,7 @@ def quiet(monkeypatch):
     """Make the machine look idle, whatever else runs on it."""
     monkeypatch.setattr(timing, "processor_seconds_of_others", lambda: 0.0)
     monkeypatch.setattr(timing, "fma_peak", lambda threads: 100.0 * threads)
+    monkeypatch.setattr(checking, "_SCATTER", np.inf)
     monkeypatch.setattr(timing, "bandwidth", lambda threads: 10.0)
     monkeypatch.setattr(timing, "interleave", quick_interleave)
 
@@ -463,6 +464,15 @@ def test_a_busy_machine_is_told_and_left_out(torch, quiet, tmp_path, monkeypatch
     assert [row["busy"] for row in found["rows"]] == [False, True]
     assert found["geometric_means"] == {"nchw": pytest.approx(found["rows"][0]["ratios"])}
     assert "busy machine, not in the means: 1 of 2 rows" in capsys.readouterr().out
+
+
+def test_times_that_scatter_tell_of_a_busy_machine(torch, quiet, tmp_path, monkeypatch):
+    times = {"convkern": [1.0, 1.1, 1.2], "torch nchw": [1.0, 1.6, 1.6]}
+    monkeypatch.setattr(timing, "interleave", lambda calls, rounds: times)
+    for limit, busy in ((1.7, False), (1.5, True)):
+        monkeypatch.setattr(checking, "_SCATTER", limit)
+        _, found = report(tmp_path, "--shapes", "cifar_basic/conv3", "--threads", "1")
+        assert found["rows"][0]["busy"] is busy
 
 
 def test_processor_seconds_of_others(monkeypatch):

@@ -51,8 +51,8 @@ def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> Non
     if rated:
         _plot_roofline(figure.add_subplot(grid[0, 1]), rated, environment)
     lines = introduction(environment).splitlines()[:3]
-    width = int(10 * figure.get_figwidth())
-    figure.suptitle("\n".join(fill(line, width) for line in lines), fontsize="medium")
+    width = int(11 * figure.get_figwidth())
+    figure.suptitle("\n".join(fill(line, width) for line in lines), fontsize="small")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
