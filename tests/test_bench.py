@@ -511,6 +511,18 @@ def test_a_losing_row_is_shown_as_losing(capsys):
         "(0.50)",
     ]
     assert "slower than a peer: 1 of 1 rows" in reporting.conclusion([row])
+    assert "same layout" not in reporting.conclusion([row])
+    assert "slower" not in reporting.conclusion([row | {"busy": True}])
+
+
+def test_like_for_like_is_torch_in_the_same_layout(capsys):
+    seconds = {"convkern": [2.0], "torch nchw": [1.0], "torch channels_last": [4.0]}
+    for layout, ratio in (("nchw", 0.5), ("channels_last", 2.0)):
+        row = timing.summarise(seconds, 0, 1.0, layout) | {"layout": layout}
+        assert row["ratios"]["same layout"] == ratio
+        assert row["ratios"]["best peer"] == 0.5
+        text = reporting.conclusion([row | {"wrong": [], "busy": False}])
+        assert ("slower than torch in the same layout" in text) == (ratio < 1)
 
 
 @pytest.mark.parametrize(
