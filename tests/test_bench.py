@@ -186,6 +186,7 @@ def quiet(monkeypatch):
     """Make the machine look idle, whatever else runs on it."""
     monkeypatch.setattr(timing, "processor_seconds_of_others", lambda: 0.0)
     monkeypatch.setattr(timing, "fma_peak", lambda threads: 100.0 * threads)
+    monkeypatch.setattr(checking, "_SCATTER", np.inf)
     monkeypatch.setattr(timing, "bandwidth", lambda threads: 10.0)
     monkeypatch.setattr(timing, "interleave", quick_interleave)
 
@@ -465,6 +466,15 @@ def test_a_busy_machine_is_told_and_left_out(torch, quiet, tmp_path, monkeypatch
     assert "busy machine, not in the means: 1 of 2 rows" in capsys.readouterr().out
 
 
+def test_times_that_scatter_tell_of_a_busy_machine(torch, quiet, tmp_path, monkeypatch):
+    times = {"convkern": [1.0, 1.1, 1.2], "torch nchw": [1.0, 1.6, 1.6]}
+    monkeypatch.setattr(timing, "interleave", lambda calls, rounds: times)
+    for limit, busy in ((1.7, False), (1.5, True)):
+        monkeypatch.setattr(checking, "_SCATTER", limit)
+        _, found = report(tmp_path, "--shapes", "cifar_basic/conv3", "--threads", "1")
+        assert found["rows"][0]["busy"] is busy
+
+
 def test_processor_seconds_of_others(monkeypatch):
     stat = "cpu  100 10 20 9999 50 3 4 5 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
     monkeypatch.setattr(timing.time, "process_time", lambda: 0.5)
@@ -501,6 +511,18 @@ def test_a_losing_row_is_shown_as_losing(capsys):
         "(0.50)",
     ]
     assert "slower than a peer: 1 of 1 rows" in reporting.conclusion([row])
+    assert "same layout" not in reporting.conclusion([row])
+    assert "slower" not in reporting.conclusion([row | {"busy": True}])
+
+
+def test_like_for_like_is_torch_in_the_same_layout(capsys):
+    seconds = {"convkern": [2.0], "torch nchw": [1.0], "torch channels_last": [4.0]}
+    for layout, ratio in (("nchw", 0.5), ("channels_last", 2.0)):
+        row = timing.summarise(seconds, 0, 1.0, layout) | {"layout": layout}
+        assert row["ratios"]["same layout"] == ratio
+        assert row["ratios"]["best peer"] == 0.5
+        text = reporting.conclusion([row | {"wrong": [], "busy": False}])
+        assert ("slower than torch in the same layout" in text) == (ratio < 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ falls on all of them.  A ratio is the median over the rounds of ``peer's time /
 convkern's time``: above 1, convkern is faster.  Outputs are allocated inside the
 timed calls on all sides, and weights are packed inside unless ``--prepacked``,
 which freezes a network.  A row during which other processes took processor time
-that our threads needed is marked as busy and does not count in the means.
+that our threads needed, or whose times scatter, is marked as busy and does not
+count in the means.
 
 ``cases`` says what is measured, ``peers`` against whom; ``checking`` compares,
 ``timing`` times, ``report`` and ``plot`` show the rows.

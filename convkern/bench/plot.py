@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convkern.bench.report import introduction
+from convkern.bench.report import introduction, trusted
 from convkern.bench.timing import BEST, OURS, SAME, Row
 
 _FASTER, _SLOWER = "#2f7f79", "#c8553d"
@@ -36,7 +36,7 @@ def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> Non
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rated = [row for row in _trusted(rows) if row["gflops"] and row["intensity"]]
+    rated = [row for row in trusted(rows) if row["gflops"] and row["intensity"]]
     height = max(2.6 + 0.21 * len(rows), 6.2 if rated else 0)
     figure = pyplot.figure(figsize=(14 if rated else 8, height))
     # The roofline keeps its proportions however many rows there are.
@@ -51,15 +51,10 @@ def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> Non
     if rated:
         _plot_roofline(figure.add_subplot(grid[0, 1]), rated, environment)
     lines = introduction(environment).splitlines()[:3]
-    width = int(10 * figure.get_figwidth())
-    figure.suptitle("\n".join(fill(line, width) for line in lines), fontsize="medium")
+    width = int(11 * figure.get_figwidth())
+    figure.suptitle("\n".join(fill(line, width) for line in lines), fontsize="small")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def _trusted(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that count."""
-    return [row for row in rows if row["ratios"] and not row["busy"]]
 
 
 def _plot_ratios(axes: Any, rows: Sequence[Row], room: int) -> None:
@@ -90,7 +85,7 @@ def _plot_ratios(axes: Any, rows: Sequence[Row], room: int) -> None:
             label=_legend(rows, name),
         )
     _write_ratios(axes, rows, main)
-    shown = [0.6, 1.8, *(r for row in _trusted(rows) or rows for r in row["ratios"].values())]
+    shown = [0.6, 1.8, *(r for row in trusted(rows) or rows for r in row["ratios"].values())]
     axes.axvline(1, color="black", linewidth=1.2)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(shown) / 1.1, max(shown) * 1.1)
@@ -134,7 +129,7 @@ def _write_ratios(axes: Any, rows: Sequence[Row], main: str) -> None:
 
 def _legend(rows: Sequence[Row], name: str) -> str:
     """Return the name of a column with the geometric mean of what can be trusted."""
-    ratios = [row["ratios"][name] for row in _trusted(rows)]
+    ratios = [row["ratios"][name] for row in trusted(rows)]
     return f"{name}: {geometric_mean(ratios):.2f}" if ratios else name
 
 

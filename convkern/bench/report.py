@@ -102,12 +102,15 @@ def _short(ratio: float) -> str:
     return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
 
 
+def trusted(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that count: right, and timed while the machine was quiet."""
+    return [row for row in rows if not row["wrong"] and not row["busy"]]
+
+
 def means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Return the geometric mean of every ratio, for each layout, over what can be trusted."""
     layouts: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        if row["wrong"] or row["busy"]:
-            continue
+    for row in trusted(rows):
         columns = layouts.setdefault(row["layout"], {})
         for name, ratio in row["ratios"].items():
             columns.setdefault(name, []).append(ratio)
@@ -122,14 +125,13 @@ def conclusion(rows: Sequence[Row]) -> str:
     """Return the lines under the rows: the means, and the rows to look at."""
     lines = [
         f"{'geometric mean':<31}{layout:<13}{'':>25}"
-        + "".join(f"{m:7.2f}{'':7}" for m in means.values())
-        for layout, means in means(rows).items()
+        + "".join(f"{mean:7.2f}{'':7}" for mean in columns.values())
+        for layout, columns in means(rows).items()
     ]
+    ratios = [row["ratios"] for row in trusted(rows)]
     counts = {
-        "slower than a peer": sum(min(row["ratios"].values(), default=1.0) < 1.0 for row in rows),
-        "slower than torch in the same layout": sum(
-            row["ratios"].get(SAME, 1.0) < 1.0 for row in rows
-        ),
+        "slower than a peer": sum(min(r.values(), default=1.0) < 1.0 for r in ratios),
+        "slower than torch in the same layout": sum(r.get(SAME, 1.0) < 1.0 for r in ratios),
         "busy machine, not in the means": sum(row["busy"] for row in rows),
         "WRONG": sum(bool(row["wrong"]) for row in rows),
     }
