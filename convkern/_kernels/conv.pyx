@@ -347,7 +347,8 @@ cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t
     cdef ConvJob job
     cdef PackedConv packed = part.packed
     if packed.winograd != NULL:
-        return winograd_images(packed, &part.h, &part.w, x, out, images, activation, slope, threads)
+        return winograd_images(packed, &part.h, &part.w, x, out, images, False, activation, slope,
+                               threads)
     job.kernels, job.weight, job.bias = packed.kernels, packed.weight, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
@@ -377,6 +378,12 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
         from_, to = images_of(x), images_of(out)
         for part in parts:
             convolve_part(part, &from_, &to, images, activation, slope, threads)
+        return
+    if len(parts) == 1 and (<Part>parts[0]).packed.winograd != NULL:
+        part = parts[0]
+        from_, to = images_of(x), images_of(out)
+        winograd_images(part.packed, &part.h, &part.w, &from_, &to, images, True, activation, slope,
+                        threads)
         return
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], out_plane = out.shape[2] * out.shape[3]
