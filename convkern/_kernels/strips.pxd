@@ -7,9 +7,9 @@ cdef struct Region:
     Py_ssize_t top, bottom, left, right
 
 cdef struct Planes:
-    # Contiguous planes of one image and group: the first one, and the size of each.
+    # Of one image: the first one, and how far it is to the next plane and row.
     char *data
-    Py_ssize_t height, width
+    Py_ssize_t plane, row
 
 
 cdef inline Py_ssize_t area(const Region *region) noexcept nogil:

@@ -17,17 +17,17 @@ cnp.import_array()
 cdef void gather_strip(const ck_kernels *kernels, const Planes *planes, const Region *region,
                        Py_ssize_t first, Py_ssize_t channels, char *strip) noexcept nogil:
     """Copy a region of some planes, `first` and the following ones, into a strip of pixels."""
-    cdef Py_ssize_t size = kernels.itemsize, plane = planes.height * planes.width, y
+    cdef Py_ssize_t size = kernels.itemsize, plane = planes.plane, y
     cdef Py_ssize_t width = region.right - region.left
     cdef const char *src = planes.data + (
-        first * plane + region.top * planes.width + region.left) * size
+        first * plane + region.top * planes.row + region.left) * size
     if area(region) <= 0:
         return
-    if width == planes.width:
+    if width == planes.row:
         kernels.transpose(src, plane, strip, channels, channels, area(region))
         return
     for y in range(region.bottom - region.top):
-        kernels.transpose(src + y * planes.width * size, plane, strip + y * width * channels * size,
+        kernels.transpose(src + y * planes.row * size, plane, strip + y * width * channels * size,
                           channels, channels, width)
 
 
@@ -35,12 +35,12 @@ cdef void place_strip(const ck_kernels *kernels, const char *strip, Py_ssize_t p
                       const Planes *planes, const Region *region, Py_ssize_t first,
                       Py_ssize_t channels) noexcept nogil:
     """Copy a strip whose pixels are `pixel` elements apart into a region of some planes."""
-    cdef Py_ssize_t size = kernels.itemsize, plane = planes.height * planes.width, y
+    cdef Py_ssize_t size = kernels.itemsize, plane = planes.plane, y
     cdef Py_ssize_t width = region.right - region.left
-    cdef char *dst = planes.data + (first * plane + region.top * planes.width + region.left) * size
-    if width == planes.width:
+    cdef char *dst = planes.data + (first * plane + region.top * planes.row + region.left) * size
+    if width == planes.row:
         kernels.transpose(strip, pixel, dst, plane, area(region), channels)
         return
     for y in range(region.bottom - region.top):
-        kernels.transpose(strip + y * width * pixel * size, pixel, dst + y * planes.width * size,
+        kernels.transpose(strip + y * width * pixel * size, pixel, dst + y * planes.row * size,
                           plane, width, channels)

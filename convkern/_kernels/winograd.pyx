@@ -116,7 +116,7 @@ cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t 
     if job.planes:
         region = region_of(job, begin, end, job.tile.taps - 1, job.h.pad, job.w.pad, job.h.size,
                            job.w.size)
-        planes = Planes(x.data, job.h.size, job.w.size)
+        planes = Planes(x.data, job.h.size * job.w.size, job.w.size)
         gather_strip(job.kernels, &planes, &region, c, channels, strip)
         x = strip_of(strip, &region, channels, size)
     else:
@@ -189,7 +189,7 @@ cdef void transform_outputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t
         target.columns = <int>min(<Py_ssize_t>job.tile.outputs, job.w.out - left)
         job.tile.output(m + (tile - begin) * width * size, job.m_element, filters, &target)
     if job.planes:
-        planes = Planes(image, job.h.out, job.w.out)
+        planes = Planes(image, job.h.out * job.w.out, job.w.out)
         place_strip(job.kernels, strip, width, &planes, &region, first, filters)
 
 
