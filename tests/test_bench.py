@@ -324,22 +324,6 @@ def test_what_is_random_is_compared_without_dropout(monkeypatch):
     assert one.twin is None
 
 
-def test_the_twin_in_torch_computes_the_same(torch):
-    from convkern import models
-    from convkern.bench.torch_peers import as_module
-
-    for name in ("resnet20", "cs231n_convnet", "cifar_advanced"):
-        net = getattr(models, name)(rng=np.random.default_rng(0)).eval()
-        images = np.random.default_rng(1).standard_normal((2, *models.INPUT_SHAPE[name]))
-        images = images.astype(np.float32)
-        module = as_module(net).eval()
-        with torch.no_grad():
-            expected = module(torch.from_numpy(images)).numpy()
-        np.testing.assert_allclose(net(images), expected, rtol=1e-4, atol=1e-5)
-        shapes = [parameter.data.shape for parameter in net.parameters()]
-        assert [tuple(parameter.shape) for parameter in module.parameters()] == shapes
-
-
 @pytest.mark.parametrize(
     ("peer", "columns"),
     [("torch-jit", {"torch jit", "torch jit-opt", "best peer"}), ("torch-compile", None)],
