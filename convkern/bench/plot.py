@@ -50,9 +50,9 @@ def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> Non
     _plot_ratios(figure.add_subplot(grid[:, 0]), rows, room=16 if rated else 2)
     if rated:
         _plot_roofline(figure.add_subplot(grid[0, 1]), rated, environment)
-    lines = introduction(environment).splitlines()[:3]
+    lines = introduction(environment).splitlines()[:4]
     width = int(11 * figure.get_figwidth())
-    figure.suptitle("\n".join(fill(line, width) for line in lines), fontsize="small")
+    figure.suptitle("\n".join(fill(line, width, break_on_hyphens=False) for line in lines), fontsize="small")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -105,7 +105,8 @@ def _plot_ratios(axes: Any, rows: Sequence[Row], room: int) -> None:
         ncols=3,
         frameon=False,
         fontsize="small",
-        title="Ratios of every row, and their geometric means",
+        title="Ratios of every row, and their geometric means"
+        + " (frozen)" * any(row["frozen"] for row in rows),
         title_fontsize="small",
         alignment="left",
     )
@@ -128,8 +129,13 @@ def _write_ratios(axes: Any, rows: Sequence[Row], main: str) -> None:
 
 
 def _legend(rows: Sequence[Row], name: str) -> str:
-    """Return the name of a column with the geometric mean of what can be trusted."""
-    ratios = [row["ratios"][name] for row in trusted(rows)]
+    """Return the name of a column with the geometric mean of what can be trusted.
+
+    Of a plain and a frozen net it is that of the frozen one.
+    """
+    counted = trusted(rows)
+    counted = [row for row in counted if row["frozen"]] or counted
+    ratios = [row["ratios"][name] for row in counted]
     return f"{name}: {geometric_mean(ratios):.2f}" if ratios else name
 
 

@@ -5,6 +5,7 @@ Everything imports torch inside functions: it is needed by nobody else.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,15 @@ def _session(threads: int) -> Iterator[Any]:
             yield torch
     finally:
         torch.set_num_threads(before)
+
+
+def instruction_set() -> str:
+    """Return which one torch's own kernels use, and to which one its oneDNN is held, if any."""
+    import torch
+
+    name = torch.backends.cpu.get_cpu_capability().lower()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{name} (oneDNN at most {limit})" if limit else name
 
 
 @contextmanager
