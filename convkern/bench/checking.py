@@ -26,50 +26,61 @@ _BUSY = 0.3
 # a core that is lost for a moment is not seen in the average.
 _SCATTER = 1.5
 
+_FROZEN = f"{OURS} frozen"
+
 
 def measure(
     case: Case, prepares: Sequence[Prepare], rounds: int, threads: int, peak: float
 ) -> list[Row]:
     """Return the row of a case, and one of its frozen net: errors, and times if these are small."""
-    calls = {case.label: case.call}
+    calls = {OURS: case.call}
     if case.frozen:
-        calls[f"{case.label}, frozen"] = case.frozen
+        calls[_FROZEN] = case.frozen
     peers = _prepared(case, prepares)
     memory = _memory({OURS: case.call, **peers}) if _trains(case) else {}
-    rows = {}
-    for label, call in calls.items():
-        found = _twin_errors(case, prepares) if case.twin else errors(case, call, peers)
-        rows[label] = {
-            "label": label,
-            "batch": case.batch,
-            "layout": case.layout,
-            "flops": case.flops,
-            "intensity": case.flops / case.traffic if case.traffic else None,
-            "columns": list(columns_of(list(peers), case.layout)),
-            "errors": {name: e if math.isfinite(e) else None for name, e in found.items()},
-            # A NaN is not within the tolerance either.
-            "wrong": [name for name, error in found.items() if not error <= case.tolerance],
-            "network": case.network is not None,
-            "frozen": call is case.frozen,
-            "memory_mb": memory,
-            "ratios": {},
-            "gflops": None,
-            "busy": False,
-        }
-    right = {label: call for label, call in calls.items() if not rows[label]["wrong"]}
+    rows = {name: _unmeasured(case, name == _FROZEN, list(peers)) for name in calls}
+    for name, row in rows.items():
+        if case.twin:
+            twin = case.twin()
+            found = errors(twin, twin.call, _prepared(twin, prepares))
+            del twin
+        else:
+            found = errors(case, calls[name], peers)
+        row["errors"] = {peer: e if math.isfinite(e) else None for peer, e in found.items()}
+        # A NaN is not within the tolerance either.
+        row["wrong"] = [peer for peer, error in found.items() if not error <= case.tolerance]
+        row["memory_mb"] = memory
+    right = {name: call for name, call in calls.items() if not rows[name]["wrong"]}
     if not right:
         return list(rows.values())
     before, start = timing.processor_seconds_of_others(), time.perf_counter()
     seconds = timing.interleave({**right, **peers}, rounds)
     taken = (timing.processor_seconds_of_others() - before) / (time.perf_counter() - start)
-    for label in right:
-        row = rows[label]
-        turns = {OURS: seconds[label]} | {name: seconds[name] for name in peers}
+    for name in right:
+        row = rows[name]
+        turns = {OURS: seconds[name]} | {peer: seconds[peer] for peer in peers}
         row |= summarise(turns, case.flops, peak, case.layout)
         row["processors_taken_by_others"] = taken
         scatters = any(median(times) > _SCATTER * min(times) for times in turns.values())
         row["busy"] = scatters or taken + threads > (os.cpu_count() or 1) + _BUSY
     return list(rows.values())
+
+
+def _unmeasured(case: Case, frozen: bool, peers: Sequence[str]) -> Row:
+    """Return the row of a case before anything is known but what it is."""
+    return {
+        "label": case.label + ", frozen" * frozen,
+        "batch": case.batch,
+        "layout": case.layout,
+        "network": case.network is not None,
+        "frozen": frozen,
+        "flops": case.flops,
+        "intensity": case.flops / case.traffic if case.traffic else None,
+        "columns": list(columns_of(peers, case.layout)),
+        "ratios": {},
+        "gflops": None,
+        "busy": False,
+    }
 
 
 def _trains(case: Case) -> bool:
@@ -78,16 +89,9 @@ def _trains(case: Case) -> bool:
 
 
 def _memory(calls: Mapping[str, Call]) -> dict[str, float]:
-    """Return the MB that each first call takes at most, where that can be known."""
+    """Return the MB that each call takes at most, where that can be known."""
     found = {name: timing.peak_memory(call) for name, call in calls.items()}
     return {name: size for name, size in found.items() if size is not None}
-
-
-def _twin_errors(case: Case, prepares: Sequence[Prepare]) -> dict[str, float]:
-    """Return the errors of the case that is compared in place of this one."""
-    assert case.twin
-    twin = case.twin()
-    return errors(twin, twin.call, _prepared(twin, prepares))
 
 
 def errors(case: Case, call: Call, peers: Mapping[str, Call]) -> dict[str, float]:

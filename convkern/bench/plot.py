@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import geometric_mean
@@ -51,8 +52,8 @@ def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> Non
     if rated:
         _plot_roofline(figure.add_subplot(grid[0, 1]), rated, environment)
     lines = introduction(environment).splitlines()[:4]
-    width = int(11 * figure.get_figwidth())
-    figure.suptitle("\n".join(fill(line, width, break_on_hyphens=False) for line in lines), fontsize="small")
+    wrap = partial(fill, width=int(11 * figure.get_figwidth()), break_on_hyphens=False)
+    figure.suptitle("\n".join(map(wrap, lines)), fontsize="small")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 

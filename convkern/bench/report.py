@@ -108,17 +108,18 @@ def line(row: Row) -> str:
 
 
 def remarks(row: Row) -> str:
-    """Return what is said under a network's row: who is the best peer, what memory a step takes."""
+    """Return the line under a network's row: who is the best peer, what memory a step takes."""
     if row["wrong"] or not row["network"] or not row["ratios"]:
         return ""
     best = min((name for name in row["median_ms"] if name != OURS), key=row["ratios"].__getitem__)
-    said = [f"{_short(row['ratios'][best])} times as fast as the best peer, {best}"]
-    if EAGER in row["ratios"]:
-        said.append(f"{_short(row['ratios'][EAGER])} as torch as it comes")
+    ratios = {name: _short(ratio) for name, ratio in row["ratios"].items()}
+    said = f"  {row['label']}, N = {row['batch']}: {ratios[best]} to the best peer, {best}"
+    if EAGER in ratios:
+        said += f"; {ratios[EAGER]} to torch eager"
     if row["memory_mb"]:
         sizes = ", ".join(f"{name} {size:.0f}" for name, size in row["memory_mb"].items())
-        said.append(f"MB for the first step: {sizes}")
-    return f"  {row['label']}, N = {row['batch']}: " + "; ".join(said)
+        said += f"; MB to train: {sizes}"
+    return said
 
 
 def _short(ratio: float) -> str:
