@@ -53,6 +53,8 @@ cdef enum:
     FEW_PIXELS = 96
     STRIP_BYTES = 768 << 10  # of pixels and outputs that an item of planes copies,
     FEWEST_STRIP = 64        # but so many outputs
+    DEPTHWISE_BYTES = 256 << 10  # and rather fewer, of so many channels, where each has a filter
+    DEPTHWISE_CHANNELS = 64      # of its own
 
 
 cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
@@ -291,26 +293,23 @@ cdef void few_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noex
                 start = stop
 
 
-cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One image and output row, all channels."""
-    cdef const ConvJob *job = <const ConvJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.h.out, i
-    cdef Py_ssize_t row = item % job.h.out
+cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t row,
+                        Py_ssize_t first, Py_ssize_t channels) noexcept nogil:
+    """One output row of some channels; x and out are the first pixels of these."""
+    cdef Py_ssize_t size = job.kernels.itemsize, i
     cdef const Span *rows = job.rows
     cdef const Span *columns
     cdef ck_window window
     while rows.stop <= row:
         rows += 1
-    window.channels = job.groups
+    window.channels = channels
     window.x_pixel, window.out_pixel = job.w.stride * job.x_column, job.out_column
     window.x_row, window.x_column = job.h.dilation * job.x_row, job.w.dilation * job.x_column
     window.w_row, window.w_column = job.w.kernel * job.groups, job.groups
     window.activation, window.slope = job.activation, job.slope
     window.rows = rows.last - rows.first
-    cdef const char *x = job.x + (
-        image * job.x_image
-        + (row * job.h.stride - job.h.pad + rows.first * job.h.dilation) * job.x_row) * size
-    cdef char *out = job.out + (image * job.out_image + row * job.out_row) * size
+    x += (row * job.h.stride - job.h.pad + rows.first * job.h.dilation) * job.x_row * size
+    out += row * job.out_row * size
     for i in range(job.column_spans):
         columns = &job.columns[i]
         window.pixels = columns.stop - columns.start
@@ -319,8 +318,39 @@ cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
             &window,
             x + (columns.start * job.w.stride - job.w.pad + columns.first * job.w.dilation)
             * job.x_column * size,
-            job.weight + (rows.first * job.w.kernel + columns.first) * job.groups * size,
-            job.bias, out + columns.start * job.out_column * size)
+            job.weight + ((rows.first * job.w.kernel + columns.first) * job.groups + first) * size,
+            job.bias + first * size, out + columns.start * job.out_column * size)
+
+
+cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One image and output row, all channels."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.h.out
+    depthwise_row(job, job.x + image * job.x_image * size, job.out + image * job.out_image * size,
+                  item % job.h.out, 0, job.groups)
+
+
+cdef void depthwise_strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Some rows of some planes, through a strip each of the input and the output."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef ConvJob here = job[0]
+    cdef Py_ssize_t size = job.kernels.itemsize, row_block = item % job.row_blocks, row
+    cdef Py_ssize_t part = item // job.row_blocks % job.blocks, first = part * DEPTHWISE_CHANNELS
+    cdef Py_ssize_t image = item // job.row_blocks // job.blocks
+    cdef Py_ssize_t channels = min(<Py_ssize_t>DEPTHWISE_CHANNELS, job.groups - first)
+    cdef Region out = Region(job.h.out * row_block // job.row_blocks,
+                             job.h.out * (row_block + 1) // job.row_blocks, 0, job.w.out)
+    cdef Region in_ = seen_by(&job.h, &job.w, &out)
+    cdef Planes from_ = Planes(<char *>job.x + image * job.x_image * size, job.x_plane, job.x_row)
+    cdef Planes to = Planes(job.out + image * job.out_image * size, job.h.out * job.w.out, job.w.out)
+    cdef char *strip = scratch + area(&in_) * channels * size
+    cdef Images x = strip_of(scratch, &in_, channels, size)
+    cdef Images y = strip_of(strip, &out, channels, size)
+    gather_strip(job.kernels, &from_, &in_, first, channels, scratch)
+    here.x_row, here.x_column, here.out_row, here.out_column = x.row, x.column, y.row, y.column
+    for row in range(out.top, out.bottom):
+        depthwise_row(&here, x.data, y.data, row, first, channels)
+    place_strip(job.kernels, strip, channels, &to, &out, first, channels)
 
 
 cdef void cut_output(ConvJob *job, Py_ssize_t images, int threads) noexcept:
@@ -361,11 +391,16 @@ cdef size_t cut_strips(ConvJob *job, Py_ssize_t images, int threads) noexcept:
     if job.column_blocks == 1:
         job.row_blocks = ceil_div(job.h.out, max(1, pixels // job.w.out))
     job.positions = images * job.row_blocks * job.column_blocks
-    cdef Region out = Region(0, ceil_div(job.h.out, job.row_blocks),
-                             0, ceil_div(job.w.out, job.column_blocks))
-    return <size_t>(size * (area(&out) * width + job.channels
-                            * min(job.h.size, rows_seen(&job.h, out.bottom))
-                            * min(job.w.size, rows_seen(&job.w, out.right))))
+    return strip_bytes(job, job.channels, width)
+
+
+cdef size_t strip_bytes(const ConvJob *job, Py_ssize_t channels, Py_ssize_t width) noexcept:
+    """Return the bytes of the strips of one item, with so many channels and outputs of a pixel."""
+    cdef Py_ssize_t rows = ceil_div(job.h.out, job.row_blocks)
+    cdef Py_ssize_t columns = ceil_div(job.w.out, job.column_blocks)
+    return <size_t>(job.kernels.itemsize * (
+        rows * columns * width + channels * min(job.h.size, rows_seen(&job.h, rows))
+        * min(job.w.size, rows_seen(&job.w, columns))))
 
 
 cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, bint planes,
@@ -393,6 +428,13 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, bint plane
     job.rows = new_spans(&job.h, &job.row_spans)
     try:
         job.columns = new_spans(&job.w, &job.column_spans)
+        if depthwise and planes:
+            job.blocks, job.column_blocks = ceil_div(job.groups, DEPTHWISE_CHANNELS), 1
+            job.row_blocks = ceil_div(job.h.out, max(1, DEPTHWISE_BYTES // (
+                job.kernels.itemsize * DEPTHWISE_CHANNELS * job.w.size * job.h.stride)))
+            flops = 8.0 * ceil_div(job.h.out, job.row_blocks) * job.w.out * DEPTHWISE_CHANNELS * taps
+            return run(depthwise_strip_item, job, images * job.blocks * job.row_blocks, flops,
+                       threads, strip_bytes(job, DEPTHWISE_CHANNELS, DEPTHWISE_CHANNELS))
         if depthwise:
             flops = 8.0 * job.w.out * job.groups * taps
             return run(depthwise_item, job, images * job.h.out, flops, threads, 0)
@@ -464,8 +506,8 @@ cdef bint takes_strips(Part part, Py_ssize_t images, int threads) noexcept:
     cdef PackedConv packed = part.packed
     if packed.winograd != NULL:
         return True
-    return not packed.depthwise and (
-        packed.groups > 1 or images * ceil_div(part.h.out * part.w.out, FEWEST_STRIP) >= 4 * threads)
+    return packed.groups > 1 or (
+        images * ceil_div(part.h.out * part.w.out, FEWEST_STRIP) >= 4 * threads)
 
 
 def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double slope,

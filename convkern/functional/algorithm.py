@@ -150,10 +150,13 @@ def prefers_planes(problem: Problem) -> bool:
 def fills_rows(problem: Problem) -> bool:
     """Tell whether contiguous NCHW images are better convolved row by row.
 
-    That is for channels with filters of their own, where a row fills most of a vector.
+    That is for channels with filters of their own, which are so few, or have several each,
+    that vectors of channels would have less in them than a row fills.
     """
     lanes: int = _kernels.lanes(problem.dtype)
-    return problem.channels == 1 < problem.groups and problem.out_size[1] > 0.7 * lanes
+    if problem.channels > 1 or problem.groups == 1 or problem.out_size[1] <= 0.7 * lanes:
+        return False
+    return problem.groups < lanes or problem.out_channels > 1
 
 
 def _vectors(problem: Problem) -> tuple[int, int]:
