@@ -285,6 +285,8 @@ typedef struct {
     /* dst[r*width + i] = src[r*src_row + i] for i < n, 0 for n <= i < width; r < rows */
     void (*copy_rows)(const void *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t n, void *dst,
                       ptrdiff_t width);
+    /* dst[i*step + j] = src[i*unit + j] for i < units, j < unit */
+    void (*spread)(const void *src, ptrdiff_t unit, ptrdiff_t units, void *dst, ptrdiff_t step);
     /* dst[s*dst_row + i] = src[s*tap + i*stride] for s < taps, i < n, in the same way */
     void (*gather_taps)(const void *src, ptrdiff_t stride, ptrdiff_t tap, ptrdiff_t taps, void *dst,
                         ptrdiff_t dst_row, ptrdiff_t n);
