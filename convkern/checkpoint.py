@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ _SAVED_DTYPES = {np.dtype(code) for code in _ELEMENTS.values() if code != "bf16"
 #: About 100 bytes describe a tensor; the header is parsed in memory.
 _MAX_HEADER = 1 << 24
 
+#: The entry of the metadata of a checkpoint of training, and how the names of its net begin.
+TRAINING, NET = "convkern.training", "net."
+
 _ZIP_MAGIC = b"PK\x03\x04"
 #: Pickle protocol 2, then the number with which torch's format before 1.6 begins.
 _OLD_TORCH_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46"
@@ -62,7 +66,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
         the file, except that float16 and bfloat16 become float32 (exactly).
         Arrays may be strided; tensors that share a storage in a torch file
         share memory.  Of a checkpoint ``{"state_dict": {...}, ...}`` the state
-        dict is returned.
+        dict is returned, of one of `convkern.training` that of the net.
 
     Raises
     ------
@@ -97,7 +101,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
                     "torch.save(torch.load(old), new)"
                 )
             if start[8:] == b"{":
-                return _load_safetensors(file, int.from_bytes(start[:8], "little"))
+                arrays, metadata = _load_safetensors(file)
+                return part(arrays, NET) if TRAINING in metadata else arrays
             raise FormatError("neither safetensors nor a zip file of torch.save")
         except FormatError as error:
             raise FormatError(f"{os.fspath(path)}: {error}") from error.__cause__
@@ -139,6 +144,124 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> 
     ...     os.listdir(folder)
     ['net.safetensors']
     """
+    _save_safetensors(path, weights, None)
+
+
+def load_training(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read all of a checkpoint of `convkern.training`: its arrays and what else it holds.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file that `save_training` wrote.
+
+    Returns
+    -------
+    arrays : dict of str to array
+        The net's entries begin with ``net.``.
+    values : dict
+        What JSON holds: numbers, strings, lists and dicts.
+
+    Raises
+    ------
+    FormatError
+        If the file is something else or damaged.
+    OSError
+        If the file cannot be read.
+    ImportError
+        If safetensors is not installed.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from convkern.checkpoint import load_training, save_training
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "run.safetensors")
+    ...     save_training(path, {"net.0.bias": np.zeros(2)}, {"epoch": 3})
+    ...     load_training(path)
+    ({'net.0.bias': array([0., 0.])}, {'epoch': 3})
+    """
+    with open_regular(path) as file:
+        try:
+            if file.read(9)[8:] != b"{":
+                raise FormatError("not a checkpoint of training (no safetensors)")
+            arrays, metadata = _load_safetensors(file)
+            if TRAINING not in metadata:
+                raise FormatError("not a checkpoint of training, only weights")
+            values = json.loads(metadata[TRAINING])
+            if not isinstance(values, dict):
+                raise FormatError("damaged checkpoint (its values are no dict)")
+            return arrays, values
+        except FormatError as error:
+            raise FormatError(f"{os.fspath(path)}: {error}") from error.__cause__
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{os.fspath(path)}: damaged checkpoint ({error})") from error
+
+
+def save_training(
+    path: str | os.PathLike[str], arrays: Mapping[str, Array], values: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint of training as `save_weights` does, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file to create or replace.
+    arrays : mapping of str to array
+        Those of the net under ``net.<name>``, which `load_weights` returns.
+    values : mapping
+        All else, as JSON holds it.
+
+    Raises
+    ------
+    TypeError, FormatError, OSError, ImportError
+        As `save_weights`.
+    """
+    _save_safetensors(path, arrays, {TRAINING: json.dumps(values)})
+
+
+def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the entries whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give another name to write to; what stands there replaces `path` at the end, or nothing does.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from convkern.checkpoint import replacing
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "log.csv")
+    ...     with replacing(path) as temporary:
+    ...         _ = temporary.write_text("epoch,loss")
+    ...     os.listdir(folder)
+    ['log.csv']
+    """
+    target = Path(path).resolve()  # through a symbolic link, not over it
+    if target.exists() and not target.is_file():
+        raise FormatError(f"{target} is not a regular file")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _save_safetensors(
+    path: str | os.PathLike[str], weights: Mapping[str, Array], metadata: dict[str, str] | None
+) -> None:
+    """Check the arrays and write them, whole or not at all."""
     arrays = {}
     for name, value in weights.items():
         if not isinstance(name, str):
@@ -149,27 +272,16 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> 
                 f"weights[{name!r}] must be an array of floats, integers or booleans, got {kind}"
             )
         arrays[name] = np.asarray(value, value.dtype.newbyteorder("="), order="C")
-    content = import_extra("safetensors.numpy").save(arrays)
-
-    target = Path(path).resolve()  # through a symbolic link, not over it
-    if target.exists() and not target.is_file():
-        raise FormatError(f"{target} is not a regular file")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
+    content = import_extra("safetensors.numpy").save(arrays, metadata)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
-def _load_safetensors(file: BufferedReader, header_size: int) -> dict[str, Array]:
-    """Read a whole safetensors file; the library checks all but repeated names."""
+def _load_safetensors(file: BufferedReader) -> tuple[dict[str, Array], dict[str, str]]:
+    """Read a whole safetensors file and its metadata; the library checks all but repeated names."""
     safetensors = import_extra("safetensors")
+    file.seek(0)
+    header_size = int.from_bytes(file.read(8), "little")
     file_size = os.fstat(file.fileno()).st_size
     if header_size > min(_MAX_HEADER, file_size - 8):
         raise FormatError(f"damaged safetensors (a header of {header_size} bytes)")
@@ -192,7 +304,7 @@ def _load_safetensors(file: BufferedReader, header_size: int) -> dict[str, Array
             arrays[name] = decode_elements(raw, element).reshape(tensor["shape"])
         except (ValueError, OverflowError) as error:  # too many axes, or 0 times too much
             raise FormatError(f"damaged safetensors ({error})") from error
-    return arrays
+    return arrays, dict(dict(pairs).get("__metadata__", []))
 
 
 def _sync_folder(folder: Path) -> None:
