@@ -13,6 +13,7 @@ SIZES = {
     "cifar_basic": (2_942, None),
     "cifar_advanced": (17_114, None),
     "cs231n_convnet": (31_642, None),
+    "digits_cnn": (30_890, None),
     "mnist_cnn": (149_798, None),
     "resnet20": (272_474, 41),
     "resnet32": (466_906, 69),

@@ -319,6 +319,23 @@ class Layer(ABC):
         """Return the parameters, each once, in the order of `named_parameters`."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def generators(self) -> list[np.random.Generator]:
+        """Return the random generators of the layers inside, each once.
+
+        Their states belong to those of a training run, as those of the optimiser do.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from convkern.nn import Dropout, Sequential
+        >>> rng = np.random.default_rng(0)
+        >>> Sequential(Dropout(rng=rng), Dropout(rng=rng)).generators() == [rng]
+        True
+        """
+        own = [value for value in vars(self).values() if isinstance(value, np.random.Generator)]
+        inside = [generator for _, child in self._children() for generator in child.generators()]
+        return list({id(generator): generator for generator in own + inside}.values())
+
     def num_parameters(self) -> int:
         """Return how many numbers the parameters hold together."""
         return sum(parameter.data.size for parameter in self.parameters())
