@@ -184,7 +184,7 @@ def _mosaic_shape(rows: int, columns: int) -> float:
 
 
 def _mosaic(tiles: Array, rows: int, columns: int) -> Array:
-    """Return RGB or grey tiles (count, H, W, C) of 0..1 side by side on white, enlarged if small."""
+    """Return tiles (count, H, W, 1 or 3) of 0..1 side by side on white, enlarged if small."""
     zoom = max(1, math.ceil(40 / tiles.shape[1]))
     tiles = tiles.repeat(zoom, axis=1).repeat(zoom, axis=2)
     _, high, wide, _ = tiles.shape

@@ -85,7 +85,8 @@ def test_only_numpy_is_needed(name, path):
 
 
 def test_import_loads_nothing_but_numpy():
-    code = "import sys, convkern.data, convkern.training; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, convkern.data, convkern.training\n"
+    code += "print(*{m.split('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name in ("PIL", "matplotlib", "safetensors", "torch", "rich", "tqdm", "pooch", "sklearn"):
         assert name not in done.stdout.split()

@@ -292,7 +292,8 @@ class _Run:
         if self.validation is None:
             return None
         workers = self.state.workers
-        for sums in running_sums(self.state.net, self.validation):
+        sums = np.empty(0)
+        for sums in running_sums(self.state.net, self.validation):  # noqa: B007
             if anyone(workers, self.stop.wanted):
                 self._interrupt()
         workers.add(sums)

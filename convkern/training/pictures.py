@@ -47,7 +47,9 @@ def draw_curves(path: Path, history: Sequence[Epoch]) -> None:
     validated = [epoch for epoch in history if epoch.validation_loss is not None]
     marker = {"marker": "o", "ms": 3.5} if len(history) <= _NAMED else {}
 
-    def lines(axes: Any, title: str, value: Callable[[Epoch], Any], held: Callable[..., Any]) -> None:
+    def lines(
+        axes: Any, title: str, value: Callable[[Epoch], Any], held: Callable[..., Any]
+    ) -> None:
         """Draw a value in training and on the held-out images."""
         axes.plot(numbers, [value(epoch) for epoch in history], color=SOFT, label="train", **marker)
         if validated:

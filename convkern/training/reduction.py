@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,9 +72,9 @@ class Reduction:
         if self._flat.shape != (ends[-1],) or self._flat.dtype != dtype:
             self._flat = np.empty(ends[-1], dtype)
         flat = self._flat
-        pieces = [flat[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
-        for piece, value in zip(pieces, [*values, sums, images], strict=True):
-            piece[:] = np.ravel(value)
+        pieces = [flat[start:end] for start, end in pairwise(ends)]
+        for piece, value in zip(pieces, [*values, sums, np.array(images)], strict=True):
+            piece[:] = value.ravel()
         self._workers.add(flat)
         total = flat[-1]
         flat[: ends[-3]] /= total

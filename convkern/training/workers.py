@@ -10,8 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from convkern.nn import Parameter, Sequential
-
 Array = npt.NDArray[Any]
 
 
