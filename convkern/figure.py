@@ -130,11 +130,18 @@ def _draw_image(axes: Any, image: Array) -> None:
 
 
 def draw_filters(axes: Any, net: Sequential) -> None:
-    """Show the filters of the first layer, in colour if it sees three, grey where one is zero."""
+    """Show the filters of the first layer.
+
+    What sees three colours is grey where a weight is zero; else the mean over
+    the channels is shown, from violet to orange, and white where it is zero.
+    """
     name, weight = next(iter(net.named_parameters()))
     filters = weight.data if weight.data.shape[1] == 3 else weight.data.mean(1, keepdims=True)
     largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     filters = 0.5 + filters / np.where(largest > 0, 2 * largest, 1)
+    if filters.shape[1] == 1:
+        colors = import_extra("matplotlib").colormaps["PuOr_r"]
+        filters = colors(filters[:, 0])[..., :3].transpose(0, 3, 1, 2)
     rows = max(1, round(math.sqrt(len(filters) / 1.5)))
     columns = math.ceil(len(filters) / rows)
     axes.imshow(_mosaic(filters.transpose(0, 2, 3, 1), rows, columns))
@@ -184,7 +191,7 @@ def _mosaic_shape(rows: int, columns: int) -> float:
 
 
 def _mosaic(tiles: Array, rows: int, columns: int) -> Array:
-    """Return tiles (count, H, W, 1 or 3) of 0..1 side by side on white, enlarged if small."""
+    """Return RGB tiles (count, H, W, 3) of 0..1 side by side on white, enlarged if small."""
     zoom = max(1, math.ceil(40 / tiles.shape[1]))
     tiles = tiles.repeat(zoom, axis=1).repeat(zoom, axis=2)
     _, high, wide, _ = tiles.shape

@@ -19,6 +19,7 @@ Path = str | os.PathLike[str]
 _GRID = "#e4e1ea"
 #: More classes than these are shown without names, without numbers.
 _NAMED, _NUMBERED = 40, 20
+_FIGURE_SPACE = "\u2007"  # as wide as a digit
 
 
 def draw_curves(path: Path, history: Sequence[Epoch]) -> None:
@@ -111,7 +112,7 @@ def draw_confusion(path: Path, evaluation: Evaluation, classes: Sequence[str]) -
     confusion, count = evaluation.confusion, len(classes)
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     side = float(np.clip(2.5 + 0.45 * count, 5, 14))
-    figure = _page(side + 1.2, side)
+    figure = _page(side + 0.6, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap=_shades(), vmin=0, vmax=1)
     axes.set_title(
@@ -128,7 +129,7 @@ def draw_confusion(path: Path, evaluation: Evaluation, classes: Sequence[str]) -
         axes.set_xticks(range(count), names, parse_math=False, **({} if upright else turned))
         # The share that is right stands beside the name of its class.
         right = [
-            f"{name}   {share:6.1%}" if share == share else f"{name}   no images"
+            f"{name}   " + (f"{share:.1%}".rjust(6, _FIGURE_SPACE) if share >= 0 else "no images")
             for name, share in zip(names, evaluation.per_class, strict=True)
         ]
         axes.set_yticks(range(count), right, parse_math=False)
@@ -180,7 +181,9 @@ def _shades() -> Any:
 def _page(width: float, height: float) -> Any:
     """Return an empty figure."""
     figure = import_extra("matplotlib.figure").Figure
-    return figure(figsize=(width, height), facecolor="white", layout="constrained")
+    page = figure(figsize=(width, height), facecolor="white", layout="constrained")
+    page.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    return page
 
 
 def _write(figure: Any, path: Path) -> None:
