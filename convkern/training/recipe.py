@@ -85,8 +85,9 @@ class Recipe:
         integer(self.epochs, "epochs", 1)
         integer(self.batch_size, "batch_size", 1)
         integer(self.seed, "seed", 0)
-        for name in ("lr", "momentum", "weight_decay"):
+        for name in ("lr", "weight_decay"):
             real(getattr(self, name), name, 0)
+        real(self.momentum, "momentum", 0, below=1)
 
     @classmethod
     def of(cls, dataset: str, options: Mapping[str, Any]) -> Self:

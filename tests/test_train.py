@@ -1,0 +1,451 @@
+"""The commands train, evaluate and predict; what several processes do over MPI."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_data import cifar10, cifar100, tar, write_mnist
+
+from convkern import data
+from convkern.checkpoint import load_training, load_weights, save_training, save_weights
+from convkern.cli import main
+from convkern.data import Dataset
+from convkern.training import recipe
+from convkern.training.workers import Alone
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def run(capsys, *arguments):
+    """Return what a successful command printed."""
+    code = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert (code, printed.err) == (0, "")
+    return printed.out
+
+
+def error(capsys, *arguments):
+    """Return the one line that a failing command printed on stderr."""
+    code = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.err.startswith("convkern: error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def same_weights(one, other):
+    first, second = load_weights(one / CHECKPOINT), load_weights(other / CHECKPOINT)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], strict=True)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Save the time of drawing."""
+    monkeypatch.setattr("convkern.training.loop._Run._draw", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Return the folder of a run as it is by default, and what it printed."""
+    folder = tmp_path_factory.mktemp("digits")
+    command = [sys.executable, "-m", "convkern", "train", "digits", "--output", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return folder, done.stdout
+
+
+# --- train
+
+
+def test_digits(digits):
+    folder, out = digits
+    lines = out.splitlines()
+    assert lines[0].startswith("digits_cnn, 30,890 parameters, on digits: 1,437 images")
+    assert lines[2].startswith("epoch  1/20  loss ")
+    right = float(lines[-2].partition("%")[0])
+    assert right >= 98
+    assert lines[-2].endswith("of 360 held-out images are right")
+    assert set(os.listdir(folder)) == {
+        *(CHECKPOINT, "log.csv", "curves.png", "confusion.png", "filters.png")
+    }
+    for name in ("curves", "confusion", "filters"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 400
+            assert len(picture.convert("L").getcolors()) > 50
+    log = (folder / "log.csv").read_text().splitlines()
+    assert len(log) == 21
+    assert log[0].endswith("accuracy of 8,accuracy of 9")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_stopped_and_resumed(capsys, tmp_path, no_pictures):
+    options = ["train", "digits", "--epochs", "5"]
+    command = [sys.executable, "-m", "convkern", *options, "--output", str(tmp_path / "b")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 2/5"):
+                process.send_signal(signal.SIGINT)
+                break
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    last = out.splitlines()[-1]
+    assert last.startswith("stopped in epoch ")
+    assert f"saved in {tmp_path / 'b'}; go on with the same command and --resume" in last
+    message = error(capsys, *options, "--output", tmp_path / "b")
+    assert "is there already" in message
+    out = run(capsys, *options, "--output", tmp_path / "b", "--resume")
+    assert "epoch 5/5" in out
+    assert "epoch 2/5" not in out
+    run(capsys, *options, "--output", tmp_path / "a")
+    same_weights(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """Write small data sets in their published forms."""
+    root = tmp_path_factory.mktemp("archives")
+    for name, members, archive in (
+        ("cifar10", cifar10(4)[1], "cifar-10-batches-py"),
+        ("cifar100", cifar100()[1], "cifar-100-python"),
+    ):
+        (root / name).mkdir()
+        file = root / name / archive.replace("-batches-py", "-python")
+        Path(f"{file}.tar.gz").write_bytes(tar({archive: members[archive]}))
+    for name in ("mnist", "fashion_mnist"):
+        write_mnist(root / name, images=12)
+    rng = np.random.default_rng(0)
+    for name, color in (("red", 0), ("green", 1)):
+        (root / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(0, 90, (40, 50, 3), np.uint8)
+            pixels[..., color] += 150
+            Image.fromarray(pixels).save(root / "photos" / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "says"),
+    [
+        ("cifar10", "cifar_basic", "images of 32x32, windows of 28x28, with 3 channels"),
+        ("cifar10", "digits_cnn", "images of 32x32, windows of 8x8, in grey"),
+        ("cifar100", "cifar_advanced", "images of 32x32, with 3 channels"),
+        ("mnist", "resnet20", "images of 28x28, enlarged to 32x32, with 3 channels"),
+        ("fashion_mnist", "mnist_cnn", "images of 28x28, in grey"),
+        ("digits", "cs231n_convnet", "images of 8x8, enlarged to 32x32, with 3 channels"),
+        ("photos", "cifar_advanced", "images of 32x32, with 3 channels"),
+    ],
+)
+def test_every_data_set(capsys, tmp_path, archives, no_pictures, dataset, model, says):
+    name = archives / "photos" if dataset == "photos" else dataset
+    places = ("--data", archives / dataset) if dataset not in ("photos", "digits") else ()
+    options = ("--model", model, "--epochs", 1, "--schedule", "step")
+    out = run(capsys, "train", name, *places, *options, "--output", tmp_path / "run")
+    assert says in out
+    assert "epoch 1/1" in out
+    report = json.loads(run(capsys, "evaluate", tmp_path / "run", name, *places, "--json"))
+    log = (tmp_path / "run" / "log.csv").read_text().splitlines()[1].split(",")
+    assert (report["loss"], report["accuracy"]) == (float(log[5]), float(log[6]))
+
+
+def test_folders(capsys, tmp_path, archives, no_pictures):
+    photos = tmp_path / "photos"
+    shutil.copytree(archives / "photos", photos / "train")
+    shutil.copytree(archives / "photos", photos / "test")
+    out = run(
+        *(capsys, "train", photos, "--model", "cifar_advanced", "--output", tmp_path / "run"),
+        *("--epochs", 6, "--lr", 0.02, "--batch-size", 4),
+    )
+    assert "12 images of 2 classes, 12 held out" in out
+    found = json.loads(run(capsys, "evaluate", tmp_path / "run", photos, "--json"))
+    assert found["classes"] == ["green", "red"]
+    assert found["accuracy"] == 1
+    paths = sorted((photos / "test").glob("*/*.png"))
+    answers = json.loads(run(capsys, "predict", tmp_path / "run", *paths, "--json"))
+    for answer, path in zip(answers, paths, strict=True):
+        assert answer["path"] == str(path)
+        assert answer["top"][0]["label"] == path.parent.name
+    shutil.rmtree(photos / "test" / "red")
+    assert "red" in error(capsys, "train", photos, "--model", "cifar_basic")
+    for number in range(1, 6):
+        for name in ("red", "green"):
+            (photos / "train" / name / f"{number}.png").unlink()
+    message = error(capsys, "train", photos / "train", "--model", "cifar_basic")
+    assert "at least 5 images" in message
+
+
+def test_options_of_a_resumed_run(capsys, tmp_path, archives, no_pictures):
+    where = ("--data", archives / "mnist", "--output", tmp_path)
+    options = ("--model", "mnist_cnn", "--batch-size", 4, "--seed", 3, "--schedule", "constant")
+    command = ("train", "mnist", *where)
+    run(capsys, *command, *options, "--epochs", 1, "--lr", 0.01)
+    message = error(capsys, *command, "--resume", "--lr", 0.1)
+    assert "of a run with lr 0.01, got 0.1; only --epochs can be changed" in message
+    message = error(capsys, "train", "fashion_mnist", *where, "--resume")
+    assert "dataset mnist, got fashion_mnist" in message
+    assert "epoch 2/2" in run(capsys, *command, "--resume", "--epochs", 2)
+    assert "seed 3" in run(capsys, *command, "--resume")
+    run(
+        capsys,
+        "train",
+        "mnist",
+        *where[:2],
+        "--output",
+        tmp_path / "b",
+        *options,
+        "--epochs",
+        2,
+        "--lr",
+        0.01,
+    )
+    same_weights(tmp_path, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["train"], "DATASET"),
+        (["train", "imagenet"], "digits, mnist, fashion_mnist, cifar10, cifar100 or a folder"),
+        (["train", "cifar10", "--data", "nowhere"], "no CIFAR-10 in nowhere"),
+        (["train", "digits", "--model", "resnet"], "resnet18"),
+        (["train", "digits", "--epochs", "0"], "--epochs"),
+        (["train", "digits", "--batch-size", "x"], "--batch-size"),
+        (["train", "digits", "--lr", "nan"], "--lr"),
+        (["train", "digits", "--momentum", "2"], "momentum"),
+        (["train", "digits", "--seed", "-1"], "--seed"),
+        (["train", "digits", "--schedule", "up"], "cosine"),
+        (["train", "digits", "--resume", "--output", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere", "digits"], "nowhere"),
+        (["predict", "nowhere"], "IMAGE"),
+        (["predict", "nowhere", "a.png"], "nowhere"),
+    ],
+)
+def test_bad_arguments(capsys, tmp_path, monkeypatch, arguments, match):
+    monkeypatch.chdir(tmp_path)
+    assert match in error(capsys, *arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_loss_that_is_not_finite(capsys, tmp_path, archives):
+    with np.errstate(all="ignore"):
+        message = error(
+            *(capsys, "train", "mnist", "--data", archives / "mnist", "--lr", 1e30),
+            *("--batch-size", 3, "--output", tmp_path / "run"),
+        )
+    assert "a smaller learning rate may help" in message
+
+
+# --- evaluate and predict
+
+
+def test_evaluate(capsys, digits, tmp_path, archives):
+    folder, _ = digits
+    out = run(capsys, "evaluate", folder, "digits", "--figure", tmp_path / "f.png")
+    lines = out.splitlines()
+    assert lines[0] == "digits_cnn on digits, 360 held-out images"
+    assert float(lines[1].split()[1].rstrip("%,")) >= 98
+    assert len(lines) == 12
+    assert (tmp_path / "f.png").stat().st_size > 5000
+    report = json.loads(run(capsys, "evaluate", folder / CHECKPOINT, "digits", "--json"))
+    confusion = np.array(report["confusion"])
+    assert confusion.trace() / confusion.sum() == report["accuracy"]
+    message = error(capsys, "evaluate", folder, "mnist", "--data", archives / "mnist")
+    assert "is for images of 8x8, mnist has 28x28" in message
+    message = error(capsys, "evaluate", folder, archives / "photos")
+    assert "the net knows 10 classes (0, 1, 2, 3, ...), the data set has 2 (green, red)" in message
+
+
+def test_predict(capsys, digits, tmp_path):
+    folder, _ = digits
+    _, held_out = data.load_digits()
+    paths = []
+    for number in range(20):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(held_out.images[number, 0]).save(paths[-1])
+    report = json.loads(run(capsys, "predict", folder, *paths, "--json", "--top", 10))
+    right = [
+        entry["top"][0]["label"] == str(label)
+        for entry, label in zip(report, held_out.labels[:20], strict=True)
+    ]
+    assert sum(right) >= 19
+    for entry in report:
+        shares = [top["probability"] for top in entry["top"]]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert shares == sorted(shares, reverse=True)
+    lines = run(capsys, "predict", folder, paths[0]).splitlines()
+    assert lines[0] == str(paths[0])
+    assert len(lines) == 4
+    (tmp_path / "text").write_text("hello")
+    assert "is not an image" in error(capsys, "predict", folder, tmp_path / "text")
+
+
+def test_damaged_checkpoints(capsys, digits, tmp_path):
+    folder, _ = digits
+    content = (folder / CHECKPOINT).read_bytes()
+    arrays, values = load_training(folder / CHECKPOINT)
+    path = tmp_path / CHECKPOINT
+    for part in (b"", b"x" * 100, content[:9], content[:-1], content[:200]):
+        path.write_bytes(part)
+        for command in (("evaluate", path, "digits"), ("predict", tmp_path, "a.png")):
+            assert str(path) in error(capsys, *command)
+        assert str(path) in error(capsys, "train", "digits", "--output", tmp_path, "--resume")
+    save_weights(path, load_weights(folder / CHECKPOINT))
+    assert "only weights" in error(capsys, "evaluate", path, "digits")
+    packed = values["recipe"]
+    for kind, changes in (
+        ("recipe", [{"model": "alexandra"}, {"model": []}, {"seed": -1}, {"new": 1}, {"lr": "x"}]),
+        (
+            "preparation",
+            [
+                {"classes": ["a"]},
+                {"classes": 10},
+                {"classes": [1] * 10},
+                {"size": [8]},
+                {"size": [8, 0]},
+                {"target": [9, 9]},
+                {"channels": 3},
+                {"mean": []},
+                {"std": [0.0]},
+                {"std": None},
+            ],
+        ),
+    ):
+        for change in changes:
+            wrong = {**packed, kind: {**packed[kind], **change}}
+            save_training(path, arrays, {**values, "recipe": wrong})
+            message = error(capsys, "evaluate", path, "digits")
+            assert "damaged or no checkpoint of convkern train" in message
+    save_training(path, arrays, {**values, "recipe": {}})
+    assert "no checkpoint of convkern train" in error(capsys, "evaluate", path, "digits")
+
+
+# --- how images meet nets
+
+
+def test_grey_and_colour():
+    rng = np.random.default_rng(0)
+    colours = Dataset(rng.integers(0, 256, (5, 3, 6, 7), np.uint8), np.zeros(5, int), ["a"])
+    grey = recipe.with_channels(colours, 1).images[:, 0]
+    for image, expected in zip(grey, colours.images, strict=True):
+        theirs = np.asarray(Image.fromarray(expected.transpose(1, 2, 0)).convert("L"))
+        assert np.abs(image.astype(int) - theirs).max() <= 1
+    again = recipe.with_channels(Dataset(grey[:, None], np.zeros(5, int), ["a"]), 3)
+    for channel in range(3):
+        np.testing.assert_array_equal(again.images[:, channel], grey)
+    assert recipe.with_channels(colours, 3) is colours
+
+
+@pytest.mark.parametrize("model", ["digits_cnn", "cifar_basic", "resnet20", "resnet18"])
+def test_images_get_the_size_of_the_net(model):
+    rng = np.random.default_rng(0)
+    images = Dataset(rng.integers(0, 256, (5, 3, 32, 32), np.uint8), np.zeros(5, int), ["a"])
+    prepared = recipe.Preparation.fit(model, images, 32)
+    shape = recipe.models.INPUT_SHAPE[model]
+    for seed in (None, 0):
+        [(batch, _)] = prepared.loader(images, 5, Alone(), seed=seed, mirror=True)
+        assert batch.shape == (5, *shape)
+    [(first, _)] = prepared.loader(images, 5, Alone())
+    [(again, _)] = prepared.loader(images, 5, Alone())
+    np.testing.assert_array_equal(first, again)
+
+
+def test_resize():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 6, 9), np.uint8)
+    larger = data.Resize((12, 20))(images, np.empty((2, 0)))
+    assert larger.shape == (2, 3, 12, 20)
+    for image, expected in zip(larger, images, strict=True):
+        picture = Image.fromarray(expected.transpose(1, 2, 0))
+        theirs = np.asarray(picture.resize((20, 12), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(image.transpose(1, 2, 0), theirs)
+
+
+# --- MPI
+
+needs_mpi = pytest.mark.skipif(shutil.which("mpiexec") is None, reason="MPI is not installed")
+
+STEPS = """
+import sys
+from test_fit import Run, plain_net
+from convkern.checkpoint import save_weights
+from convkern.interop.mpi import MPIWorkers
+with MPIWorkers() as workers:
+    run = Run(plain_net, workers=workers)
+    run.fit(5)
+    if workers.rank == 0:
+        assert workers.size == 2
+        save_weights(sys.argv[1], run.net.state_dict())
+"""
+
+FAILURE = """
+from test_fit import Run, plain_net
+from convkern.interop.mpi import MPIWorkers
+with MPIWorkers() as workers:
+    run = Run(plain_net, workers=workers)
+    if workers.rank == 1:
+        run.loader.dataset.labels[:] = 99
+    run.fit(5)
+"""
+
+
+def mpiexec(*arguments):
+    """Run Python in two processes."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    environment = os.environ | {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+    }
+    command = ["mpiexec", "-n", "2", sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
+
+
+@needs_mpi
+def test_two_processes_make_the_steps_of_one(tmp_path):
+    from test_fit import Run, plain_net
+
+    done = mpiexec("-c", STEPS, tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    whole = Run(plain_net)
+    whole.fit(5)  # 20 steps, of 16, 16, 16 and 2 images
+    weights = load_weights(tmp_path / "w")
+    for name, value in whole.net.state_dict().items():
+        np.testing.assert_allclose(weights[name], value, rtol=0, atol=1e-6)
+
+
+@needs_mpi
+def test_an_error_in_one_process_ends_all():
+    done = mpiexec("-c", FAILURE)
+    assert done.returncode != 0
+    assert "convkern: error in process 1: " in done.stderr
+
+
+@needs_mpi
+def test_train_over_mpi(tmp_path):
+    folder = tmp_path / "run"
+    arguments = ("-m", "convkern", "train", "digits", "--mpi", "--output", folder)
+    done = mpiexec(*arguments, "--epochs", 2, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/2") == 1
+    assert "2 processes" in done.stdout
+    assert (folder / "confusion.png").exists()
+    done = mpiexec(*arguments, "--resume", "--epochs", 3)
+    assert done.stdout.count("epoch 3/3") == 1
+
+
+def test_without_mpi4py(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
+    assert 'pip install "convkern[mpi]"' in error(capsys, "train", "digits", "--mpi")
