@@ -18,7 +18,9 @@ from convkern.training.state import Epoch
 Path = str | os.PathLike[str]
 _GRID = "#e4e1ea"
 #: More classes than these are shown without names, without numbers.
-_NAMED, _NUMBERED = 40, 20
+_NAMED, _NUMBERED = 120, 20
+#: Of fewer epochs each has a dot.
+_DOTTED = 40
 _FIGURE_SPACE = "\u2007"  # as wide as a digit
 
 
@@ -46,7 +48,7 @@ def draw_curves(path: Path, history: Sequence[Epoch]) -> None:
     figure = _page(12.5, 4)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 0.8))
     validated = [epoch for epoch in history if epoch.validation_loss is not None]
-    marker = {"marker": "o", "ms": 3.5} if len(history) <= _NAMED else {}
+    marker = {"marker": "o", "ms": 3.5} if len(history) <= _DOTTED else {}
 
     def lines(
         axes: Any, title: str, value: Callable[[Epoch], Any], held: Callable[..., Any]
@@ -70,12 +72,13 @@ def draw_curves(path: Path, history: Sequence[Epoch]) -> None:
         lambda e: 100 * e.validation_accuracy,
     )
     middle.yaxis.set_major_formatter("{x:g} %")
-    right.plot(numbers, [epoch.lr for epoch in history], color=INK, drawstyle="steps-mid")
+    right.plot(numbers, [epoch.lr for epoch in history], color=INK, drawstyle="steps-mid", **marker)
     right.set_title("learning rate", loc="left", color=INK)
     right.set_ylim(bottom=0)
     for axes in (left, middle, right):
         axes.set_xlabel("epoch", color=SOFT)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0.5, len(history) + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.tick_params(colors=SOFT, length=0)
         axes.grid(color=_GRID, lw=0.8)
         axes.set_axisbelow(True)
@@ -111,7 +114,7 @@ def draw_confusion(path: Path, evaluation: Evaluation, classes: Sequence[str]) -
     """
     confusion, count = evaluation.confusion, len(classes)
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
-    side = float(np.clip(2.5 + 0.45 * count, 5, 14))
+    side = float(np.clip(2.5 + 0.45 * count, 5, 16))
     figure = _page(side + 0.6, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap=_shades(), vmin=0, vmax=1)
@@ -120,7 +123,7 @@ def draw_confusion(path: Path, evaluation: Evaluation, classes: Sequence[str]) -
     )
     axes.set_xlabel("taken for", color=SOFT)
     axes.set_ylabel("is", color=SOFT)
-    axes.tick_params(colors=INK, length=0)
+    axes.tick_params(colors=INK, length=0, labelsize=min(10, 45 * (side - 2) / count))
     axes.spines[:].set_visible(False)
     names = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
     if count <= _NAMED:
