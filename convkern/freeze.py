@@ -262,15 +262,18 @@ class _LinearStep:
         elif self.flattens:
             input = pixels = functional.flatten(input)
         inputs = self.weight.shape[1]
-        features = pixels.reshape(len(input), -1) if self.flattens else pixels.reshape(-1, inputs)
-        if features.shape[1] != inputs:
+        width = math.prod(input.shape[1:]) if self.flattens else input.shape[-1]
+        shape = (len(input),) if self.flattens else input.shape[:-1]
+        if width == inputs and not input.size:
+            return np.empty((*shape, len(self.weight)), input.dtype)
+        features = pixels.reshape(-1, width)
+        if width != inputs:
             return functional.linear(features, self.weight, self.bias)  # says what is wrong
         packed = self.packed(input.shape[1:] if self.flattens else (inputs,))
         # One image of one row: channels-last, so that the features of a row are its channels.
         image = np.ascontiguousarray(features)[None, None].transpose(0, 3, 1, 2)
         output = packed(image).transpose(0, 2, 3, 1)
-        shape = (len(input),) if self.flattens else input.shape[:-1]
-        return output.reshape(*shape, -1)
+        return output.reshape(*shape, len(self.weight))
 
     def packed(self, shape: tuple[int, ...]) -> PackedConv2d:
         """Return the weight for inputs of a shape, without the batch."""

@@ -186,6 +186,8 @@ def quiet(monkeypatch):
     """Make the machine look idle, whatever else runs on it."""
     monkeypatch.setattr(timing, "processor_seconds_of_others", lambda: 0.0)
     monkeypatch.setattr(timing, "fma_peak", lambda threads: 100.0 * threads)
+    monkeypatch.setattr(checking, "_SCATTER", np.inf)
+    monkeypatch.setattr(timing, "bandwidth", lambda threads: 10.0)
     monkeypatch.setattr(timing, "interleave", quick_interleave)
 
 
@@ -220,6 +222,7 @@ def test_main_for_real(torch, tmp_path, capsys):
     assert [row["layout"] for row in found["rows"]] == ["nchw", "channels_last"]
     for row in found["rows"]:
         assert set(row["seconds"]) == {"convkern", "torch nchw", "torch channels_last"}
+        assert row["ratios"]["same layout"] == row["ratios"][f"torch {row['layout']}"]
         assert all(len(times) == 2 and min(times) > 0 for times in row["seconds"].values())
         assert row["ratios"]["best peer"] == min(row["ratios"].values()) > 0
         assert row["flops"] == select("mnist_cnn/conv1")[0].flops
@@ -237,6 +240,9 @@ def test_main_for_real(torch, tmp_path, capsys):
         ["--shapes", "cifar_basic", "--batch", "1", "3"],
         ["--shapes", "mnist_cnn/conv1", "--prepacked"],
         ["--shapes", "mobilenet/depthwise9"],
+        ["--what", "backward", "--shapes", "cifar_basic", "--layout", "channels_last"],
+        ["--what", "backward", "--shapes", "mobilenet/depthwise9", "--gradient", "weight"],
+        ["--what", "backward", "--shapes", "resnet20/layer3.first", "--gradient", "input"],
         ["--what", "pool", "--shapes", "googlenet/5a.pool"],
         ["--what", "linear", "--shapes", "alexnet/fc8", "--batch", "2"],
     ],
@@ -250,6 +256,107 @@ def test_every_kind_of_work(torch, quiet, tmp_path, arguments):
     assert set(means) == set(found["rows"][0]["ratios"])
 
 
+def test_gradients_count_their_work(torch, quiet, tmp_path):
+    [shape] = select("cifar_basic/conv2")
+    found = {}
+    for gradient in ("all", "input", "weight"):
+        arguments = ["--what", "backward", "--shapes", shape.label, "--gradient", gradient]
+        _, result = report(tmp_path, *arguments)
+        [row] = result["rows"]
+        found[gradient] = row["flops"] / shape.flops
+        assert {"reference", "torch nchw", "torch channels_last"} == set(row["errors"])
+    assert found == {"all": 2, "input": 1, "weight": 1}
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_wrong_gradient_is_found(torch, quiet, tmp_path, monkeypatch, index):
+    def wrong(*arguments, right=functional.conv2d_backward, **keywords):
+        gradients = right(*arguments, **keywords)
+        gradients[index].flat[-1] += np.abs(gradients[index]).max() / 100
+        return gradients
+
+    monkeypatch.setattr(functional, "conv2d_backward", wrong)
+    code, found = report(tmp_path, "--what", "backward", "--shapes", "cifar_basic/conv3")
+    assert code == 1
+    assert found["rows"][0]["wrong"] == ["reference", "torch nchw", "torch channels_last"]
+
+
+def test_gradients_without_peers_are_compared_with_the_reference(quiet, tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "_REFERENCE_FLOPS", 1.0)
+    arguments = ["--what", "backward", "--shapes", "cifar_basic/conv3", "--batch", "3"]
+    code, found = report(tmp_path, *arguments, "--against", "none")
+    assert code == 0
+    assert set(found["rows"][0]["errors"]) == {"reference"}
+
+
+def test_training(torch, quiet, tmp_path):
+    plot = tmp_path / "training.png"
+    arguments = ["--what", "train", "--shapes", "cifar_basic", "--batch", "2", "--threads", "1"]
+    code, found = report(tmp_path, *arguments, "--plot", str(plot))
+    assert code == 0
+    [row] = found["rows"]
+    assert set(row["ratios"]) == {"torch nchw", "torch channels_last", "same layout", "best peer"}
+    assert 0 < max(row["errors"].values()) < cases.TRAINING_TOLERANCE
+    assert plot.exists()
+
+
+def test_a_wrong_training_step_is_not_timed(torch, quiet, tmp_path, monkeypatch):
+    right = functional.conv2d_backward
+
+    def one_gradient_too_small(*arguments, **keywords):
+        grad_input, grad_weight, grad_bias = right(*arguments, **keywords)
+        return grad_input, 0.9 * grad_weight, grad_bias
+
+    monkeypatch.setattr(functional, "conv2d_backward", one_gradient_too_small)
+    arguments = ["--what", "train", "--shapes", "cifar_basic", "--batch", "2"]
+    code, found = report(tmp_path, *arguments)
+    assert code == 1
+    assert found["rows"][0]["wrong"] == ["torch nchw", "torch channels_last"]
+
+
+def test_what_is_random_is_compared_without_dropout(monkeypatch):
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
+    case = cases.training_case("alexnet", 2, "nchw")
+    first, second = (case.call()[0] for _ in range(2))
+    assert first != second
+    one, other = case.twin(), case.twin()
+    assert one.call()[0] == other.call()[0]
+    assert one.twin is None
+
+
+def test_the_twin_in_torch_computes_the_same(torch):
+    from convkern import models
+    from convkern.bench.torch_peers import as_module
+
+    for name in ("resnet20", "cs231n_convnet", "cifar_advanced"):
+        net = getattr(models, name)(rng=np.random.default_rng(0)).eval()
+        images = np.random.default_rng(1).standard_normal((2, *models.INPUT_SHAPE[name]))
+        images = images.astype(np.float32)
+        module = as_module(net).eval()
+        with torch.no_grad():
+            expected = module(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(net(images), expected, rtol=1e-4, atol=1e-5)
+        shapes = [parameter.data.shape for parameter in net.parameters()]
+        assert [tuple(parameter.shape) for parameter in module.parameters()] == shapes
+
+
+@pytest.mark.parametrize(
+    ("peer", "columns"),
+    [("torch-jit", {"torch jit", "torch jit-opt", "best peer"}), ("torch-compile", None)],
+)
+def test_compilers_of_torch(torch, quiet, tmp_path, monkeypatch, peer, columns):
+    if columns is None:  # the compiler takes a minute: only its place is taken here
+        columns = {"torch compile"}
+        monkeypatch.setattr(torch, "compile", lambda module, options: module)
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
+    arguments = ["--what", "alexnet", "--batch", "1", "--prepacked", "--against", peer]
+    code, found = report(tmp_path, *arguments)
+    assert code == 0
+    [row] = found["rows"]
+    assert set(row["ratios"]) == columns
+    assert (row["label"], row["layout"]) == ("alexnet, frozen", "channels_last")
+
+
 def small_net(rng):
     return Sequential(
         ("features", Sequential(Conv2d(3, 4, 11, stride=4, rng=rng), ReLU(), MaxPool2d(3, 2))),
@@ -260,7 +367,7 @@ def small_net(rng):
 
 def test_network(torch, quiet, tmp_path, monkeypatch):
     monkeypatch.setattr(cases.models, "alexnet", small_net)
-    code, found = report(tmp_path, "--what", "alexnet", "--layout", "both")
+    code, found = report(tmp_path, "--what", "alexnet", "--layout", "both", "--against", "torch")
     assert code == 0
     assert [(row["batch"], row["layout"]) for row in found["rows"]] == [
         (1, "nchw"),
@@ -359,6 +466,15 @@ def test_a_busy_machine_is_told_and_left_out(torch, quiet, tmp_path, monkeypatch
     assert "busy machine, not in the means: 1 of 2 rows" in capsys.readouterr().out
 
 
+def test_times_that_scatter_tell_of_a_busy_machine(torch, quiet, tmp_path, monkeypatch):
+    times = {"convkern": [1.0, 1.1, 1.2], "torch nchw": [1.0, 1.6, 1.6]}
+    monkeypatch.setattr(timing, "interleave", lambda calls, rounds: times)
+    for limit, busy in ((1.7, False), (1.5, True)):
+        monkeypatch.setattr(checking, "_SCATTER", limit)
+        _, found = report(tmp_path, "--shapes", "cifar_basic/conv3", "--threads", "1")
+        assert found["rows"][0]["busy"] is busy
+
+
 def test_processor_seconds_of_others(monkeypatch):
     stat = "cpu  100 10 20 9999 50 3 4 5 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
     monkeypatch.setattr(timing.time, "process_time", lambda: 0.5)
@@ -395,6 +511,18 @@ def test_a_losing_row_is_shown_as_losing(capsys):
         "(0.50)",
     ]
     assert "slower than a peer: 1 of 1 rows" in reporting.conclusion([row])
+    assert "same layout" not in reporting.conclusion([row])
+    assert "slower" not in reporting.conclusion([row | {"busy": True}])
+
+
+def test_like_for_like_is_torch_in_the_same_layout(capsys):
+    seconds = {"convkern": [2.0], "torch nchw": [1.0], "torch channels_last": [4.0]}
+    for layout, ratio in (("nchw", 0.5), ("channels_last", 2.0)):
+        row = timing.summarise(seconds, 0, 1.0, layout) | {"layout": layout}
+        assert row["ratios"]["same layout"] == ratio
+        assert row["ratios"]["best peer"] == 0.5
+        text = reporting.conclusion([row | {"wrong": [], "busy": False}])
+        assert ("slower than torch in the same layout" in text) == (ratio < 1)
 
 
 @pytest.mark.parametrize(
@@ -408,6 +536,16 @@ def test_a_losing_row_is_shown_as_losing(capsys):
         (["--what", "pool", "--shapes", "mnist_cnn"], "no shape is named 'mnist_cnn'"),
         (["--what", "alexnet", "--shapes", "vgg19"], "--shapes does not go with --what alexnet"),
         (["--what", "pool", "--prepacked"], "--prepacked goes with --what forward or alexnet only"),
+        (["--gradient", "input"], "--gradient goes with --what backward only"),
+        (
+            ["--what", "train", "--shapes", "lenet"],
+            "no network is named 'lenet'; known are alexnet",
+        ),
+        (["--what", "train", "--against", "none"], "--what train needs torch"),
+        (
+            ["--what", "backward", "--against", "openvino"],
+            "--against openvino does not go with --what backward",
+        ),
         (["--batch", "0"], "must be at least 1, got 0"),
         (["--threads", "0"], "number of threads must be at least 1, got 0"),
         (["--json", "no/such/folder/x.json"], "there is no folder"),

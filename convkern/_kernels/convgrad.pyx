@@ -68,6 +68,27 @@ def axis_phases(Py_ssize_t size, Py_ssize_t out, Py_ssize_t kernel, Py_ssize_t s
         yield first, taps, (out, (size - 1 - first) // stride + 1, count, 1, lead, gap)
 
 
+cdef struct ClearJob:
+    char *out
+    size_t bytes
+
+cdef enum:
+    CLEAR_BYTES = 1 << 17
+
+
+cdef void clear_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    cdef const ClearJob *job = <const ClearJob *>job_
+    cdef size_t start = <size_t>item * CLEAR_BYTES
+    memset(job.out + start, 0, min(<size_t>CLEAR_BYTES, job.bytes - start))
+
+
+cdef int clear(cnp.ndarray out, int threads) except -1:
+    """Fill a dense array with zeros."""
+    cdef ClearJob job
+    job.out, job.bytes = <char *>cnp.PyArray_DATA(out), <size_t>cnp.PyArray_NBYTES(out)
+    return run(clear_item, &job, ceil_div(job.bytes, CLEAR_BYTES), 0.2 * CLEAR_BYTES, threads, 0)
+
+
 def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
                    tuple rows, tuple columns, Py_ssize_t groups, bint channels_last, int threads,
                    int winograd=0):
@@ -83,11 +104,19 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
         blockwise_input_gradient(grad, weight, bias, out, rows, columns, steps, channels_last,
                                  threads, winograd)
         return
+    phases = [
+        (row, row_taps, h, column, column_taps, w)
+        for row, row_taps, h in axis_phases(out.shape[2], grad.shape[2], *rows)
+        for column, column_taps, w in axis_phases(out.shape[3], grad.shape[3], *columns)
+    ]
+    if channels_last and bias is None and any(p[1][2] * p[4][2] == 0 for p in phases):
+        # Pixels that no window meets.
+        clear(out, threads)
+        phases = [phase for phase in phases if phase[1][2] * phase[4][2]]
     parts = [
         Part(PackedConv(weight, bias, groups, threads, winograd, True, row_taps, column_taps), h, w,
              (row, column), (rows[1], columns[1]))
-        for row, row_taps, h in axis_phases(out.shape[2], grad.shape[2], *rows)
-        for column, column_taps, w in axis_phases(out.shape[3], grad.shape[3], *columns)
+        for row, row_taps, h, column, column_taps, w in phases
     ]
     convolve(grad, out, parts, 0, 0.0, channels_last, threads)
 
@@ -152,7 +181,9 @@ def blockwise_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray b
     column_taps, w, left = block_axis(out.shape[3], grad.shape[3], columns[0], columns[1],
                                       columns[2], steps)
     # (filter, channel, place row, tap row, place column, tap column); the last tap is zero.
-    filled = np.pad(weight, ((0, 0), (0, 0), (0, 1), (0, 1)))[:, :, row_taps][..., column_taps]
+    padded = np.zeros((filters, channels, rows[0] + 1, columns[0] + 1), weight.dtype)
+    padded[:, :, :-1, :-1] = weight
+    filled = padded[:, :, row_taps][..., column_taps]
     # The pixels of a block land next to each other: (row, column, channel) for channels-last
     # rows, (channel, row, column) for planes.
     order = (2, 4, 1, 0, 3, 5) if channels_last else (1, 2, 4, 0, 3, 5)

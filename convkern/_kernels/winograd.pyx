@@ -40,7 +40,9 @@ from convkern._kernels.packing cimport PackedConv
 cdef enum:
     CHUNK = 256             # products summed in registers, as in the direct algorithm
     CACHE_BYTES = 1 << 20   # of V and M that a group of tiles fills,
-    FEWEST = 48             # but so many tiles share what is read of U
+    FEWEST = 48             # but so many tiles share what is read of U,
+    FEWEST_CACHED = 12      # or so many where U, too, stays in the cache
+    CACHED_BYTES = 1 << 19
     MOST = 128
     TILES = 4               # transformed by one item where the threads share V
 
@@ -200,6 +202,9 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     most = CACHE_BYTES // (elements * size * (job.v_tile + width))
     most = max(<Py_ssize_t>FEWEST, min(most, <Py_ssize_t>MOST))
     job.tile_groups = ceil_div(job.tiles, most)
+    if elements * packed.channels * packed.vectors * lanes * size <= CACHED_BYTES:
+        most = ceil_div(4 * threads, packed.groups)
+        job.tile_groups = max(job.tile_groups, min(most, job.tiles // FEWEST_CACHED))
     # Too few groups for the threads: they share V, and the blocks of filters.
     cdef bint shared = threads > 1 and job.tile_groups * packed.groups < 2 * threads
     if not shared:

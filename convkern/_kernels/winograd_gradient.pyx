@@ -43,7 +43,7 @@ cdef enum:
     TILES = 4                 # transformed by one item
     # or slices of the tiles have an M of their own, and V and Y stay in a thread's cache:
     SLICES = 16
-    SLICE_TILES = 64          # of a slice, at least
+    SLICE_TILES = 32          # of a slice, at least
     SLICE_BYTES = 1 << 19     # of V and Y at a time, but
     SLICE_FEWEST = 32         # so many tiles
 
@@ -203,7 +203,7 @@ cdef class WinogradGradient:
         # Slices write and read M so many times, the threads together V and Y.
         cdef Py_ssize_t tiles = images * job.per_image, padded = ceil_div(channels, lanes) * lanes
         job.slices = min(<Py_ssize_t>SLICES, tiles // SLICE_TILES)
-        if (job.slices < SLICES // 2
+        if (job.slices < SLICES // 4
                 or 3 * job.slices * job.m_element > 2 * tiles * (padded + job.vectors * lanes)):
             job.slices = 1
         elements = job.tile.size * job.tile.size

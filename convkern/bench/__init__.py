@@ -1,15 +1,19 @@
 """``convkern bench``: the kernels timed beside those of other libraries.
 
-A row is one case: a layer shape or a network, a batch, a memory
-layout.  Its result is first compared with the float64 reference and with that
-of every peer; a row that disagrees is reported as WRONG and not timed.  Then
-convkern and the peers take turns in one process with equal numbers of threads,
-so that whatever else the machine does falls on all of them.  A ratio is the
-median over the rounds of ``peer's time / convkern's time``: above 1, convkern
-is faster.  Outputs are allocated inside the timed calls on all sides, and
-weights are packed inside unless ``--prepacked``.  A row during which other
-processes took processor time that our threads needed is marked as busy and
-does not count in the means.
+A row is one case: an operator on a layer's shape, a network or a training step;
+a batch; a memory layout.  Its result is first compared with that of every peer
+and, where that is quick, with the float64 reference; a row that disagrees is
+reported as WRONG and not timed.  Then convkern and the peers take turns in one
+process with equal numbers of threads, so that whatever else the machine does
+falls on all of them.  A ratio is the median over the rounds of ``peer's time /
+convkern's time``: above 1, convkern is faster.  Outputs are allocated inside the
+timed calls on all sides, and weights are packed inside unless ``--prepacked``,
+which freezes a network.  A row during which other processes took processor time
+that our threads needed, or whose times scatter, is marked as busy and does not
+count in the means.
+
+``cases`` says what is measured, ``peers`` against whom; ``checking`` compares,
+``timing`` times, ``report`` and ``plot`` show the rows.
 """
 
 from __future__ import annotations
@@ -111,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line(row), flush=True)
             rows.append(row)
     environment["fma_peak_gflops"] = peak
+    if options.plot:
+        environment["copy_gbytes"] = timing.bandwidth(options.threads)
     if last := conclusion(rows):
         print(last)
     if options.json:

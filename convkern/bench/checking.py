@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ _REFERENCE_FLOPS = 5e9
 # A row is marked if others took more than this share of one processor from our threads: those that
 # wait for one which has lost its core can make a call a thousand times slower.
 _BUSY = 0.3
+# And if the times of one call scatter so that their median is beyond this multiple of the shortest:
+# a core that is lost for a moment is not seen in the average.
+_SCATTER = 1.5
 
 
 def measure(case: Case, prepares: Sequence[Prepare], rounds: int, threads: int, peak: float) -> Row:
@@ -54,7 +58,8 @@ def measure(case: Case, prepares: Sequence[Prepare], rounds: int, threads: int, 
     taken = (timing.processor_seconds_of_others() - before) / (time.perf_counter() - start)
     row |= summarise(seconds, case.flops, peak, case.layout)
     row["processors_taken_by_others"] = taken
-    row["busy"] = taken + threads > (os.cpu_count() or 1) + _BUSY
+    scatters = any(median(times) > _SCATTER * min(times) for times in seconds.values())
+    row["busy"] = scatters or taken + threads > (os.cpu_count() or 1) + _BUSY
     return row
 
 

@@ -57,9 +57,10 @@ def introduction(environment: Mapping[str, Any]) -> str:
     return (
         f"{environment['command']}\n"
         f"{environment['cpu']}, {environment['instruction_set']}, "
-        f"threads {environment['threads']}, FMA peak {environment['fma_peak_gflops']:.0f} GFLOP/s\n"
+        f"threads {environment['threads']}, float32, "
+        f"FMA peak {environment['fma_peak_gflops']:.0f} GFLOP/s\n"
         f"{versions}\n"
-        f"Medians of {environment['rounds']} interleaved rounds, float32; "
+        f"Medians of {environment['rounds']} interleaved rounds; "
         "GFLOP/s of the direct algorithm.\n"
         "Ratios are peer's time / convkern's time: above 1, convkern is faster; "
         "in brackets those of the minima.\n"
@@ -69,9 +70,9 @@ def introduction(environment: Mapping[str, Any]) -> str:
 def header(row: Row) -> str:
     """Return the two lines above the rows; a peer's name takes both."""
     columns = [name.partition(" ")[::2] for name in row["columns"]]
-    first = f"{'':<54}{'':>9}{'% of':>6}" + "".join(f"{word:>16}" for word, _ in columns)
+    first = f"{'':<54}{'':>9}{'% of':>6}" + "".join(f"{word:>14}" for word, _ in columns)
     second = f"{'shape':<26}{'N':>4} {'layout':<13}{'ms':>10}{'GFLOP/s':>9}{'peak':>6}"
-    return first + "\n" + second + "".join(f"{word:>16}" for _, word in columns)
+    return first + "\n" + second + "".join(f"{word:>14}" for _, word in columns)
 
 
 def line(row: Row) -> str:
@@ -89,18 +90,27 @@ def line(row: Row) -> str:
         rates = f"{row['gflops']:9.1f}{100 * row['share_of_peak']:6.0f}"
     minima = row["ratios_of_minima"]
     ratios = "".join(
-        f"{f'{ratio:.2f} ({minima[name]:.2f})':>16}" for name, ratio in row["ratios"].items()
+        f" {f'{_short(ratio)} ({_short(minima[name])})':>13}"
+        for name, ratio in row["ratios"].items()
     )
     busy = "  busy" if row["busy"] else ""
     return f"{start}{row['median_ms'][OURS]:10.3f}{rates}{ratios}{busy}"
 
 
+def _short(ratio: float) -> str:
+    """Return a ratio in three digits."""
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
+
+
+def trusted(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that count: right, and timed while the machine was quiet."""
+    return [row for row in rows if not row["wrong"] and not row["busy"]]
+
+
 def means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Return the geometric mean of every ratio, for each layout, over what can be trusted."""
     layouts: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        if row["wrong"] or row["busy"]:
-            continue
+    for row in trusted(rows):
         columns = layouts.setdefault(row["layout"], {})
         for name, ratio in row["ratios"].items():
             columns.setdefault(name, []).append(ratio)
@@ -115,14 +125,13 @@ def conclusion(rows: Sequence[Row]) -> str:
     """Return the lines under the rows: the means, and the rows to look at."""
     lines = [
         f"{'geometric mean':<31}{layout:<13}{'':>25}"
-        + "".join(f"{m:8.2f}{'':8}" for m in means.values())
-        for layout, means in means(rows).items()
+        + "".join(f"{mean:7.2f}{'':7}" for mean in columns.values())
+        for layout, columns in means(rows).items()
     ]
+    ratios = [row["ratios"] for row in trusted(rows)]
     counts = {
-        "slower than a peer": sum(min(row["ratios"].values(), default=1.0) < 1.0 for row in rows),
-        "slower than torch in the same layout": sum(
-            row["ratios"].get(SAME, 1.0) < 1.0 for row in rows
-        ),
+        "slower than a peer": sum(min(r.values(), default=1.0) < 1.0 for r in ratios),
+        "slower than torch in the same layout": sum(r.get(SAME, 1.0) < 1.0 for r in ratios),
         "busy machine, not in the means": sum(row["busy"] for row in rows),
         "WRONG": sum(bool(row["wrong"]) for row in rows),
     }

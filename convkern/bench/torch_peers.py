@@ -53,17 +53,17 @@ def eager(threads: int) -> Iterator[Callable[[Case], dict[str, Call]]]:
 
 @contextmanager
 def jit(threads: int) -> Iterator[Callable[[Case], dict[str, Call]]]:
-    """Time a network that torch has traced and frozen, and then also optimized."""
-    with _session(threads) as torch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    """Time a network that torch has traced and frozen, and one that it has optimized as well."""
+    with _session(threads) as torch:
 
         def prepare(case: Case) -> dict[str, Call]:
             module, x = _module_and_images(case, torch.channels_last)
-            frozen = torch.jit.freeze(torch.jit.trace(module, x))
-            optimized = torch.jit.optimize_for_inference(torch.jit.trace(module, x))
-            for compiled in (frozen, optimized):
+            with _no_warnings():
+                frozen = torch.jit.freeze(torch.jit.trace(module, x))
+                optimized = torch.jit.optimize_for_inference(torch.jit.trace(module, x))
                 for _ in range(3):  # the first calls look at the shapes and compile
-                    compiled(x)
+                    frozen(x)
+                    optimized(x)
             return {"torch jit": lambda: frozen(x), "torch jit-opt": lambda: optimized(x)}
 
         yield prepare
@@ -76,13 +76,20 @@ def compiled(threads: int) -> Iterator[Callable[[Case], dict[str, Call]]]:
 
         def prepare(case: Case) -> dict[str, Call]:
             module, x = _module_and_images(case, torch.channels_last)
-            call = torch.compile(module, options={"freezing": True})
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what the compiler says is not the user's
+            with _no_warnings():
+                call = torch.compile(module, options={"freezing": True})
                 call(x)
             return {"torch compile": lambda: call(x)}
 
         yield prepare
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Ignore what compilers say: that they are deprecated, or could do better elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _operator(case: Case, memory_format: Any) -> Call:

@@ -6,6 +6,7 @@ can draw for a whole batch and apply only its own part of it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ Array = npt.NDArray[Any]
 _BLOCK = 1024
 
 
-class Transform:
+class Transform(ABC):
     """What happens to the bytes of a batch; a base class.
 
     A subclass defines ``transform(images, drawn)`` and, if it is random, `draw`.
@@ -46,9 +47,9 @@ class Transform:
         """Return a row of random numbers for each of ``shape[0]`` images; here none."""
         return np.empty((shape[0], 0), np.int64)
 
+    @abstractmethod
     def __call__(self, images: Array, drawn: Array) -> Array:
         """Return the transformed images, given their rows of random numbers."""
-        raise NotImplementedError(f"{type(self).__name__} must define __call__(images, drawn)")
 
 
 class RandomCrop(Transform):

@@ -31,6 +31,11 @@ GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
 TRANSFORM = 12.0
 #: Packing one vector of weights: it is read once, and its elements go to memory.
 PACK = 50.0
+#: The same two for a gradient, whose elements and sums go from one processor to another; and
+#: what its phases, one after the other, cost in any case.
+TRANSFORM_GRADIENT = 20.0
+PACK_GRADIENT = 60.0
+PHASES_GRADIENT = 1e6
 #: Fetching one vector of weights from the outer caches; tiles that share it hide that.
 FETCH = 24.0
 #: Tiles that share what is fetched.
@@ -74,7 +79,8 @@ def winograd_outputs(
                 f'algorithm="winograd" at precision {level!r} needs float32 and a {windows} window '
                 f"of stride and dilation 1, got {kh}x{kw}, {problem.dtype}"
             )
-        return min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
+        pack = 0.0 if prepacked else PACK
+        return min(tiles, key=lambda m: winograd_cost(problem, m, pack, TRANSFORM))
     if algorithm == "direct" or not tiles:
         return 0
     instead = instead or problem
@@ -82,8 +88,17 @@ def winograd_outputs(
         # The choice must not depend on the batch.
         problem, instead = problem._replace(images=16), instead._replace(images=16)
         prepacked = True
-    best = min(tiles, key=lambda m: winograd_cost(problem, m, prepacked))
-    return best if winograd_cost(problem, best, prepacked) < direct_cost(instead, prepacked) else 0
+    pack = PACK_GRADIENT if gradient else 0.0 if prepacked else PACK
+    transform = TRANSFORM_GRADIENT if gradient else TRANSFORM
+
+    phases = PHASES_GRADIENT if gradient else 0.0
+
+    def cost(outputs: int) -> float:
+        return phases + winograd_cost(problem, outputs, pack, transform)
+
+    best = min(tiles, key=cost)
+    direct = direct_cost(instead, 0.0 if prepacked or gradient else PACK)
+    return best if cost(best) < direct else 0
 
 
 def fills_planes(problem: Problem) -> bool:
@@ -112,16 +127,19 @@ def _vectors(problem: Problem) -> tuple[int, int]:
     return -(-problem.channels // lanes), -(-problem.out_channels // lanes)
 
 
-def direct_cost(problem: Problem, prepacked: bool) -> float:
-    """Return the cost of the direct algorithm."""
+def direct_cost(problem: Problem, pack: float) -> float:
+    """Return the cost of the direct algorithm, and of packing each vector of weights."""
     _, vectors = _vectors(problem)
     weights = problem.kernel[0] * problem.kernel[1] * problem.channels * vectors
     pixels = problem.images * problem.out_size[0] * problem.out_size[1]
-    return problem.groups * weights * (pixels + (0 if prepacked else PACK))
+    return problem.groups * weights * (pixels + pack)
 
 
-def winograd_cost(problem: Problem, outputs: int, prepacked: bool) -> float:
-    """Return the cost of Winograd's algorithm with a tile of so many outputs."""
+def winograd_cost(problem: Problem, outputs: int, pack: float, transform: float) -> float:
+    """Return the cost of Winograd's algorithm with a tile of so many outputs.
+
+    `pack` and `transform` are the costs of one vector of weights and of elements.
+    """
     in_vectors, vectors = _vectors(problem)
     elements = (outputs + problem.kernel[0] - 1) ** 2
     down, across = (-(-size // outputs) for size in problem.out_size)
@@ -129,5 +147,5 @@ def winograd_cost(problem: Problem, outputs: int, prepacked: bool) -> float:
     weights = elements * problem.channels * vectors
     fetches = -(-tiles // SHARING)
     products = weights * max(tiles, FETCH * fetches)
-    transforms = tiles * elements * (in_vectors + vectors) * TRANSFORM
-    return problem.groups * (products + transforms + (0 if prepacked else weights * PACK))
+    transforms = tiles * elements * (in_vectors + vectors) * transform
+    return problem.groups * (products + transforms + weights * pack)

@@ -64,8 +64,9 @@ class Blocks(NamedTuple):
 
     def weight(self, weight: np.ndarray) -> np.ndarray:
         """Return a weight for blocks, contiguous."""
-        rest = self.taps * self.side - self.kernel
-        padded = np.pad(weight, ((0, 0), (0, 0), (0, rest), (0, rest)))
+        size = self.taps * self.side
+        padded = np.zeros((*weight.shape[:2], size, size), weight.dtype)
+        padded[:, :, : self.kernel, : self.kernel] = weight
         split = padded.reshape(*weight.shape[:2], self.taps, self.side, self.taps, self.side)
         # (filter, channel, tap row, row, tap column, column)
         ordered = split.transpose(0, 3, 5, 1, 2, 4)
