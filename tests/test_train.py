@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import cifar10, cifar100, tar, write_mnist
+from samples import cifar10, cifar100, tar, write_mnist
 
 from convkern import data
 from convkern.checkpoint import load_training, load_weights, save_training, save_weights
