@@ -40,10 +40,10 @@ _ELEMENTS = {
     "BOOL": "?",
 }
 _SAVED_DTYPES = {np.dtype(code) for code in _ELEMENTS.values() if code != "bf16"}
-#: About 100 bytes describe a tensor; the header is parsed in memory.
-_MAX_HEADER = 1 << 24
+#: About 100 bytes describe a tensor, so this is forty thousand; the header is parsed in memory.
+_MAX_HEADER = 1 << 22
 
-#: The entry of the metadata of a checkpoint of training, and how the names of its net begin.
+#: The array of JSON in a checkpoint of training, and how the names of its net begin.
 TRAINING, NET = "convkern.training", "net."
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -101,8 +101,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
                     "torch.save(torch.load(old), new)"
                 )
             if start[8:] == b"{":
-                arrays, metadata = _load_safetensors(file)
-                return part(arrays, NET) if TRAINING in metadata else arrays
+                arrays = _load_safetensors(file)
+                return part(arrays, NET) if TRAINING in arrays else arrays
             raise FormatError("neither safetensors nor a zip file of torch.save")
         except FormatError as error:
             raise FormatError(f"{os.fspath(path)}: {error}") from error.__cause__
@@ -127,6 +127,8 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> 
     ------
     TypeError
         If a name is not a string, or a value not an array of such a type.
+    ValueError
+        If there are more names than `load_weights` reads, 4 MiB with the shapes.
     FormatError
         If `path` exists and is not a regular file.
     OSError
@@ -144,7 +146,7 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> 
     ...     os.listdir(folder)
     ['net.safetensors']
     """
-    _save_safetensors(path, weights, None)
+    _save_safetensors(path, weights)
 
 
 def load_training(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -186,10 +188,10 @@ def load_training(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[
         try:
             if file.read(9)[8:] != b"{":
                 raise FormatError("not a checkpoint of training (no safetensors)")
-            arrays, metadata = _load_safetensors(file)
-            if TRAINING not in metadata:
+            arrays = _load_safetensors(file)
+            if TRAINING not in arrays:
                 raise FormatError("not a checkpoint of training, only weights")
-            values = json.loads(metadata[TRAINING])
+            values = json.loads(arrays.pop(TRAINING).tobytes())
             if not isinstance(values, dict):
                 raise FormatError("damaged checkpoint (its values are no dict)")
             return arrays, values
@@ -215,10 +217,11 @@ def save_training(
 
     Raises
     ------
-    TypeError, FormatError, OSError, ImportError
+    TypeError, ValueError, FormatError, OSError, ImportError
         As `save_weights`.
     """
-    _save_safetensors(path, arrays, {TRAINING: json.dumps(values)})
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    _save_safetensors(path, {**arrays, TRAINING: text})
 
 
 def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -258,9 +261,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sync_folder(target.parent)
 
 
-def _save_safetensors(
-    path: str | os.PathLike[str], weights: Mapping[str, Array], metadata: dict[str, str] | None
-) -> None:
+def _save_safetensors(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> None:
     """Check the arrays and write them, whole or not at all."""
     arrays = {}
     for name, value in weights.items():
@@ -272,13 +273,18 @@ def _save_safetensors(
                 f"weights[{name!r}] must be an array of floats, integers or booleans, got {kind}"
             )
         arrays[name] = np.asarray(value, value.dtype.newbyteorder("="), order="C")
-    content = import_extra("safetensors.numpy").save(arrays, metadata)
+    content = import_extra("safetensors.numpy").save(arrays)
+    header_size = int.from_bytes(content[:8], "little")
+    if header_size > _MAX_HEADER:
+        raise ValueError(
+            f"weights have names and shapes of {header_size} bytes; at most {_MAX_HEADER} are read"
+        )
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _load_safetensors(file: BufferedReader) -> tuple[dict[str, Array], dict[str, str]]:
-    """Read a whole safetensors file and its metadata; the library checks all but repeated names."""
+def _load_safetensors(file: BufferedReader) -> dict[str, Array]:
+    """Read a whole safetensors file; the library checks all but repeated names."""
     safetensors = import_extra("safetensors")
     file.seek(0)
     header_size = int.from_bytes(file.read(8), "little")
@@ -304,7 +310,7 @@ def _load_safetensors(file: BufferedReader) -> tuple[dict[str, Array], dict[str,
             arrays[name] = decode_elements(raw, element).reshape(tensor["shape"])
         except (ValueError, OverflowError) as error:  # too many axes, or 0 times too much
             raise FormatError(f"damaged safetensors ({error})") from error
-    return arrays, dict(dict(pairs).get("__metadata__", []))
+    return arrays
 
 
 def _sync_folder(folder: Path) -> None:

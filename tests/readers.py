@@ -146,30 +146,33 @@ def small_state() -> State:
 
 
 @cache
-def saved_state() -> tuple[dict[str, Any], str]:
-    """Return the arrays of that run's checkpoint and the text of all else."""
+def saved_state() -> tuple[dict[str, Any], bytes]:
+    """Return the arrays of that run's checkpoint and the JSON of all else."""
     with tempfile.TemporaryDirectory() as folder:
         small_state().save(Path(folder, "run"))
         arrays, values = load_training(Path(folder, "run"))
-    return arrays, json.dumps(values)
+    return arrays, json.dumps(values).encode()
 
 
 @cache
-def saved_net() -> tuple[dict[str, Any], str]:
+def saved_net() -> tuple[dict[str, Any], bytes]:
     """Return the same of a checkpoint of ``convkern train``."""
     net = recipe.build("digits_cnn", 2, 0)
     prepared = recipe.Preparation((8, 8), 8, 1, (8, 8), [0.5], [2.0], ["a", "b"])
     plan = recipe.Recipe.of("digits", {"model": "digits_cnn"})
     arrays = {f"net.{name}": array for name, array in net.state_dict().items()}
-    return arrays, json.dumps({"recipe": recipe.pack(plan, prepared)})
+    return arrays, json.dumps({"recipe": recipe.pack(plan, prepared)}).encode()
 
 
-def with_values(saved: Callable[[], tuple[dict[str, Any], str]], path: Path) -> Path:
+def checkpoint_of(arrays: dict[str, Any], values: bytes) -> bytes:
+    return safetensors.numpy.save({**arrays, TRAINING: np.frombuffer(values, np.uint8)})
+
+
+def with_values(saved: Callable[[], tuple[dict[str, Any], bytes]], path: Path) -> Path:
     """Turn a file of a checkpoint's values into the checkpoint."""
-    text = path.read_bytes().decode(errors="surrogateescape")
-    encodable = text.encode(errors="replace").decode()
+    content = checkpoint_of(saved()[0], path.read_bytes())
     path.unlink()
-    path.write_bytes(safetensors.numpy.save(saved()[0], {TRAINING: encodable}))
+    path.write_bytes(content)
     return path
 
 
@@ -243,8 +246,7 @@ def safetensors_files() -> list[bytes]:
 
 
 def checkpoints() -> list[bytes]:
-    arrays, text = saved_state()
-    return [safetensors.numpy.save(arrays, {TRAINING: text})]
+    return [checkpoint_of(*saved_state())]
 
 
 def label_files() -> list[bytes]:
@@ -292,8 +294,8 @@ READERS = {
     "torch_pickle": Reader(torch_pickle, lambda: [SIMPLE], are_weights),
     "safetensors": Reader(load_weights, safetensors_files, are_weights),
     "checkpoint": Reader(load_training, checkpoints, is_training),
-    "checkpoint_values": Reader(resumed, lambda: [saved_state()[1].encode()], is_state),
-    "train_values": Reader(trained, lambda: [saved_net()[1].encode()], is_trained),
+    "checkpoint_values": Reader(resumed, lambda: [saved_state()[1]], is_state),
+    "train_values": Reader(trained, lambda: [saved_net()[1]], is_trained),
     "labels": Reader(labels, label_files, are_names),
     "bmp": image("BMP", ("RGB", {}), ("P", {}), ("1", {})),
     "gif": image("GIF", ("P", {}), ("P", {"transparency": 3, "interlace": 0})),

@@ -29,7 +29,7 @@ from samples import (
     write_zip,
 )
 
-from convkern.checkpoint import load_weights, save_weights
+from convkern.checkpoint import load_training, load_weights, save_training, save_weights
 from convkern.errors import FormatError
 
 
@@ -447,6 +447,20 @@ def test_what_cannot_be_saved(tmp_path, weights):
     with pytest.raises(TypeError):
         save_weights(tmp_path / "w", weights)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_saved_can_be_read(tmp_path):
+    """A header that would be refused is not written; the values of a run may be of any length."""
+    save_weights(tmp_path / "w", {"x": FLOATS})
+    with pytest.raises(ValueError, match="at most 4194304"):
+        save_weights(tmp_path / "w", {"x" * (1 << 22): FLOATS})
+    assert os.listdir(tmp_path) == ["w"]
+    assert load_weights(tmp_path / "w").keys() == {"x"}
+    history = {"history": list(range(1_000_000))}
+    save_training(tmp_path / "w", {"net.x": FLOATS}, history)
+    arrays, values = load_training(tmp_path / "w")
+    assert values == history
+    np.testing.assert_array_equal(arrays["net.x"], FLOATS, strict=True)
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])

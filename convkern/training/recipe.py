@@ -40,6 +40,8 @@ SCHEDULES = ("constant", "cosine", "step")
 _HELD_OUT = 5
 #: Of a folder of photos: the shorter side before the centre is cut out, over the net's.
 _RESIZE = 256 / 224
+#: Above these a small checkpoint could ask for any amount of memory.
+_MAX_SIDE, _MAX_CLASSES = 1 << 12, 1 << 15
 #: Nets without normalisation do not bear the learning rate of the others.
 _GENTLE = ("alexnet", "vgg11", "vgg16", "vgg19", "cifar_basic", "cs231n_convnet")
 
@@ -150,6 +152,12 @@ class Preparation:
     mean: list[float]
     std: list[float]
     classes: list[str]
+
+    def __post_init__(self) -> None:
+        if max(*self.size, *self.target) > _MAX_SIDE:
+            raise ValueError(f"images must have at most {_MAX_SIDE} pixels a side, got {self.size}")
+        if len(self.classes) > _MAX_CLASSES:
+            raise ValueError(f"there must be at most {_MAX_CLASSES} classes")
 
     @classmethod
     def fit(cls, model: str, train: Dataset, resize: int) -> Preparation:
@@ -364,6 +372,7 @@ def unpack(path: str | os.PathLike[str]) -> tuple[Recipe, Preparation, Sequentia
         for name in ("size", "target"):
             height, width = (integer(side, name, 1) for side in entries[name])
             entries[name] = height, width
+        integer(entries["resize"], "resize", max(entries["size"]))
         preparation = Preparation(**entries)
         if not all(type(name) is str for name in preparation.classes):
             raise TypeError("the names of the classes are not strings")
