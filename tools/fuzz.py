@@ -7,7 +7,7 @@ READER is a name in tests/readers.py, such as idx, tar, torch_pickle or png.  At
 changes the files there, guided by the lines of convkern, of Pillow and of the standard library's
 parsers that they reach.  Another exception, a value that cannot be right, 2 GB of memory, 5 seconds
 of processor time or two minutes for one file end the run with exit code 77 or so, and the file
-is kept as ``READER-crash-...``.  A file that was kept is tried again by giving it instead of --runs:
+is kept as ``READER-crash-...``.  Such a file is tried again by
 
     python tools/fuzz.py READER READER-crash-...
 """

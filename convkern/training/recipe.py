@@ -20,7 +20,7 @@ from convkern.images import load_pixels
 from convkern.nn import SGD, CosineAnnealingLR, LRScheduler, MultiStepLR, Sequential
 from convkern.nn.common import real
 from convkern.training.loop import CHECKPOINT
-from convkern.training.workers import Workers
+from convkern.training.workers import Alone, Workers
 
 Array = npt.NDArray[Any]
 
@@ -373,13 +373,15 @@ def unpack(path: str | os.PathLike[str]) -> tuple[Recipe, Preparation, Sequentia
             height, width = (integer(side, name, 1) for side in entries[name])
             entries[name] = height, width
         integer(entries["resize"], "resize", max(entries["size"]))
+        integer(entries["channels"], "channels", 1)
         preparation = Preparation(**entries)
-        if not all(type(name) is str for name in preparation.classes):
-            raise TypeError("the names of the classes are not strings")
         shape = (preparation.channels, *preparation.target)
         if shape != models.INPUT_SHAPE[recipe.model]:
             raise ValueError(f"{recipe.model} takes no images of {shape}")
-        Normalize(preparation.mean, preparation.std)
+        # What does not go together shows when an image is prepared.
+        blank = np.zeros((1, preparation.channels, *preparation.size), np.uint8)
+        for _ in preparation.loader(Dataset(blank, [0], preparation.classes), 1, Alone()):
+            pass
         state = part(arrays, NET)
         net = build(recipe.model, len(preparation.classes), recipe.seed)
         net.load_state_dict(state)
