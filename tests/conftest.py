@@ -5,8 +5,11 @@ import os
 
 import pytest
 
-# What pytest would import in search of examples.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["torch_models.py"]
+# What pytest would import in search of examples, and what that needs.
+NEEDS = {"torch_models.py": ["torch"], "readers.py": ["PIL", "safetensors"]}
+collect_ignore = [
+    file for file, modules in NEEDS.items() if not all(map(importlib.util.find_spec, modules))
+]
 
 
 @pytest.fixture(scope="session")
