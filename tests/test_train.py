@@ -314,6 +314,7 @@ def test_damaged_checkpoints(capsys, digits, tmp_path):
                 {"size": [8]},
                 {"size": [8, 0]},
                 {"size": [8, 10**5]},
+                {"size": [8, 4]},
                 {"resize": 7},
                 {"resize": None},
                 {"classes": ["a"] * 10**5},

@@ -380,8 +380,9 @@ def unpack(path: str | os.PathLike[str]) -> tuple[Recipe, Preparation, Sequentia
             raise ValueError(f"{recipe.model} takes no images of {shape}")
         # What does not go together shows when an image is prepared.
         blank = np.zeros((1, preparation.channels, *preparation.size), np.uint8)
-        for _ in preparation.loader(Dataset(blank, [0], preparation.classes), 1, Alone()):
-            pass
+        for images, _ in preparation.loader(Dataset(blank, [0], preparation.classes), 1, Alone()):
+            if images.shape != (1, *shape):
+                raise ValueError(f"images of {preparation.size} do not become {shape}")
         state = part(arrays, NET)
         net = build(recipe.model, len(preparation.classes), recipe.seed)
         net.load_state_dict(state)
