@@ -15,3 +15,9 @@ def torch():
     module = pytest.importorskip("torch", reason="PyTorch is not installed")
     module.set_num_threads(min(2, os.cpu_count() or 1))
     return module
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Train without pictures, to save the time of drawing."""
+    monkeypatch.setattr("convkern.training.loop._Run._draw", lambda *_: None)

@@ -48,12 +48,6 @@ def same_weights(one, other):
         np.testing.assert_array_equal(value, second[name], strict=True)
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Save the time of drawing."""
-    monkeypatch.setattr("convkern.training.loop._Run._draw", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """Return the folder of a run as it is by default, and what it printed."""

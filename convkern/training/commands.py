@@ -16,11 +16,13 @@ import numpy as np
 
 import convkern
 from convkern import models
+from convkern.errors import Interrupted
 from convkern.functional import softmax
 from convkern.nn import SGD
 from convkern.training import pictures
 from convkern.training.evaluation import Evaluation, evaluate
-from convkern.training.loop import CHECKPOINT, CONFUSION, CURVES, FILTERS, LOG, Interrupted, fit
+from convkern.training.history import Epoch
+from convkern.training.loop import CHECKPOINT, CONFUSION, CURVES, FILTERS, LOG, fit
 from convkern.training.recipe import (
     DATASETS,
     NOT_MIRRORED,
@@ -33,7 +35,6 @@ from convkern.training.recipe import (
     resize_of,
     unpack,
 )
-from convkern.training.state import Epoch
 from convkern.training.workers import Alone, Workers
 
 _BATCH_SIZE = 128
