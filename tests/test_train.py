@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tarfile
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_data import cifar10, cifar100, idx, rewrite, special, tar, write_mnist
-from test_networks import SMALL
+from test_networks import SMALL, large_once
 
 from convkern import data, models
 from convkern.checkpoint import load_training, load_weights, save_training, save_weights
@@ -150,29 +151,32 @@ def named(archives, folder):
 
 @pytest.mark.parametrize(
     ("folder", "model", "says"),
-    [
-        ("cifar10-python", "cifar_basic", "images of 32x32, windows of 28x28, with 3 channels"),
-        ("cifar10-python", "cifar_advanced", "images of 32x32, with 3 channels"),
-        ("cifar10-python", "resnet56", ""),
-        ("cifar10-python", "vgg11", ""),
-        ("cifar10-binary", "digits_cnn", "images of 32x32, windows of 8x8, in grey"),
-        ("cifar10-binary", "resnet20", ""),
-        ("cifar10-binary", "alexnet", "images of 32x32, enlarged to 227x227, with 3 channels"),
-        ("cifar100-python", "cs231n_convnet", ""),
-        ("cifar100-python", "resnet18", ""),
-        ("cifar100-binary", "cifar_advanced", ""),
-        ("cifar100-binary", "googlenet", "images of 32x32, enlarged to 64x64, with 3 channels"),
-        ("mnist", "mnist_cnn", "images of 28x28, in grey"),
-        ("mnist", "resnet32", "images of 28x28, enlarged to 32x32, with 3 channels"),
-        ("mnist", "vgg16", ""),
-        ("fashion_mnist", "mnist_cnn", "images of 28x28, in grey"),
-        ("photos", "cifar_advanced", "images of 32x32, with 3 channels"),
-        ("photos", "resnet50", "images of 64x64, with 3 channels"),
-        ("photos", "vgg19", ""),
-    ],
+    starmap(
+        large_once,
+        [
+            ("cifar_basic", "cifar10-python", "images of 32x32, windows of 28x28, with 3 channels"),
+            ("cifar_advanced", "cifar10-python", "images of 32x32, with 3 channels"),
+            ("resnet56", "cifar10-python", ""),
+            ("vgg11", "cifar10-python", ""),
+            ("digits_cnn", "cifar10-binary", "images of 32x32, windows of 8x8, in grey"),
+            ("resnet20", "cifar10-binary", ""),
+            ("alexnet", "cifar10-binary", "images of 32x32, enlarged to 227x227, with 3 channels"),
+            ("cs231n_convnet", "cifar100-python", ""),
+            ("resnet18", "cifar100-python", ""),
+            ("cifar_advanced", "cifar100-binary", ""),
+            ("googlenet", "cifar100-binary", "images of 32x32, enlarged to 64x64, with 3 channels"),
+            ("mnist_cnn", "mnist", "images of 28x28, in grey"),
+            ("resnet32", "mnist", "images of 28x28, enlarged to 32x32, with 3 channels"),
+            ("vgg16", "mnist", ""),
+            ("mnist_cnn", "fashion_mnist", "images of 28x28, in grey"),
+            ("cifar_advanced", "photos", "images of 32x32, with 3 channels"),
+            ("resnet50", "photos", "images of 64x64, with 3 channels"),
+            ("vgg19", "photos", ""),
+        ],
+    ),
 )
 def test_every_data_set_and_model(
-    capsys, tmp_path, archives, small, no_pictures, folder, model, says
+    capsys, tmp_path, archives, small, no_pictures, model, folder, says
 ):
     dataset = named(archives, folder)
     command = ("train", *dataset, "--model", model, "--output", tmp_path / "run", "--lr", 1e-3)
