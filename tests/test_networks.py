@@ -192,7 +192,7 @@ def test_outputs_and_gradients_equal_torch(torch, twins, unset, name):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", map(large_once, models.INPUT_SHAPE))
+@pytest.mark.parametrize("name", [large_once(name) for name in models.INPUT_SHAPE])
 def test_ten_steps_follow_torch(torch, twins, narrow, name, dtype):
     torch.manual_seed(0)
     theirs, ours = getattr(twins, name)(), getattr(models, name)()

@@ -86,8 +86,8 @@ def _train(options: argparse.Namespace, workers: Workers) -> int:
             progress=sys.stderr.isatty(),
             report=lambda epoch: print(_epoch_text(epoch, recipe.epochs), flush=True),
         )
-    except Interrupted as interrupted:
-        say(f"{str(interrupted).partition(';')[0]}; go on with the same command and --resume")
+    except Interrupted:
+        say(f"stopped, saved in {folder}; go on with the same command and --resume")
         return 130
     last = history[-1]
     say(f"{last.validation_accuracy:.2%} of {len(held_out):,} held-out images are right")
