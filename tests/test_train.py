@@ -470,6 +470,18 @@ with MPIWorkers() as workers:
     run.fit(5)
 """
 
+STOP = """
+import sys
+from test_fit import Interrupted, Run, StopsAt, plain_net
+from convkern.interop.mpi import MPIWorkers
+try:
+    with MPIWorkers() as workers:
+        loss = StopsAt(6 if workers.rank == 1 else 99)
+        Run(plain_net, workers=workers).fit(folder=sys.argv[1], loss=loss)
+except Interrupted as interrupted:
+    print(f"process {workers.rank} {interrupted}", flush=True)
+"""
+
 
 def mpiexec(*arguments):
     """Run Python in two processes."""
@@ -496,6 +508,15 @@ def test_two_processes_make_the_steps_of_one(tmp_path):
     weights = load_weights(tmp_path / "w")
     for name, value in whole.net.state_dict().items():
         np.testing.assert_allclose(weights[name], value, rtol=0, atol=1e-6)
+
+
+@needs_mpi
+def test_ctrl_c_in_one_process_stops_all_after_a_save(tmp_path):
+    done = mpiexec("-c", STOP, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(line.partition(";")[0] for line in done.stdout.splitlines())
+    assert lines == [f"process {n} stopped in epoch 2, saved in {tmp_path}" for n in (0, 1)]
+    assert load_training(tmp_path / CHECKPOINT)[1]["loader"]["position"] == 2
 
 
 @needs_mpi

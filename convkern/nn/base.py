@@ -353,7 +353,14 @@ class Layer(ABC):
                 yield join_names(child_name, name), owner, attribute
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
-        """Yield ``(name, array)`` of what is saved but not trained, such as running statistics."""
+        """Yield ``(name, array)`` of what is saved but not trained, such as running statistics.
+
+        Examples
+        --------
+        >>> from convkern.nn import BatchNorm2d
+        >>> [name for name, _ in BatchNorm2d(3).named_buffers()]
+        ['running_mean', 'running_var', 'num_batches_tracked']
+        """
         for name, owner, attribute in self._entries():
             if not isinstance(owner, Parameter):
                 yield name, getattr(owner, attribute)

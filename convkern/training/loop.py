@@ -119,7 +119,8 @@ def fit(
     Batch normalisation uses the statistics of a process's own shard (as torch's
     DistributedDataParallel does); its running statistics are averaged in every step.  A
     net with batch normalisation is therefore trained a little differently by
-    several processes, and one without gets the weights of one process up to rounding.
+    several processes, and one without gets the weights of one process up to rounding
+    (if the `loss` weighs all images alike).
 
     Examples
     --------
@@ -257,7 +258,6 @@ class _Run:
         state, several = self.state, self.state.workers.size > 1
         state.optimizer.zero_grad()
         sums = np.zeros(TOTALS + 1)
-        sums[-1] = self.stop.wanted
         if len(labels):
             scores = state.net(images)
             check_scores(scores, len(labels), len(state.loader.dataset.classes))
@@ -267,6 +267,7 @@ class _Run:
             state.net.backward(self.loss.backward(weight), input_gradient=False)
             right = np.count_nonzero(scores.argmax(1) == labels)
             sums[:TOTALS] = value * len(labels), right, len(labels)
+        sums[-1] = self.stop.wanted  # late, so that a signal ends the batch in which it comes
         if several:
             sums = share_step(state.net, state.workers, len(labels), sums)
         if not math.isfinite(sums[0]):
@@ -289,14 +290,14 @@ class _Run:
         loss, accuracy = self._means()
         lr = float(state.optimizer.param_groups[0]["lr"])
         speed = float(state.totals[-1] / state.seconds)
-        epoch = Epoch(len(state.history) + 1, lr, loss, accuracy, speed)
+        held_out: dict[str, Any] = {}
         if evaluation is not None:
-            epoch = Epoch(
-                *(epoch.number, lr, loss, accuracy, speed),
-                validation_loss=evaluation.loss,
-                validation_accuracy=evaluation.accuracy,
-                per_class=evaluation.per_class.tolist(),
-            )
+            held_out = {
+                "validation_loss": evaluation.loss,
+                "validation_accuracy": evaluation.accuracy,
+                "per_class": evaluation.per_class.tolist(),
+            }
+        epoch = Epoch(len(state.history) + 1, lr, loss, accuracy, speed, **held_out)
         state.history.append(epoch)
         state.totals, state.seconds, state.trained = np.zeros(TOTALS), 0.0, False
         if state.schedule is not None:
