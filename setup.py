@@ -119,6 +119,7 @@ extensions = [
         "planes",
         "planes_gradient",
         "pool",
+        "strips",
         "winograd",
         "winograd_gradient",
     )

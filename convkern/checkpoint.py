@@ -43,8 +43,9 @@ _SAVED_DTYPES = {np.dtype(code) for code in _ELEMENTS.values() if code != "bf16"
 #: About 100 bytes describe a tensor, so this is forty thousand; the header is parsed in memory.
 _MAX_HEADER = 1 << 22
 
-#: The array of JSON in a checkpoint of training, and how the names of its net begin.
-TRAINING, NET = "convkern.training", "net."
+#: How the names of the net's entries begin in a checkpoint of training, and the entry that
+#: holds all else as JSON: a tensor of bytes, as the size of a header is limited.
+NET, _VALUES = "net.", "convkern.training"
 
 _ZIP_MAGIC = b"PK\x03\x04"
 #: Pickle protocol 2, then the number with which torch's format before 1.6 begins.
@@ -90,22 +91,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
     ...     load_weights(path)
     {'0.bias': array([0., 1., 2.])}
     """
-    with open_regular(path) as file:
-        start = file.read(9)
-        try:
-            if start.startswith(_ZIP_MAGIC):
-                return load_torch_zip(file)
-            if start.startswith(_OLD_TORCH_MAGIC):
-                raise FormatError(
-                    "torch's format before version 1.6; load it in torch and save it again: "
-                    "torch.save(torch.load(old), new)"
-                )
-            if start[8:] == b"{":
-                arrays = _load_safetensors(file)
-                return part(arrays, NET) if TRAINING in arrays else arrays
-            raise FormatError("neither safetensors nor a zip file of torch.save")
-        except FormatError as error:
-            raise FormatError(f"{os.fspath(path)}: {error}") from error.__cause__
+    arrays = _load(path)
+    return part(arrays, NET) if _VALUES in arrays else arrays
 
 
 def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> None:
@@ -146,7 +133,24 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> 
     ...     os.listdir(folder)
     ['net.safetensors']
     """
-    _save_safetensors(path, weights)
+    arrays = {}
+    for name, value in weights.items():
+        if not isinstance(name, str):
+            raise TypeError(f"weights must have strings as names, got {name!r}")
+        if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") not in _SAVED_DTYPES:
+            kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+            raise TypeError(
+                f"weights[{name!r}] must be an array of floats, integers or booleans, got {kind}"
+            )
+        arrays[name] = np.asarray(value, value.dtype.newbyteorder("="), order="C")
+    content = import_extra("safetensors.numpy").save(arrays)
+    header_size = int.from_bytes(content[:8], "little")
+    if header_size > _MAX_HEADER:
+        raise ValueError(
+            f"weights have names and shapes of {header_size} bytes; at most {_MAX_HEADER} are read"
+        )
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def load_training(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -184,21 +188,16 @@ def load_training(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[
     ...     load_training(path)
     ({'net.0.bias': array([0., 0.])}, {'epoch': 3})
     """
-    with open_regular(path) as file:
-        try:
-            if file.read(9)[8:] != b"{":
-                raise FormatError("not a checkpoint of training (no safetensors)")
-            arrays = _load_safetensors(file)
-            if TRAINING not in arrays:
-                raise FormatError("not a checkpoint of training, only weights")
-            values = json.loads(arrays.pop(TRAINING).tobytes())
-            if not isinstance(values, dict):
-                raise FormatError("damaged checkpoint (its values are no dict)")
-            return arrays, values
-        except FormatError as error:
-            raise FormatError(f"{os.fspath(path)}: {error}") from error.__cause__
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{os.fspath(path)}: damaged checkpoint ({error})") from error
+    arrays = _load(path)
+    if _VALUES not in arrays:
+        raise FormatError(f"{os.fspath(path)}: not a checkpoint of training, only weights")
+    try:
+        values = json.loads(arrays.pop(_VALUES).tobytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{os.fspath(path)}: damaged checkpoint ({error})") from error
+    if not isinstance(values, dict):
+        raise FormatError(f"{os.fspath(path)}: damaged checkpoint (its values are no dict)")
+    return arrays, values
 
 
 def save_training(
@@ -221,7 +220,7 @@ def save_training(
         As `save_weights`.
     """
     text = np.frombuffer(json.dumps(values).encode(), np.uint8)
-    _save_safetensors(path, {**arrays, TRAINING: text})
+    save_weights(path, {**arrays, _VALUES: text})
 
 
 def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -261,33 +260,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sync_folder(target.parent)
 
 
-def _save_safetensors(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> None:
-    """Check the arrays and write them, whole or not at all."""
-    arrays = {}
-    for name, value in weights.items():
-        if not isinstance(name, str):
-            raise TypeError(f"weights must have strings as names, got {name!r}")
-        if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") not in _SAVED_DTYPES:
-            kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            raise TypeError(
-                f"weights[{name!r}] must be an array of floats, integers or booleans, got {kind}"
-            )
-        arrays[name] = np.asarray(value, value.dtype.newbyteorder("="), order="C")
-    content = import_extra("safetensors.numpy").save(arrays)
-    header_size = int.from_bytes(content[:8], "little")
-    if header_size > _MAX_HEADER:
-        raise ValueError(
-            f"weights have names and shapes of {header_size} bytes; at most {_MAX_HEADER} are read"
-        )
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+def _load(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """Read all arrays of a file."""
+    with open_regular(path) as file:
+        start = file.read(9)
+        try:
+            if start.startswith(_ZIP_MAGIC):
+                return load_torch_zip(file)
+            if start.startswith(_OLD_TORCH_MAGIC):
+                raise FormatError(
+                    "torch's format before version 1.6; load it in torch and save it again: "
+                    "torch.save(torch.load(old), new)"
+                )
+            if start[8:] == b"{":
+                return _load_safetensors(file, int.from_bytes(start[:8], "little"))
+            raise FormatError("neither safetensors nor a zip file of torch.save")
+        except FormatError as error:
+            raise FormatError(f"{os.fspath(path)}: {error}") from error.__cause__
 
 
-def _load_safetensors(file: BufferedReader) -> dict[str, Array]:
+def _load_safetensors(file: BufferedReader, header_size: int) -> dict[str, Array]:
     """Read a whole safetensors file; the library checks all but repeated names."""
     safetensors = import_extra("safetensors")
-    file.seek(0)
-    header_size = int.from_bytes(file.read(8), "little")
     file_size = os.fstat(file.fileno()).st_size
     if header_size > min(_MAX_HEADER, file_size - 8):
         raise FormatError(f"damaged safetensors (a header of {header_size} bytes)")

@@ -50,6 +50,9 @@ INPUT_SHAPE = {
     "googlenet": (3, 224, 224),
 }
 
+#: Outputs of the hidden linear layers of AlexNet and VGG.
+_HIDDEN = 4096
+
 # ---------------------------------------------------------------- AlexNet
 
 
@@ -164,12 +167,12 @@ def alexnet(
     )
     classifier = Sequential(
         Dropout(rng=rng),
-        Linear(c5 * 6 * 6, 4096, rng=rng),
+        Linear(c5 * 6 * 6, _HIDDEN, rng=rng),
         ReLU(),
         Dropout(rng=rng),
-        Linear(4096, 4096, rng=rng),
+        Linear(_HIDDEN, _HIDDEN, rng=rng),
         ReLU(),
-        Linear(4096, num_classes, rng=rng),
+        Linear(_HIDDEN, num_classes, rng=rng),
     )
     parts: list[tuple[str, Layer]] = [("features", features)]
     if form.average_pool:
@@ -668,13 +671,13 @@ def _vgg(
             channels = width
         features.append(MaxPool2d(2))
     classifier = Sequential(
-        Linear(channels * 7 * 7, 4096, rng=rng),
+        Linear(channels * 7 * 7, _HIDDEN, rng=rng),
         ReLU(),
         Dropout(rng=rng),
-        Linear(4096, 4096, rng=rng),
+        Linear(_HIDDEN, _HIDDEN, rng=rng),
         ReLU(),
         Dropout(rng=rng),
-        Linear(4096, num_classes, rng=rng),
+        Linear(_HIDDEN, num_classes, rng=rng),
     )
     return Sequential(
         ("features", Sequential(*features)),

@@ -22,14 +22,15 @@ import safetensors.numpy
 from samples import FLOATS, SIMPLE, SIMPLE_STORAGES, cifar10, entry, idx, python2, tar, write_zip
 
 from convkern import cli, data
-from convkern.checkpoint import TRAINING, load_training, load_weights
+from convkern.checkpoint import _VALUES, load_training, load_weights
 from convkern.data import DataLoader, Dataset, cifar, files
 from convkern.errors import FormatError
 from convkern.images import load_image
 from convkern.nn import SGD, BatchNorm2d, Conv2d, Dropout, Flatten, Linear, Sequential, StepLR
 from convkern.pickles import PickleMachine
 from convkern.training import recipe
-from convkern.training.state import Epoch, State
+from convkern.training.history import Epoch
+from convkern.training.state import State
 from convkern.training.workers import Alone
 
 
@@ -166,7 +167,7 @@ def saved_net() -> tuple[dict[str, Any], bytes]:
 
 
 def checkpoint_of(arrays: dict[str, Any], values: bytes) -> bytes:
-    return safetensors.numpy.save({**arrays, TRAINING: np.frombuffer(values, np.uint8)})
+    return safetensors.numpy.save({**arrays, _VALUES: np.frombuffer(values, np.uint8)})
 
 
 def with_values(saved: Callable[[], tuple[dict[str, Any], bytes]], path: Path) -> Path:

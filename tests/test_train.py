@@ -1,19 +1,24 @@
 """The commands train, evaluate and predict; what several processes do over MPI."""
 
+import gzip
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from samples import cifar10, cifar100, tar, write_mnist
+from samples import cifar10, cifar100, idx, tar, write_mnist
+from test_data import rewrite, special
+from test_networks import SMALL, large_once
 
-from convkern import data
+from convkern import data, models
 from convkern.checkpoint import load_training, load_weights, save_training, save_weights
 from convkern.cli import main
 from convkern.data import Dataset
@@ -46,12 +51,6 @@ def same_weights(one, other):
     assert first.keys() == second.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], strict=True)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Save the time of drawing."""
-    monkeypatch.setattr("convkern.training.loop._Run._draw", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +99,8 @@ def test_stopped_and_resumed(capsys, tmp_path, no_pictures):
                 break
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
-    last = out.splitlines()[-1]
-    assert last.startswith("stopped in epoch ")
-    assert f"saved in {tmp_path / 'b'}; go on with the same command and --resume" in last
+    folder = tmp_path / "b"
+    assert out.endswith(f"stopped, saved in {folder}; go on with the same command and --resume\n")
     message = error(capsys, *options, "--output", tmp_path / "b")
     assert "is there already" in message
     out = run(capsys, *options, "--output", tmp_path / "b", "--resume")
@@ -114,17 +112,16 @@ def test_stopped_and_resumed(capsys, tmp_path, no_pictures):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """Write small data sets in their published forms."""
+    """Write small data sets in their published forms, each into a folder."""
     root = tmp_path_factory.mktemp("archives")
-    for name, members, archive in (
-        ("cifar10", cifar10(4)[1], "cifar-10-batches-py"),
-        ("cifar100", cifar100()[1], "cifar-100-python"),
-    ):
-        (root / name).mkdir()
-        file = root / name / archive.replace("-batches-py", "-python")
-        Path(f"{file}.tar.gz").write_bytes(tar({archive: members[archive]}))
-    for name in ("mnist", "fashion_mnist"):
-        write_mnist(root / name, images=12)
+    for name, (_, members) in (("cifar10", cifar10(2)), ("cifar100", cifar100())):
+        for folder, content in members.items():
+            form = "python" if "py" in folder else "binary"
+            (root / f"{name}-{form}").mkdir()
+            archive = f"{name.replace('r', 'r-')}-{form}.tar.gz"
+            (root / f"{name}-{form}" / archive).write_bytes(tar({folder: content}))
+    write_mnist(root / "mnist", images=12)
+    write_mnist(root / "fashion_mnist", images=12)
     rng = np.random.default_rng(0)
     for name, color in (("red", 0), ("green", 1)):
         (root / "photos" / name).mkdir(parents=True)
@@ -135,28 +132,115 @@ def archives(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Make the networks for ImageNet fast: small images, small linear layers."""
+    monkeypatch.setattr(models, "_HIDDEN", 64)
+    for name, side in SMALL.items():
+        monkeypatch.setitem(models.INPUT_SHAPE, name, (3, side, side))
+        monkeypatch.setitem(models.INPUT_SIZE, name, side)
+
+
+def named(archives, folder):
+    """Return the arguments that name a data set in `archives`."""
+    if folder == "photos":
+        return (archives / folder,)
+    return folder.partition("-")[0], "--data", archives / folder
+
+
 @pytest.mark.parametrize(
-    ("dataset", "model", "says"),
+    ("folder", "model", "says"),
     [
-        ("cifar10", "cifar_basic", "images of 32x32, windows of 28x28, with 3 channels"),
-        ("cifar10", "digits_cnn", "images of 32x32, windows of 8x8, in grey"),
-        ("cifar100", "cifar_advanced", "images of 32x32, with 3 channels"),
-        ("mnist", "resnet20", "images of 28x28, enlarged to 32x32, with 3 channels"),
-        ("fashion_mnist", "mnist_cnn", "images of 28x28, in grey"),
-        ("digits", "cs231n_convnet", "images of 8x8, enlarged to 32x32, with 3 channels"),
-        ("photos", "cifar_advanced", "images of 32x32, with 3 channels"),
+        large_once(*values)
+        for values in [
+            ("cifar_basic", "cifar10-python", "images of 32x32, windows of 28x28, with 3 channels"),
+            ("cifar_advanced", "cifar10-python", "images of 32x32, with 3 channels"),
+            ("resnet56", "cifar10-python", ""),
+            ("vgg11", "cifar10-python", ""),
+            ("digits_cnn", "cifar10-binary", "images of 32x32, windows of 8x8, in grey"),
+            ("resnet20", "cifar10-binary", ""),
+            ("alexnet", "cifar10-binary", "images of 32x32, enlarged to 227x227, with 3 channels"),
+            ("cs231n_convnet", "cifar100-python", ""),
+            ("resnet18", "cifar100-python", ""),
+            ("cifar_advanced", "cifar100-binary", ""),
+            ("googlenet", "cifar100-binary", "images of 32x32, enlarged to 64x64, with 3 channels"),
+            ("mnist_cnn", "mnist", "images of 28x28, in grey"),
+            ("resnet32", "mnist", "images of 28x28, enlarged to 32x32, with 3 channels"),
+            ("vgg16", "mnist", ""),
+            ("mnist_cnn", "fashion_mnist", "images of 28x28, in grey"),
+            ("cifar_advanced", "photos", "images of 32x32, with 3 channels"),
+            ("resnet50", "photos", "images of 64x64, with 3 channels"),
+            ("vgg19", "photos", ""),
+        ]
     ],
 )
-def test_every_data_set(capsys, tmp_path, archives, no_pictures, dataset, model, says):
-    name = archives / "photos" if dataset == "photos" else dataset
-    places = ("--data", archives / dataset) if dataset not in ("photos", "digits") else ()
-    options = ("--model", model, "--epochs", 1, "--schedule", "step")
-    out = run(capsys, "train", name, *places, *options, "--output", tmp_path / "run")
+def test_every_data_set_and_model(
+    capsys, tmp_path, archives, small, no_pictures, model, folder, says
+):
+    dataset = named(archives, folder)
+    command = ("train", *dataset, "--model", model, "--output", tmp_path / "run", "--lr", 1e-3)
+    out = run(capsys, *command, "--epochs", 1)
     assert says in out
     assert "epoch 1/1" in out
-    report = json.loads(run(capsys, "evaluate", tmp_path / "run", name, *places, "--json"))
-    log = (tmp_path / "run" / "log.csv").read_text().splitlines()[1].split(",")
+    assert "epoch 2/2" in run(capsys, *command, "--epochs", 2, "--resume")
+    report = json.loads(run(capsys, "evaluate", tmp_path / "run", *dataset, "--json"))
+    log = (tmp_path / "run" / "log.csv").read_text().splitlines()[-1].split(",")
     assert (report["loss"], report["accuracy"]) == (float(log[5]), float(log[6]))
+    photo = archives / "photos" / "red" / "0.png"
+    (answer,) = json.loads(run(capsys, "predict", tmp_path / "run", photo, "--json"))
+    assert {entry["label"] for entry in answer["top"]} <= set(report["classes"])
+
+
+def write_cifar10(folder, name, content):
+    """Write CIFAR-10 with another content of one file."""
+    (folder / "cifar-10-python.tar.gz").write_bytes(tar(rewrite(cifar10()[1], name, content)))
+
+
+def cut_cifar100(folder):
+    """Write a half of the archive."""
+    whole = gzip.compress(tar(cifar100()[1]))
+    (folder / "cifar-100-python.tar.gz").write_bytes(whole[: len(whole) // 2])
+
+
+def link_out(folder):
+    """Write an archive with a link out of it."""
+    members = {"cifar-10-batches-bin": cifar10()[1]["cifar-10-batches-bin"]}
+    link = special("cifar-10-batches-bin/x", tarfile.SYMTYPE, link="/etc/passwd")
+    (folder / "cifar-10-binary.tar.gz").write_bytes(tar(members, [link]))
+
+
+def write_photo(folder, content):
+    """Write a folder of photos with a bad one."""
+    for name, wrong in (("cat", content), ("dog", None)):
+        (folder / name).mkdir()
+        for number in range(5):
+            Image.new("RGB", (9, 9)).save(folder / name / f"{number}.png")
+        if wrong:
+            (folder / name / "2.png").write_bytes(wrong)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write", "match"),
+    [
+        ("cifar10", partial(write_cifar10, name="test_batch", content=b"cos\nsystem\n."), "system"),
+        ("cifar10", partial(write_cifar10, name="test_batch.bin", content=b"\x0a"), "records"),
+        ("cifar10", link_out, "no regular file"),
+        ("cifar100", cut_cifar100, "damaged"),
+        ("mnist", partial(write_mnist, train_images=b"\0\0\x08\x03" + b"\xff" * 12), "train"),
+        ("mnist", partial(write_mnist, t10k_labels=idx(np.full(3, 10, np.uint8))), "label 10"),
+        ("photos", partial(write_photo, content=b"<html>"), "2.png is not an image"),
+        ("photos", partial(write_photo, content=b"\x89PNG\r\n\x1a\n"), "2.png"),
+    ],
+)
+def test_bad_data_is_refused(capsys, tmp_path, dataset, write, match):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data")
+    source = (tmp_path / "data",) if dataset == "photos" else (dataset, "--data", tmp_path / "data")
+    model = ("--model", "cifar_basic", "--output", tmp_path / "run")
+    message = error(capsys, "train", *source, *model)
+    assert match in message
+    assert str(tmp_path / "data") in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_folders(capsys, tmp_path, archives, no_pictures):
@@ -196,19 +280,8 @@ def test_options_of_a_resumed_run(capsys, tmp_path, archives, no_pictures):
     assert "dataset mnist, got fashion_mnist" in message
     assert "epoch 2/2" in run(capsys, *command, "--resume", "--epochs", 2)
     assert "seed 3" in run(capsys, *command, "--resume")
-    run(
-        capsys,
-        "train",
-        "mnist",
-        *where[:2],
-        "--output",
-        tmp_path / "b",
-        *options,
-        "--epochs",
-        2,
-        "--lr",
-        0.01,
-    )
+    whole = ("train", "mnist", *where[:2], "--output", tmp_path / "b")
+    run(capsys, *whole, *options, "--epochs", 2, "--lr", 0.01)
     same_weights(tmp_path, tmp_path / "b")
 
 
@@ -317,6 +390,7 @@ def test_damaged_checkpoints(capsys, digits, tmp_path):
                 {"size": [8, 4]},
                 {"resize": 7},
                 {"resize": None},
+                {"channels": True},
                 {"classes": ["a"] * 10**5},
                 {"target": [9, 9]},
                 {"channels": 3},
@@ -356,7 +430,7 @@ def test_images_get_the_size_of_the_net(model):
     rng = np.random.default_rng(0)
     images = Dataset(rng.integers(0, 256, (5, 3, 32, 32), np.uint8), np.zeros(5, int), ["a"])
     prepared = recipe.Preparation.fit(model, images, 32)
-    shape = recipe.models.INPUT_SHAPE[model]
+    shape = models.INPUT_SHAPE[model]
     for seed in (None, 0):
         [(batch, _)] = prepared.loader(images, 5, Alone(), seed=seed, mirror=True)
         assert batch.shape == (5, *shape)
@@ -403,6 +477,18 @@ with MPIWorkers() as workers:
     run.fit(5)
 """
 
+STOP = """
+import sys
+from test_fit import Interrupted, Run, StopsAt, plain_net
+from convkern.interop.mpi import MPIWorkers
+try:
+    with MPIWorkers() as workers:
+        loss = StopsAt(6 if workers.rank == 1 else 99)
+        Run(plain_net, workers=workers).fit(folder=sys.argv[1], loss=loss)
+except Interrupted as interrupted:
+    print(f"process {workers.rank} {interrupted}", flush=True)
+"""
+
 
 def mpiexec(*arguments):
     """Run Python in two processes."""
@@ -429,6 +515,15 @@ def test_two_processes_make_the_steps_of_one(tmp_path):
     weights = load_weights(tmp_path / "w")
     for name, value in whole.net.state_dict().items():
         np.testing.assert_allclose(weights[name], value, rtol=0, atol=1e-6)
+
+
+@needs_mpi
+def test_ctrl_c_in_one_process_stops_all_after_a_save(tmp_path):
+    done = mpiexec("-c", STOP, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(line.partition(";")[0] for line in done.stdout.splitlines())
+    assert lines == [f"process {n} stopped in epoch 2, saved in {tmp_path}" for n in (0, 1)]
+    assert load_training(tmp_path / CHECKPOINT)[1]["loader"]["position"] == 2
 
 
 @needs_mpi

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from convkern.errors import import_extra, one_line
+from convkern.errors import Interrupted, import_extra, one_line
 
 #: What is told in one line; everything else with the place where it happened.
 _EXPECTED = (OSError, ValueError, ImportError, MemoryError, ArithmeticError, KeyboardInterrupt)
@@ -20,7 +20,7 @@ class MPIWorkers:
     """The processes that ``mpiexec`` has started, for the `workers` of `convkern.training.fit`.
 
     As a context: an error in one process ends all of them, which would otherwise
-    wait for it for ever.
+    wait for it for ever.  `Interrupted` does not, as `fit` raises it in all.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class MPIWorkers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None or self.size == 1:
+        if error is None or isinstance(error, Interrupted) or self.size == 1:
             return
         if not isinstance(error, _EXPECTED):
             traceback.print_exception(error)

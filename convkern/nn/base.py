@@ -352,6 +352,19 @@ class Layer(ABC):
             for name, owner, attribute in child._entries():
                 yield join_names(child_name, name), owner, attribute
 
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
+        """Yield ``(name, array)`` of what is saved but not trained, such as running statistics.
+
+        Examples
+        --------
+        >>> from convkern.nn import BatchNorm2d
+        >>> [name for name, _ in BatchNorm2d(3).named_buffers()]
+        ['running_mean', 'running_var', 'num_batches_tracked']
+        """
+        for name, owner, attribute in self._entries():
+            if not isinstance(owner, Parameter):
+                yield name, getattr(owner, attribute)
+
     def state_dict(self) -> dict[str, Array]:
         """Return all parameters and buffers by name, as ``torch.nn.Module`` names them.
 

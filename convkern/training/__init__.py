@@ -4,8 +4,9 @@
 result; `evaluate` counts what a net gets right.
 """
 
+from convkern.errors import Interrupted
 from convkern.training.evaluation import Evaluation, evaluate
-from convkern.training.loop import Interrupted, fit
-from convkern.training.state import Epoch
+from convkern.training.history import Epoch
+from convkern.training.loop import fit
 
 __all__ = ["Epoch", "Evaluation", "Interrupted", "evaluate", "fit"]

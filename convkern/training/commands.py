@@ -16,11 +16,13 @@ import numpy as np
 
 import convkern
 from convkern import models
+from convkern.errors import Interrupted
 from convkern.functional import softmax
 from convkern.nn import SGD
 from convkern.training import pictures
 from convkern.training.evaluation import Evaluation, evaluate
-from convkern.training.loop import CHECKPOINT, CONFUSION, CURVES, FILTERS, LOG, Interrupted, fit
+from convkern.training.history import Epoch
+from convkern.training.loop import CHECKPOINT, CONFUSION, CURVES, FILTERS, LOG, fit
 from convkern.training.recipe import (
     DATASETS,
     NOT_MIRRORED,
@@ -33,7 +35,6 @@ from convkern.training.recipe import (
     resize_of,
     unpack,
 )
-from convkern.training.state import Epoch
 from convkern.training.workers import Alone, Workers
 
 _BATCH_SIZE = 128
@@ -85,8 +86,8 @@ def _train(options: argparse.Namespace, workers: Workers) -> int:
             progress=sys.stderr.isatty(),
             report=lambda epoch: print(_epoch_text(epoch, recipe.epochs), flush=True),
         )
-    except Interrupted as interrupted:
-        say(f"{str(interrupted).partition(';')[0]}; go on with the same command and --resume")
+    except Interrupted:
+        say(f"stopped, saved in {folder}; go on with the same command and --resume")
         return 130
     last = history[-1]
     say(f"{last.validation_accuracy:.2%} of {len(held_out):,} held-out images are right")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,8 +36,8 @@ class Evaluation(NamedTuple):
     --------
     >>> import numpy as np
     >>> from convkern.training import Evaluation
-    >>> Evaluation.of(np.array([3, 1, 0, 0, 0.5])).accuracy
-    0.75
+    >>> Evaluation.of(np.array([[3, 1], [0, 0]]), 2.0)[:2]
+    (0.5, 0.75)
     """
 
     loss: float
@@ -47,13 +46,11 @@ class Evaluation(NamedTuple):
     confusion: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, sums: Array) -> Evaluation:
-        """Return what follows from the counts of a confusion matrix and the sum of the losses."""
-        classes = math.isqrt(len(sums) - 1)
-        confusion = sums[:-1].astype(np.int64).reshape(classes, classes)
+    def of(cls, confusion: npt.NDArray[np.int64], losses: float) -> Evaluation:
+        """Return what follows from a confusion matrix and the sum of the losses."""
         with np.errstate(invalid="ignore"):  # 0 of 0 images
             per_class = confusion.diagonal() / confusion.sum(1)
-            accuracy, loss = np.array([confusion.trace(), sums[-1]]) / confusion.sum()
+            accuracy, loss = np.array([confusion.trace(), losses]) / confusion.sum()
         return cls(float(loss), float(accuracy), per_class, confusion)
 
 
@@ -97,34 +94,33 @@ def evaluate(
         data = DataLoader(data, BATCH_SIZE)
     if not isinstance(data, DataLoader):
         raise TypeError(f"data must be a DataLoader or a Dataset, got {type(data).__name__}")
-    workers = workers or Alone()
-    *_, sums = running_sums(net, data)
-    workers.add(sums)
-    return Evaluation.of(sums)
+    return count(net, data, workers or Alone())
 
 
-def running_sums(net: Sequential, loader: DataLoader) -> Iterator[Array]:
-    """Evaluate batch by batch, yielding the sums so far: one array, at first of zeros.
-
-    They are the counts of the confusion matrix, exact in float64, and the sum of the losses.
-    """
-    classes = len(loader.dataset.classes)
-    sums = np.zeros(classes * classes + 1)
-    yield sums
-    dtype = net_dtype(net)
+def count(
+    net: Sequential,
+    loader: DataLoader,
+    workers: Workers,
+    before_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Evaluate as `evaluate` does; `before_batch` may raise to stop it."""
+    classes, dtype = len(loader.dataset.classes), net_dtype(net)
+    confusion, losses = np.zeros((classes, classes), np.int64), 0.0
     was_training = net.training
     net.eval()
     try:
         for images, labels in loader:
+            before_batch()
             if len(labels):
                 scores = net(images.astype(dtype, copy=False))
                 check_scores(scores, len(labels), classes)
-                pairs = labels * classes + scores.argmax(1)
-                sums[:-1] += np.bincount(pairs, minlength=classes * classes)
-                sums[-1] += cross_entropy(scores, labels, reduction="sum")
-            yield sums
+                np.add.at(confusion, (labels, scores.argmax(1)), 1)
+                losses += float(cross_entropy(scores, labels, reduction="sum"))
     finally:
         net.train(was_training)
+    sums = np.append(confusion, losses)  # counts are exact in float64
+    workers.add(sums)
+    return Evaluation.of(sums[:-1].astype(np.int64).reshape(confusion.shape), sums[-1])
 
 
 def check_scores(scores: Array, images: int, classes: int) -> None:

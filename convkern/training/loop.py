@@ -8,22 +8,21 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from convkern.data import DataLoader
-from convkern.errors import import_extra
+from convkern.errors import Interrupted, import_extra
 from convkern.geometry import integer
 from convkern.nn import CrossEntropyLoss, Loss, LRScheduler, Optimizer, Sequential
 from convkern.training import pictures
-from convkern.training.evaluation import Evaluation, check_scores, net_dtype, running_sums
-from convkern.training.log import write_log
-from convkern.training.reduction import Reduction, same_start
-from convkern.training.state import TOTALS, Epoch, State
+from convkern.training.evaluation import Evaluation, check_scores, count, net_dtype
+from convkern.training.history import Epoch, write_log
+from convkern.training.state import TOTALS, State
 from convkern.training.stopping import Stop
-from convkern.training.workers import Alone, Workers, anyone
+from convkern.training.workers import Alone, Workers, anyone, same_start, share_step
 
 Array = npt.NDArray[Any]
 #: What `fit` writes into its folder.
@@ -32,17 +31,6 @@ LOG = "log.csv"
 CURVES, CONFUSION, FILTERS = "curves.png", "confusion.png", "filters.png"
 #: Seconds after which the curves are drawn anew while training goes on.
 _REDRAW = 60
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C or SIGTERM, at a moment from which it can go on.
-
-    Examples
-    --------
-    >>> from convkern.training import Interrupted
-    >>> issubclass(Interrupted, KeyboardInterrupt)
-    True
-    """
 
 
 def fit(
@@ -85,7 +73,7 @@ def fit(
     validation : DataLoader, optional
         Images that are not trained on, normalised as those of `loader`.
     loss : Loss, optional
-        A mean over the batch; by default `CrossEntropyLoss`.
+        A mean over the images of a batch; by default `CrossEntropyLoss`.
     schedule : LRScheduler, optional
         Stepped after every epoch.
     folder : str or path-like, optional
@@ -131,7 +119,8 @@ def fit(
     Batch normalisation uses the statistics of a process's own shard (as torch's
     DistributedDataParallel does); its running statistics are averaged in every step.  A
     net with batch normalisation is therefore trained a little differently by
-    several processes, and one without gets the weights of one process up to rounding.
+    several processes, and one without gets the weights of one process up to rounding
+    (if the `loss` weighs all images alike).
 
     Examples
     --------
@@ -150,6 +139,9 @@ def fit(
     epochs = integer(epochs, "epochs", 0)
     for name, one in (("loader", loader), ("validation", validation)):
         _check_loader(name, one, workers)
+    loss = loss or CrossEntropyLoss()
+    if loss.reduction != "mean":
+        raise ValueError(f'loss must have the reduction "mean", got {loss.reduction!r}')
     files = None if folder is None else Path(folder)
     if files is None and resume:
         raise ValueError("folder must be given to resume from, got None")
@@ -167,7 +159,7 @@ def fit(
         if workers.rank == 0:
             files.mkdir(parents=True, exist_ok=True)
     with Stop() as stop:
-        run = _Run(state, validation, loss or CrossEntropyLoss(), files, stop, progress, report)
+        run = _Run(state, validation, loss, files, stop, progress, report)
         run.train(epochs)
     return state.history
 
@@ -213,7 +205,6 @@ class _Run:
         self.leads = state.workers.rank == 0
         self.progress = progress and self.leads
         self.report = report
-        self.reduction = Reduction(state.net, state.workers)
         self.dtype = net_dtype(state.net)
         self.drawn = time.monotonic()
 
@@ -267,7 +258,6 @@ class _Run:
         state, several = self.state, self.state.workers.size > 1
         state.optimizer.zero_grad()
         sums = np.zeros(TOTALS + 1)
-        sums[-1] = self.stop.wanted
         if len(labels):
             scores = state.net(images)
             check_scores(scores, len(labels), len(state.loader.dataset.classes))
@@ -277,8 +267,9 @@ class _Run:
             state.net.backward(self.loss.backward(weight), input_gradient=False)
             right = np.count_nonzero(scores.argmax(1) == labels)
             sums[:TOTALS] = value * len(labels), right, len(labels)
+        sums[-1] = self.stop.wanted  # late, so that a signal ends the batch in which it comes
         if several:
-            sums = self.reduction.mean(len(labels), sums)
+            sums = share_step(state.net, state.workers, len(labels), sums)
         if not math.isfinite(sums[0]):
             raise FloatingPointError(
                 f"the loss is {sums[0]} in batch {state.loader.state_dict()['position']} of "
@@ -291,13 +282,7 @@ class _Run:
         """Evaluate the net, unless there is nothing to do that with or training shall stop."""
         if self.validation is None:
             return None
-        workers = self.state.workers
-        sums = np.empty(0)
-        for sums in running_sums(self.state.net, self.validation):  # noqa: B007
-            if anyone(workers, self.stop.wanted):
-                self._interrupt()
-        workers.add(sums)
-        return Evaluation.of(sums)
+        return count(self.state.net, self.validation, self.state.workers, self._stop_if_wanted)
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         """Note how the epoch went, and go to the next."""
@@ -305,14 +290,14 @@ class _Run:
         loss, accuracy = self._means()
         lr = float(state.optimizer.param_groups[0]["lr"])
         speed = float(state.totals[-1] / state.seconds)
-        epoch = Epoch(len(state.history) + 1, lr, loss, accuracy, speed)
+        held_out: dict[str, Any] = {}
         if evaluation is not None:
-            epoch = Epoch(
-                *(epoch.number, lr, loss, accuracy, speed),
-                validation_loss=evaluation.loss,
-                validation_accuracy=evaluation.accuracy,
-                per_class=evaluation.per_class.tolist(),
-            )
+            held_out = {
+                "validation_loss": evaluation.loss,
+                "validation_accuracy": evaluation.accuracy,
+                "per_class": evaluation.per_class.tolist(),
+            }
+        epoch = Epoch(len(state.history) + 1, lr, loss, accuracy, speed, **held_out)
         state.history.append(epoch)
         state.totals, state.seconds, state.trained = np.zeros(TOTALS), 0.0, False
         if state.schedule is not None:
@@ -326,7 +311,12 @@ class _Run:
         losses, right, images = self.state.totals
         return float(losses / images), float(right / images)
 
-    def _interrupt(self) -> None:
+    def _stop_if_wanted(self) -> None:
+        """Stop here if any process is to stop."""
+        if anyone(self.state.workers, self.stop.wanted):
+            self._interrupt()
+
+    def _interrupt(self) -> NoReturn:
         """Save, and say how to go on."""
         at = f"in epoch {len(self.state.history) + 1}"
         if self.folder is None:

@@ -13,7 +13,7 @@ from convkern.errors import import_extra
 from convkern.figure import ACCENT, INK, SOFT, draw_filters
 from convkern.nn import Sequential
 from convkern.training.evaluation import Evaluation
-from convkern.training.state import Epoch
+from convkern.training.history import Epoch
 
 Path = str | os.PathLike[str]
 _GRID = "#e4e1ea"
@@ -106,7 +106,7 @@ def draw_confusion(path: Path, evaluation: Evaluation, classes: Sequence[str]) -
     >>> import numpy as np
     >>> from convkern.training import Evaluation
     >>> from convkern.training.pictures import draw_confusion
-    >>> found = Evaluation.of(np.array([3, 1, 0, 2, 0.5]))
+    >>> found = Evaluation.of(np.array([[3, 1], [0, 2]]), 0.5)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     draw_confusion(os.path.join(folder, "confusion.png"), found, ["cat", "dog"])
     ...     os.listdir(folder)

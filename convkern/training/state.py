@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,57 +15,13 @@ from convkern.data import DataLoader
 from convkern.errors import DAMAGE, FormatError, one_line
 from convkern.nn import LRScheduler, Optimizer, Sequential
 from convkern.nn.common import flag, real
-from convkern.training.workers import Workers
+from convkern.training.history import Epoch
+from convkern.training.workers import Workers, anyone
 
 Array = npt.NDArray[Any]
 _OPTIMIZER = "optimizer."
 #: What a training step adds up: losses, right answers and images.
 TOTALS = 3
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """How one epoch went.
-
-    Attributes
-    ----------
-    number : int
-        From 1.
-    lr : float
-        The learning rate of the first group of parameters.
-    loss, accuracy : float
-        Means over the images of the epoch, each seen by the net of its step.
-    images_per_s : float
-        Of training alone.
-    validation_loss, validation_accuracy : float or None
-        Of the net at the end of the epoch on the validation set, if there is one.
-    per_class : list of float
-        The validation accuracy of each class; NaN for one without images.
-
-    Examples
-    --------
-    >>> from convkern.training import Epoch
-    >>> Epoch(1, lr=0.1, loss=0.5, accuracy=0.9, images_per_s=1e3).validation_loss is None
-    True
-    """
-
-    number: int
-    lr: float
-    loss: float
-    accuracy: float
-    images_per_s: float
-    validation_loss: float | None = None
-    validation_accuracy: float | None = None
-    per_class: list[float] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the epoch that `dataclasses.asdict` made a dict of, or raise."""
-        epoch = cls(**values)
-        numbers = [epoch.lr, epoch.loss, epoch.accuracy, epoch.images_per_s, *epoch.per_class]
-        if type(epoch.number) is not int or not all(type(n) is float for n in numbers):
-            raise TypeError(f"no epoch: {values}")
-        return epoch
 
 
 @dataclass
@@ -101,11 +56,18 @@ class State:
     trained: bool = False
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one file; all processes call it, the first one writes."""
+        """Write everything into one file.
+
+        All processes call it and the first one writes; when it returns, the file is there.
+        """
         own = [generator.bit_generator.state for generator in self.net.generators()]
         generators = self.workers.gather(json.dumps(own, default=np.ndarray.tolist))
-        if self.workers.rank:
-            return
+        if self.workers.rank == 0:
+            save_training(path, *self._pack([json.loads(states) for states in generators]))
+        anyone(self.workers, False)  # waits for the first
+
+    def _pack(self, generators: list[Any]) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return what a checkpoint holds as arrays, and what as JSON."""
         arrays = {f"{NET}{name}": array for name, array in self.net.state_dict().items()}
         options = {}
         for name, value in self.optimizer.state_dict().items():
@@ -119,13 +81,13 @@ class State:
             "optimizer": options,
             "schedule": self.schedule.state_dict() if self.schedule else None,
             "loader": self.loader.state_dict(),
-            "generators": [json.loads(states) for states in generators],
+            "generators": generators,
             "totals": self.totals.tolist(),
             "seconds": self.seconds,
             "trained": self.trained,
             "history": [asdict(epoch) for epoch in self.history],
         }
-        save_training(path, arrays, values)
+        return arrays, values
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over what `save` wrote; a FormatError if it is damaged or of another run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 #: What a terminal, and what a system that ends a job sends.
@@ -42,21 +42,13 @@ class Stop:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._restore()
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            # None is one that C code had set.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal and let the next one through."""
         self.wanted = True
-        self._restore()
-
-    def _restore(self) -> None:
-        """Put the handlers back that were there before; None is one that C code had set."""
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+        self.__exit__()
