@@ -35,7 +35,7 @@ RATES = {
     "resnet32": 1e-5,
     "resnet56": 3e-7,
     "resnet18": 1e-5,
-    "resnet50": 1e-7,
+    "resnet50": 2e-9,
     "googlenet": 1e-7,
 }
 

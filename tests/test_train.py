@@ -149,7 +149,7 @@ def named(archives, folder):
 
 
 @pytest.mark.parametrize(
-    ("folder", "model", "says"),
+    ("model", "folder", "says"),
     [
         large_once(*values)
         for values in [
