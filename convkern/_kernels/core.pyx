@@ -27,6 +27,7 @@ cdef extern from "csrc/memory.h":
     void *ck_resize(void *, size_t) nogil
     void ck_release_idle()
     size_t ck_idle_bytes()
+    long ck_fail(long)
 
 
 # ---------------------------------------------------------------- instruction set
@@ -135,6 +136,24 @@ def empty_cache():
 def idle_bytes():
     """Return how much memory is kept but not in use."""
     return ck_idle_bytes()
+
+
+cdef object usual_handler = None  # what `fail_allocation` has replaced
+
+
+def fail_allocation(long n):
+    """For tests: refuse the n-th block of memory from now on, be it scratch or a NumPy array's.
+
+    With 0 nothing is refused any more.  Return how many blocks were left until the refusal
+    that was asked for before; 0: it has come.
+    """
+    global usual_handler
+    if n > 0 and usual_handler is None:
+        usual_handler = PyDataMem_SetHandler(kept_capsule)
+    elif n <= 0 and usual_handler is not None:
+        PyDataMem_SetHandler(usual_handler)
+        usual_handler = None
+    return ck_fail(n)
 
 
 cdef char *take(size_t size) except NULL:

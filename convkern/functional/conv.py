@@ -332,7 +332,7 @@ def conv2d(
         How to compute it; ``"auto"`` chooses by shape, within `set_float32_precision`.
     out : ndarray, optional
         Where to put the result; must have its shape and dtype and overlap
-        neither itself nor an input.
+        neither itself nor an input.  A call that is interrupted may leave a part of it there.
 
     Returns
     -------

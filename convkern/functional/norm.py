@@ -278,9 +278,11 @@ def batch_norm(
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
         with np.errstate(invalid="ignore"):  # infinite elements leave NaN
-            running_mean[...] = (1 - momentum) * running_mean + momentum * mean
             unbiased = var * (count / (count - 1))
-            running_var[...] = (1 - momentum) * running_var + momentum * unbiased
+            moved_mean = (1 - momentum) * running_mean + momentum * mean
+            moved_var = (1 - momentum) * running_var + momentum * unbiased
+        # Both or none, should memory run out.
+        running_mean[...], running_var[...] = moved_mean, moved_var
     return from_memory(out, order)
 
 
