@@ -174,10 +174,12 @@ def _statistics(
     """Return mean and biased variance per channel in float64."""
     if not training:
         if running_mean is None or running_var is None:
-            raise ValueError("running_mean and running_var are needed outside training")
+            raise ValueError("running_mean and running_var are needed outside training, got None")
         return running_mean, running_var
     if cut[0] * cut[2] == 1:
-        raise ValueError("training needs more than one value per channel, got one")
+        raise ValueError(
+            f"input must have more than one value per channel in training, got one of {cut[1]}"
+        )
     if not memory.size:
         return np.zeros(cut[1]), np.zeros(cut[1])
     mean, var = _kernels.moments(memory, cut, get_num_threads())
