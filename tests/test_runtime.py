@@ -15,24 +15,10 @@ import pytest
 import convkern
 from convkern import threads
 
+from .interpreter import run_python
+
 X = np.random.default_rng(0).standard_normal((4, 16, 40, 40)).astype(np.float32)
 W = np.random.default_rng(1).standard_normal((32, 16, 3, 3)).astype(np.float32)
-SETUP = """
-import os, sys, signal, threading, time, numpy as np, convkern
-x = np.random.default_rng(0).standard_normal((4, 16, 40, 40)).astype(np.float32)
-w = np.random.default_rng(1).standard_normal((32, 16, 3, 3)).astype(np.float32)
-"""
-
-
-def run_python(code, timeout=60, **environment):
-    """Run code in a fresh interpreter; return the finished process."""
-    return subprocess.run(
-        [sys.executable, "-c", SETUP + code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
 
 
 # ---------------------------------------------------------------- thread counts

@@ -198,6 +198,8 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
     step = max(threads, <Py_ssize_t>min(<double>items, threads * WORK_PER_REGION / max(work, 1.0)))
     try:
         while start < items:
+            # Before each region, the first too: a long call may be many short runs.
+            PyErr_CheckSignals()
             stop = min(items, start + step)
             if threads == 1:
                 with nogil:
@@ -212,8 +214,6 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
                         function(job, i, scratch + scratch_bytes * <size_t>threadid())
                     ck_fp_restore(saved)
             start = stop
-            if start < items:
-                PyErr_CheckSignals()
     finally:
         ck_give(scratch)
     return 0

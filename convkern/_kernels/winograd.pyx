@@ -223,8 +223,9 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     memset(memory, 0, <size_t>zeros)
     try:
         if shared:
-            run(input_item, &job, ceil_div(job.tiles, TILES) * packed.groups, transform * TILES,
-                threads, 0)
+            # It takes longer than its operations: V is large, and its pages may be new.
+            run(input_item, &job, ceil_div(job.tiles, TILES) * packed.groups,
+                4.0 * transform * TILES, threads, 0)
             run(block_item, &job, job.tile_groups * packed.groups * packed.blocks, product, threads,
                 m_bytes)
         else:
