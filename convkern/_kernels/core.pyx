@@ -173,6 +173,7 @@ cdef void give(void *block) noexcept:
 # Work is counted in floating-point operations or what takes as long.
 cdef double WORK_PER_THREAD = 1e6   # less is not worth waking a thread for
 cdef double WORK_PER_REGION = 1e9   # per thread, between two looks at pending signals: < 100 ms
+cdef double WORK_OF_LITTLE = 2.5e8  # the same of little items: they mostly move memory
 
 
 cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
@@ -181,7 +182,7 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
 
     `work` is that of one item, `scratch_bytes` what one thread needs.
     """
-    cdef double total = work * items
+    cdef double total = work * items, region
     cdef Py_ssize_t i, start = 0, stop, step
     cdef uint64_t saved = 0
     cdef char *scratch
@@ -195,7 +196,9 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
         threads = 1 if ck_in_parallel() else ck_grow_team(threads)
     scratch_bytes = (scratch_bytes + 127) // 128 * 128
     scratch = take(scratch_bytes * threads + 1)
-    step = max(threads, <Py_ssize_t>min(<double>items, threads * WORK_PER_REGION / max(work, 1.0)))
+    work = max(work, 1.0)
+    region = threads * min(WORK_PER_REGION, max(WORK_OF_LITTLE, 100 * work))
+    step = max(threads, <Py_ssize_t>min(<double>items, region / work))
     try:
         while start < items:
             # Before each region, the first too: a long call may be many short runs.

@@ -2,6 +2,8 @@
  * environment; how many threads may be started. */
 #include "ck.h"
 
+#include <ctype.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define CK_TABLES(isa) extern const ck_kernels ck_f32_table__##isa, ck_f64_table__##isa;
@@ -99,6 +101,25 @@ void ck_fp_restore(uint64_t saved) { (void)saved; }
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 
+/* The stack that libgomp gives to its threads, or 0 for the usual one. */
+static size_t stack_size(void)
+{
+    const char *text = getenv("OMP_STACKSIZE");
+    char *unit = NULL;
+    if (text == NULL)
+        return 0;
+    const unsigned long long count = strtoull(text, &unit, 10);
+    while (isspace((unsigned char)*unit))
+        unit++;
+    int shift = 10;
+    switch (tolower((unsigned char)*unit)) {
+    case 'b': shift = 0; break;
+    case 'm': shift = 20; break;
+    case 'g': shift = 30; break;
+    }
+    return count > SIZE_MAX >> shift ? 0 : (size_t)count << shift;
+}
+
 static void *wait_for_release(void *release)
 {
     pthread_mutex_lock(release);
@@ -112,11 +133,15 @@ static int probe_threads(int wanted)
     enum { MOST = 1024 };
     pthread_t threads[MOST];
     pthread_mutex_t release = PTHREAD_MUTEX_INITIALIZER;
+    pthread_attr_t attributes;
     int started = 0;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, stack_size()); /* one too small is refused, as there */
     pthread_mutex_lock(&release);
     while (started < wanted && started < MOST
-           && pthread_create(&threads[started], NULL, wait_for_release, &release) == 0)
+           && pthread_create(&threads[started], &attributes, wait_for_release, &release) == 0)
         started++;
+    pthread_attr_destroy(&attributes);
     pthread_mutex_unlock(&release);
     for (int i = 0; i < started; i++)
         pthread_join(threads[i], NULL);
