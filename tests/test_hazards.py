@@ -118,6 +118,39 @@ def test_a_limit_of_processes(more):
     assert done.stdout == "done\n", done.stderr
 
 
+MANY_AT_THE_LIMIT = """
+import resource
+if os.getuid() == 0:
+    os.setgid(60001), os.setuid(60001)
+big = np.concatenate([x] * 4)
+convkern.set_num_threads(6)
+gate = threading.Barrier(9)
+def work():
+    gate.wait()
+    gate.wait()
+    for _ in range(20):
+        convkern.max_pool2d(big, 3)
+workers = [threading.Thread(target=work) for _ in range(8)]
+for worker in workers:
+    worker.start()
+gate.wait()
+most = len(os.listdir("/proc/self/task")) + 6
+resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+gate.wait()
+for worker in workers:
+    worker.join()
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_many_callers_at_a_limit_of_processes():
+    """None takes the threads that another has just found that it may start."""
+    for _ in range(3):
+        done = run_python(MANY_AT_THE_LIMIT, CONVKERN_NUM_THREADS="1")
+        assert done.stdout == "done\n", done.stderr
+
+
 @pytest.mark.parametrize(
     "setting",
     [

@@ -193,7 +193,7 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
     if threads > 1 and total < threads * WORK_PER_THREAD:
         threads = max(1, <int>(total / WORK_PER_THREAD))
     if threads > 1:
-        threads = 1 if ck_in_parallel() else ck_grow_team(threads)
+        threads = 1 if ck_in_parallel() else ck_grow_team(threads, ck_start_team)
     scratch_bytes = (scratch_bytes + 127) // 128 * 128
     scratch = take(scratch_bytes * threads + 1)
     work = max(work, 1.0)

@@ -178,11 +178,11 @@ def _pixels(x: np.ndarray, channels_last: bool) -> np.ndarray:
     return as_contiguous(x).reshape(-1, x.shape[2] * x.shape[3], 1)
 
 
-def _sizes(input_shape: Any) -> tuple[int, ...]:
+def _sizes(shape: Any, name: str = "input_shape") -> tuple[int, ...]:
     """Return the sizes of a shape, or raise."""
-    if not hasattr(input_shape, "__len__") or isinstance(input_shape, str):
-        raise TypeError(f"input_shape must be a sequence of integers, got {input_shape!r}")
-    return tuple(integer(size, "input_shape", 0) for size in input_shape)
+    if not hasattr(shape, "__len__") or isinstance(shape, str):
+        raise TypeError(f"{name} must be a sequence of integers, got {shape!r}")
+    return tuple(integer(size, name, 0) for size in shape)
 
 
 def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
@@ -263,9 +263,7 @@ def max_unpool2d(
     pads = pair(padding, "padding", 0)
     size = tuple((input.shape[i - 2] - 1) * steps[i] - 2 * pads[i] + kernel[i] for i in (0, 1))
     if output_size is not None:
-        if not hasattr(output_size, "__len__") or isinstance(output_size, str):
-            raise TypeError(f"output_size must be a sequence of integers, got {output_size!r}")
-        wanted = tuple(integer(s, "output_size", 0) for s in output_size)
+        wanted = _sizes(output_size, "output_size")
         if len(wanted) not in (2, 4, input.ndim):
             raise ValueError(f"output_size must be (OH, OW), got {wanted}")
         for given, usual, step in zip(wanted[-2:], size, steps, strict=True):
