@@ -11,10 +11,10 @@ w = np.random.default_rng(1).standard_normal((32, 16, 3, 3)).astype(np.float32)
 """
 
 
-def run_python(code, timeout=60, **environment):
-    """Run code in a fresh interpreter; return the finished process."""
+def run_python(code, timeout=60, before="", **environment):
+    """Run code in a fresh interpreter, some of it before any import; return its process."""
     return subprocess.run(
-        [sys.executable, "-c", SETUP + code],
+        [sys.executable, "-c", before + SETUP + code],
         env=os.environ | environment,
         capture_output=True,
         text=True,

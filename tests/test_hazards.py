@@ -249,10 +249,8 @@ for worker in workers:
     worker.join()
 print(len(right), all(right))
 """
-    # The other library is imported before this one at the latest by SETUP's place.
-    if not first:
-        code = f"import {library}\n" + code
-    done = run_python(code, PYTHONWARNINGS="ignore")
+    before = "" if first else f"import {library}\n"
+    done = run_python(code, before=before, PYTHONWARNINGS="ignore")
     assert done.stdout == "4 True\n", done.stderr
 
 
