@@ -142,7 +142,8 @@ cdef extern from "csrc/ck.h" nogil:
     const ck_kernels *ck_table(const char *, int)
     uint64_t ck_fp_default()
     void ck_fp_restore(uint64_t)
-    int ck_grow_team(int)
+    int ck_grow_team(int, void (*)(int))
+    void ck_start_team(int)
     int ck_in_parallel()
 
 

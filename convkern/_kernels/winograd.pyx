@@ -331,8 +331,9 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     memset(memory, 0, <size_t>zeros)
     try:
         if job.shared:
+            # It takes longer than its operations: V is large, and its pages may be new.
             run(input_item, &job, ceil_div(job.tiles, job.input_tiles) * job.groups * job.strips,
-                transform * job.input_tiles, threads, in_bytes)
+                4.0 * transform * job.input_tiles, threads, in_bytes)
             run(block_item, &job, job.tile_groups * packed.groups * packed.blocks, product, threads,
                 m_bytes + out_bytes)
         else:

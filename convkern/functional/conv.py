@@ -137,10 +137,10 @@ class Window(NamedTuple):
 
 
 def _checked_bias(bias: Any, weight: np.ndarray, channels: int) -> np.ndarray | None:
-    """Return a bias for so many output channels, contiguous, or None."""
+    """Return a bias for so many output channels, or None."""
     if bias is None:
         return None
-    checked = as_contiguous(as_array(bias, "bias", (1,), like=weight))
+    checked = as_array(bias, "bias", (1,), like=weight)
     if checked.shape != (channels,):
         raise ValueError(f"bias must have shape ({channels},), got {checked.shape}")
     return checked
@@ -224,11 +224,12 @@ def _convolve(
     out: np.ndarray | None,
     packed: Packed | None = None,
 ) -> np.ndarray:
-    """Convolve with a contiguous weight, whose packed forms may be kept by their Winograd tile."""
+    """Convolve with a weight whose packed forms may be kept by their Winograd tile."""
     out_size = window.output_size(input.shape)
     shape = (*input.shape[:-3], weight.shape[0], *out_size)
     if out is not None:
         check_out(out, shape, (input, weight, bias))
+    weight, bias = as_contiguous(weight), None if bias is None else as_contiguous(bias)
     x, channels_last = as_images(input)
     result = out if out is None or out.ndim == 4 else out[None]
     # The output's layout is that of the input, unless there is a place for it in the other one.
@@ -359,7 +360,7 @@ def conv2d(
         How to compute it; ``"auto"`` chooses by shape, within `set_float32_precision`.
     out : ndarray, optional
         Where to put the result; must have its shape and dtype and overlap
-        neither itself nor an input.
+        neither itself nor an input.  A call that is interrupted may leave a part of it there.
 
     Returns
     -------
@@ -390,7 +391,7 @@ def conv2d(
     window = Window.of(weight, stride, padding, dilation, groups)
     return _convolve(
         input,
-        as_contiguous(weight),
+        weight,
         _checked_bias(bias, weight, weight.shape[0]),
         window,
         _one_of(activation, "activation", ACTIVATIONS),
@@ -612,7 +613,9 @@ class _Transposed(NamedTuple):
             for i in (0, 1)
         )
         if min(out_size) < 1:
-            raise ValueError(f"the output would have size {out_size}: the padding is too large")
+            raise ValueError(
+                f"padding must leave an output, got {padding!r}: its size would be {out_size}"
+            )
         return cls(window, (*input.shape[:-3], window.in_channels, *out_size))
 
 
@@ -672,6 +675,7 @@ def conv_transpose2d(
     window, shape = _Transposed.of(input, weight, stride, padding, output_padding, groups, dilation)
     bias = _checked_bias(bias, weight, window.in_channels)
     x, channels_last = as_images(input)
+    bias = None if bias is None else as_contiguous(bias)
     out = empty_images((x.shape[0], *shape[-3:]), x.dtype, channels_last)
     tile = _input_gradient_tile(window, weight, out.shape, "auto")
     if out.size:

@@ -174,10 +174,12 @@ def _statistics(
     """Return mean and biased variance per channel in float64."""
     if not training:
         if running_mean is None or running_var is None:
-            raise ValueError("running_mean and running_var are needed outside training")
+            raise ValueError("running_mean and running_var are needed outside training, got None")
         return running_mean, running_var
     if cut[0] * cut[2] == 1:
-        raise ValueError("training needs more than one value per channel, got one")
+        raise ValueError(
+            f"input must have more than one value per channel in training, got one of {cut[1]}"
+        )
     if not memory.size:
         return np.zeros(cut[1]), np.zeros(cut[1])
     mean, var = _kernels.moments(memory, cut, get_num_threads())
@@ -296,9 +298,11 @@ def normalise(
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
         with np.errstate(invalid="ignore"):  # infinite elements leave NaN
-            running_mean[...] = (1 - momentum) * running_mean + momentum * mean
             unbiased = var * (count / (count - 1))
-            running_var[...] = (1 - momentum) * running_var + momentum * unbiased
+            moved_mean = (1 - momentum) * running_mean + momentum * mean
+            moved_var = (1 - momentum) * running_var + momentum * unbiased
+        # Both or none, should memory run out.
+        running_mean[...], running_var[...] = moved_mean, moved_var
     return from_memory(out, order), (mean, var)
 
 

@@ -350,15 +350,22 @@ uint64_t ck_fp_default(void);
 void ck_fp_restore(uint64_t saved);
 
 /* How many threads a parallel region of the calling thread may have, at most `wanted`; looks
- * whether they can be started, because the OpenMP runtime ends the process where they cannot. */
-int ck_grow_team(int wanted);
+ * whether they can be started, because the OpenMP runtime ends the process where they cannot.
+ * The caller holds the GIL, and `start` starts them at once: nobody else takes their places. */
+int ck_grow_team(int wanted, void (*start)(int threads));
 
 #ifdef _OPENMP
 #include <omp.h>
 static inline int ck_in_parallel(void) { return omp_in_parallel(); }
+static inline void ck_start_team(int threads)
+{
+#pragma omp parallel num_threads(threads)
+    __asm__ volatile("");
+}
 enum { CK_OPENMP = _OPENMP };
 #else
 static inline int ck_in_parallel(void) { return 0; }
+static inline void ck_start_team(int threads) { (void)threads; }
 enum { CK_OPENMP = 0 };
 #endif
 
