@@ -545,7 +545,8 @@ def _weight_gradient(
             )
             return blocks.weight_gradient(gradient, weight.shape[1], channels_last)
     result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
-    if not tile and not channels_last and fills_planes(problem):
+    in_planes = not channels_last and window.kernel != (1, 1) and fills_planes(problem)
+    if not tile and in_planes:
         _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
     else:
         _kernels.weight_gradient(x, grad, result, *axes, groups, channels_last, threads, tile)
