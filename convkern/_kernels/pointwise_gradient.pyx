@@ -197,7 +197,7 @@ cdef int pointwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray 
     job.grad_weight = <char *>cnp.PyArray_DATA(grad_weight)
     channels = ceil_div(job.channels, job.ranges)
     cdef size_t scratch = <size_t>(
-        (channels * ROW + widest * kernels.lanes * (PIXELS + 1)) * size)
+        (channels * ROW + CK_MAX_VECTORS * kernels.lanes * (PIXELS + 1)) * size)
     cdef double work = 2.0 * job.total * job.channels * job.out_channels * groups
     job.dw = take(<size_t>(job.slices * job.dw_slice * size))
     try:
