@@ -128,6 +128,7 @@ extensions = [
         "planes",
         "planes_gradient",
         "pool",
+        "strips",
         "winograd",
         "winograd_gradient",
     )

@@ -1,12 +1,8 @@
 """Fixtures shared by the tests."""
 
-import importlib.util
 import os
 
 import pytest
-
-# What pytest would import in search of examples.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["torch_models.py"]
 
 
 @pytest.fixture(scope="session")

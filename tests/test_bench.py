@@ -3,14 +3,17 @@
 import importlib.util
 import itertools
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from convkern import bench, functional, reference
-from convkern.bench import cases, checking, timing
+from convkern import _kernels, bench, functional, reference
+from convkern.bench import cases, checking, timing, torch_peers
 from convkern.bench import report as reporting
+from convkern.bench.peers import HELD
 from convkern.nn import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from convkern.shapes import CONV_SHAPES, LINEAR_SHAPES, POOL_SHAPES, LayerShape, select
 
@@ -297,7 +300,56 @@ def test_training(torch, quiet, tmp_path):
     [row] = found["rows"]
     assert set(row["ratios"]) == {"torch nchw", "torch channels_last", "same layout", "best peer"}
     assert 0 < max(row["errors"].values()) < cases.TRAINING_TOLERANCE
+    if sys.platform == "linux":
+        assert set(row["memory_mb"]) == {"convkern", "torch nchw", "torch channels_last"}
     assert plot.exists()
+
+
+def test_batches_of_training():
+    assert {name: n for name, n in cases.TRAINING_BATCH.items() if n != 16} == {
+        "alexnet": 32,
+        "resnet18": 8,
+        "resnet20": 64,
+        "mnist_cnn": 64,
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory")
+def test_peak_memory():
+    assert timing.peak_memory(lambda: np.ones(2**22).sum()) == pytest.approx(2**25 / 1e6, rel=0.1)
+    assert timing.peak_memory(lambda: None) < 5
+
+
+def test_isa_starts_again_in_the_right_surroundings(quiet, tmp_path, monkeypatch, capsys):
+    started = []
+
+    def run(command, env, check):
+        started.append((command, env))
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    arguments = ["--isa", "avx2", "--shapes", "mnist_cnn/conv1", "--against", "none"]
+    for name in HELD["avx2"]:
+        monkeypatch.delenv(name, raising=False)
+    assert bench.main(arguments) == 1
+    [(command, environment)] = started
+    assert command[1:] == ["-m", "convkern", "bench", *arguments]
+    assert environment["CONVKERN_ISA"] == environment["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert environment.items() >= os.environ.items()
+
+    for name, value in HELD["avx2"].items():
+        monkeypatch.setenv(name, value)
+    assert bench.main([*arguments, "--rounds", "1"]) == 0
+    assert len(started) == 1
+    assert f"Instruction sets: convkern {_kernels.isa}" in capsys.readouterr().out
+
+
+def test_the_header_tells_to_what_torch_is_held(torch, monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    name = torch_peers.instruction_set()
+    assert name == torch.backends.cpu.get_cpu_capability().lower()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert torch_peers.instruction_set() == f"{name} (oneDNN at most AVX2)"
 
 
 def test_a_wrong_training_step_is_not_timed(torch, quiet, tmp_path, monkeypatch):
@@ -324,22 +376,6 @@ def test_what_is_random_is_compared_without_dropout(monkeypatch):
     assert one.twin is None
 
 
-def test_the_twin_in_torch_computes_the_same(torch):
-    from convkern import models
-    from convkern.bench.torch_peers import as_module
-
-    for name in ("resnet20", "cs231n_convnet", "cifar_advanced"):
-        net = getattr(models, name)(rng=np.random.default_rng(0)).eval()
-        images = np.random.default_rng(1).standard_normal((2, *models.INPUT_SHAPE[name]))
-        images = images.astype(np.float32)
-        module = as_module(net).eval()
-        with torch.no_grad():
-            expected = module(torch.from_numpy(images)).numpy()
-        np.testing.assert_allclose(net(images), expected, rtol=1e-4, atol=1e-5)
-        shapes = [parameter.data.shape for parameter in net.parameters()]
-        assert [tuple(parameter.shape) for parameter in module.parameters()] == shapes
-
-
 @pytest.mark.parametrize(
     ("peer", "columns"),
     [("torch-jit", {"torch jit", "torch jit-opt", "best peer"}), ("torch-compile", None)],
@@ -349,12 +385,13 @@ def test_compilers_of_torch(torch, quiet, tmp_path, monkeypatch, peer, columns):
         columns = {"torch compile"}
         monkeypatch.setattr(torch, "compile", lambda module, options: module)
     monkeypatch.setattr(cases.models, "alexnet", small_net)
-    arguments = ["--what", "alexnet", "--batch", "1", "--prepacked", "--against", peer]
+    arguments = ["--what", "alexnet", "--batch", "1", "--against", peer]
     code, found = report(tmp_path, *arguments)
     assert code == 0
-    [row] = found["rows"]
-    assert set(row["ratios"]) == columns
-    assert (row["label"], row["layout"]) == ("alexnet, frozen", "channels_last")
+    assert [row["label"] for row in found["rows"]] == ["alexnet", "alexnet, frozen"]
+    for row in found["rows"]:
+        assert set(row["ratios"]) == columns
+        assert row["layout"] == "channels_last"
 
 
 def small_net(rng):
@@ -367,16 +404,57 @@ def small_net(rng):
 
 def test_network(torch, quiet, tmp_path, monkeypatch):
     monkeypatch.setattr(cases.models, "alexnet", small_net)
-    code, found = report(tmp_path, "--what", "alexnet", "--layout", "both", "--against", "torch")
+    plot = tmp_path / "network.png"
+    arguments = ["--what", "alexnet", "--layout", "both", "--batch", "1", "3"]
+    code, found = report(tmp_path, *arguments, "--against", "torch", "--plot", str(plot))
     assert code == 0
-    assert [(row["batch"], row["layout"]) for row in found["rows"]] == [
-        (1, "nchw"),
-        (1, "channels_last"),
-        (16, "nchw"),
-        (16, "channels_last"),
+    assert [(row["batch"], row["layout"], row["frozen"]) for row in found["rows"]] == [
+        *itertools.product((1, 3), ("nchw", "channels_last"), (False, True))
     ]
     multiply_adds = 55 * 55 * 4 * 363 + 4 * 27 * 27 * 10
-    assert [row["flops"] for row in found["rows"][::2]] == [2 * multiply_adds, 32 * multiply_adds]
+    assert [row["flops"] for row in found["rows"][::4]] == [2 * multiply_adds, 6 * multiply_adds]
+    assert set(found["geometric_means"]) == {
+        *("nchw", "channels_last", "nchw, frozen", "channels_last, frozen")
+    }
+    # The two forms took turns with the same calls of the peers.
+    plain, frozen = (row["seconds"] for row in found["rows"][:2])
+    assert plain["torch nchw"] == frozen["torch nchw"]
+    assert plain["convkern"] != frozen["convkern"]
+    assert plot.exists()
+
+
+def test_a_wrong_frozen_net_is_not_timed_but_the_plain_one_is(
+    torch, quiet, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cases.models, "alexnet", small_net)
+    freeze = cases.freeze
+    monkeypatch.setattr(cases, "freeze", lambda net: lambda x: 1.01 * freeze(net)(x))
+    code, found = report(tmp_path, "--what", "alexnet", "--batch", "2", "--against", "torch")
+    assert code == 1
+    plain, frozen = found["rows"]
+    assert plain["wrong"] == [] and plain["ratios"]
+    assert frozen["wrong"] == ["reference", "torch nchw", "torch channels_last"]
+    assert "seconds" not in frozen
+    printed = capsys.readouterr().out
+    assert "alexnet, N = 2: " in printed
+    assert "alexnet, frozen, N = 2: " not in printed
+
+
+def test_remarks_name_the_best_peer():
+    seconds = {"convkern": [2.0], "torch nchw": [8.0], "torch channels_last": [6.0], "x": [5.0]}
+    row = {
+        "label": "net",
+        "batch": 4,
+        "wrong": [],
+        "network": True,
+        "memory_mb": {"convkern": 7.4, "x": 9.0},
+        **timing.summarise(seconds, 0, 1.0, "nchw"),
+    }
+    assert reporting.remarks(row) == (
+        "  net, N = 4: 2.50 to the best peer, x; 4.00 to torch eager; MB to train: convkern 7, x 9"
+    )
+    assert reporting.remarks(row | {"network": False}) == ""
+    assert reporting.remarks(row | {"wrong": ["x"]}) == ""
 
 
 @pytest.mark.parametrize("peer", ["onnxruntime", "openvino"])
@@ -452,7 +530,26 @@ def test_the_reference_computes_the_last_images(monkeypatch):
     case = cases.layer_case("conv2d", shape, 4, "nchw", prepacked=False)
     for budget in (0.5, 2.5, 100.0):
         monkeypatch.setattr(checking, "_REFERENCE_FLOPS", budget * shape.flops)
-        assert checking.errors(case, {})["reference"] < 1e-5
+        assert checking.errors(case, case.call, {})["reference"] < 1e-5
+    assert batches == [1, 2, 4]
+
+
+def test_gradients_of_large_batches_are_compared_on_small_ones(torch, monkeypatch):
+    batches = []
+
+    def counted(grad_output, *arguments, right=reference.conv2d_backward, **keywords):
+        batches.append(len(grad_output))
+        return right(grad_output, *arguments, **keywords)
+
+    monkeypatch.setattr(reference, "conv2d_backward", counted)
+    [shape] = select("cifar_basic/conv3")
+    case = cases.backward_case(shape, 4, "channels_last", "weight")
+    peers = {"peer": case.call}
+    for budget in (0.5, 2.5, 100.0):
+        monkeypatch.setattr(checking, "_REFERENCE_FLOPS", budget * shape.flops)
+        found = checking.errors(case, case.call, peers)
+        assert 0 < found["reference"] < 1e-5
+        assert found["peer"] == 0
     assert batches == [1, 2, 4]
 
 
@@ -467,7 +564,11 @@ def test_a_busy_machine_is_told_and_left_out(torch, quiet, tmp_path, monkeypatch
 
 
 def test_times_that_scatter_tell_of_a_busy_machine(torch, quiet, tmp_path, monkeypatch):
-    times = {"convkern": [1.0, 1.1, 1.2], "torch nchw": [1.0, 1.6, 1.6]}
+    times = {
+        "convkern": [1.0, 1.1, 1.2],
+        "torch nchw": [1.0, 1.6, 1.6],
+        "torch channels_last": [1.0, 1.0, 1.0],
+    }
     monkeypatch.setattr(timing, "interleave", lambda calls, rounds: times)
     for limit, busy in ((1.7, False), (1.5, True)):
         monkeypatch.setattr(checking, "_SCATTER", limit)
@@ -498,6 +599,7 @@ def test_a_losing_row_is_shown_as_losing(capsys):
         "layout": "nchw",
         "wrong": [],
         "busy": False,
+        "frozen": False,
         **timing.summarise({"convkern": [0.002], "peer": [0.001]}, 10**6, 10.0),
     }
     assert reporting.line(row).split() == [
@@ -521,7 +623,7 @@ def test_like_for_like_is_torch_in_the_same_layout(capsys):
         row = timing.summarise(seconds, 0, 1.0, layout) | {"layout": layout}
         assert row["ratios"]["same layout"] == ratio
         assert row["ratios"]["best peer"] == 0.5
-        text = reporting.conclusion([row | {"wrong": [], "busy": False}])
+        text = reporting.conclusion([row | {"wrong": [], "busy": False, "frozen": False}])
         assert ("slower than torch in the same layout" in text) == (ratio < 1)
 
 
@@ -535,7 +637,9 @@ def test_like_for_like_is_torch_in_the_same_layout(capsys):
         (["--shapes", "lenet"], "argument --shapes: no shape is named 'lenet'"),
         (["--what", "pool", "--shapes", "mnist_cnn"], "no shape is named 'mnist_cnn'"),
         (["--what", "alexnet", "--shapes", "vgg19"], "--shapes does not go with --what alexnet"),
-        (["--what", "pool", "--prepacked"], "--prepacked goes with --what forward or alexnet only"),
+        (["--what", "alexnet", "--prepacked"], "--prepacked goes with --what forward only"),
+        (["--isa", "avx2", "--against", "openvino"], "openvino cannot be held to --isa avx2"),
+        (["--isa", "sse"], "invalid choice: 'sse'"),
         (["--gradient", "input"], "--gradient goes with --what backward only"),
         (
             ["--what", "train", "--shapes", "lenet"],

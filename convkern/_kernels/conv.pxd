@@ -21,8 +21,8 @@ cdef struct ConvJob:
     Span *rows
     Span *columns
     Py_ssize_t row_spans, column_spans
-    # Strides between images, rows and columns; channels are contiguous.
-    Py_ssize_t x_image, x_row, x_column, out_image, out_row, out_column
+    # Strides between images, rows and columns; channels are contiguous, or `x_plane` apart.
+    Py_ssize_t x_image, x_row, x_column, x_plane, out_image, out_row, out_column
     # Channels of one group; vectors and blocks of output channels.
     Py_ssize_t channels, out_channels, groups, vectors, blocks
     # How the output is cut into items: `positions` row and column blocks of images times groups'

@@ -12,7 +12,9 @@ from convkern._kernels.core cimport (
     CK_FIRST,
     CK_LAST,
     CK_STREAM,
+    Axis,
     Block,
+    Images,
     Span,
     axis,
     block_of,
@@ -33,6 +35,7 @@ from convkern._kernels.core cimport (
 )
 from convkern._kernels.packing cimport PackedConv
 from convkern._kernels.planes cimport convolve_planes
+from convkern._kernels.strips cimport Planes, Region, area, gather_strip, place_strip, strip_of
 from convkern._kernels.winograd cimport winograd_images
 
 cnp.import_array()
@@ -48,6 +51,10 @@ cdef enum:
     FEWEST_TILES = 6
     FEWEST_PIXELS = 12  # with fewer it is memory that limits, which is read best in one stream
     FEW_PIXELS = 96
+    STRIP_BYTES = 768 << 10  # of pixels and outputs that an item of planes copies,
+    FEWEST_STRIP = 64        # but so many outputs
+    DEPTHWISE_BYTES = 256 << 10  # and rather fewer, of so many channels, where each has a filter
+    DEPTHWISE_CHANNELS = 64      # of its own
 
 
 cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
@@ -151,21 +158,19 @@ cdef inline bint clip(const Span *span, Py_ssize_t start, Py_ssize_t stop, Span 
     return part.start < part.stop
 
 
-cdef void conv_block(const ConvJob *job, Py_ssize_t position, Py_ssize_t group,
-                     Py_ssize_t index) noexcept nogil:
-    """One block of rows and columns of an image, one block of filters of a group."""
+cdef void conv_block(const ConvJob *job, const char *x, char *out, Py_ssize_t position,
+                     Py_ssize_t group, const Block *block) noexcept nogil:
+    """One block of rows and columns of an image, one block of filters of a group.
+
+    x and out are the image's first pixels, of the group and of the block.
+    """
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i, j
     cdef Py_ssize_t column_block = position % job.column_blocks
-    position //= job.column_blocks
-    cdef Py_ssize_t row_block = position % job.row_blocks, image = position // job.row_blocks
-    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, index)
+    cdef Py_ssize_t row_block = position // job.column_blocks % job.row_blocks
     cdef int tail = <int>min(lanes, job.out_channels - block.first - (block.vectors - 1) * lanes)
-    cdef const char *x = job.x + (image * job.x_image + group * job.channels) * size
     cdef const char *weight = job.weight + (group * job.vectors * lanes + block.first) * (
         job.h.kernel * job.w.kernel * job.channels * size)
     cdef const char *bias = job.bias + (group * job.vectors * lanes + block.first) * size
-    cdef char *out = job.out + (
-        image * job.out_image + group * job.out_channels + block.first) * size
     cdef Span rows, columns
     for i in range(job.row_spans):
         if clip(&job.rows[i], job.h.out * row_block // job.row_blocks,
@@ -180,14 +185,67 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     """One block of filters at one position, or all of them there: then no two threads write next
     to each other, and the position's pixels are read once."""
     cdef const ConvJob *job = <const ConvJob *>job_
-    cdef Py_ssize_t index, group
-    if job.all_filters:
-        for group in range(job.groups):
-            for index in range(job.blocks):
-                conv_block(job, item, group, index)
-    else:
-        index = item // job.positions
-        conv_block(job, item % job.positions, index // job.blocks, index % job.blocks)
+    cdef Py_ssize_t size = job.kernels.itemsize, position = item % job.positions, index, group
+    cdef Py_ssize_t first = 0, last = job.groups * job.blocks
+    cdef Py_ssize_t image = position // job.column_blocks // job.row_blocks
+    cdef Block block
+    if not job.all_filters:
+        first = item // job.positions
+        last = first + 1
+    for index in range(first, last):
+        group = index // job.blocks
+        block = block_of(job.kernels, job.vectors, job.blocks, index % job.blocks)
+        conv_block(job, job.x + (image * job.x_image + group * job.channels) * size,
+                   job.out + (image * job.out_image + group * job.out_channels + block.first) * size,
+                   position, group, &block)
+
+
+cdef inline Py_ssize_t rows_seen(const Axis *h, Py_ssize_t count) noexcept nogil:
+    """Return how many rows so many windows extend over, one after the other."""
+    return max(0, (count - 1) * h.stride + (h.kernel - 1) * h.dilation + 1)
+
+
+cdef inline Region seen_by(const Axis *h, const Axis *w, const Region *out) noexcept nogil:
+    """Return the pixels of the input that the windows of a region of the output meet."""
+    cdef Region region
+    region.top = max(0, out.top * h.stride - h.pad)
+    region.bottom = min(h.size, out.top * h.stride - h.pad + rows_seen(h, out.bottom - out.top))
+    region.left = max(0, out.left * w.stride - w.pad)
+    region.right = min(w.size, out.left * w.stride - w.pad + rows_seen(w, out.right - out.left))
+    region.bottom, region.right = max(region.top, region.bottom), max(region.left, region.right)
+    return region
+
+
+cdef void strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """All filters of a group at one position of planes: the pixels there pass through a strip, and
+    the outputs of each block of filters through another one."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef ConvJob here = job[0]
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, position = item % job.positions, index
+    cdef Py_ssize_t group = item // job.positions
+    cdef Py_ssize_t column_block = position % job.column_blocks
+    cdef Py_ssize_t row_block = position // job.column_blocks % job.row_blocks
+    cdef Py_ssize_t image = position // job.column_blocks // job.row_blocks
+    cdef Region out = Region(job.h.out * row_block // job.row_blocks,
+                             job.h.out * (row_block + 1) // job.row_blocks,
+                             job.w.out * column_block // job.column_blocks,
+                             job.w.out * (column_block + 1) // job.column_blocks)
+    cdef Region in_ = seen_by(&job.h, &job.w, &out)
+    cdef Planes from_ = Planes(<char *>job.x + image * job.x_image * size, job.x_plane, job.x_row)
+    cdef Planes to = Planes(job.out + image * job.out_image * size, job.h.out * job.w.out, job.w.out)
+    cdef Images x = strip_of(scratch, &in_, job.channels, size), y
+    cdef char *strip = scratch + area(&in_) * job.channels * size
+    cdef Block block
+    gather_strip(kernels, &from_, &in_, group * job.channels, job.channels, scratch)
+    here.x_row, here.x_column = x.row, x.column
+    for index in range(job.blocks):
+        block = block_of(kernels, job.vectors, job.blocks, index)
+        y = strip_of(strip, &out, block.width, size)
+        here.out_row, here.out_column = y.row, y.column
+        conv_block(&here, x.data, y.data, position, group, &block)
+        place_strip(kernels, strip, block.width, &to, &out, group * job.out_channels + block.first,
+                    min(block.width, job.out_channels - block.first))
 
 
 cdef void few_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -235,26 +293,23 @@ cdef void few_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noex
                 start = stop
 
 
-cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One image and output row, all channels."""
-    cdef const ConvJob *job = <const ConvJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.h.out, i
-    cdef Py_ssize_t row = item % job.h.out
+cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t row,
+                        Py_ssize_t first, Py_ssize_t channels) noexcept nogil:
+    """One output row of some channels; x and out are the first pixels of these."""
+    cdef Py_ssize_t size = job.kernels.itemsize, i
     cdef const Span *rows = job.rows
     cdef const Span *columns
     cdef ck_window window
     while rows.stop <= row:
         rows += 1
-    window.channels = job.groups
+    window.channels = channels
     window.x_pixel, window.out_pixel = job.w.stride * job.x_column, job.out_column
     window.x_row, window.x_column = job.h.dilation * job.x_row, job.w.dilation * job.x_column
     window.w_row, window.w_column = job.w.kernel * job.groups, job.groups
     window.activation, window.slope = job.activation, job.slope
     window.rows = rows.last - rows.first
-    cdef const char *x = job.x + (
-        image * job.x_image
-        + (row * job.h.stride - job.h.pad + rows.first * job.h.dilation) * job.x_row) * size
-    cdef char *out = job.out + (image * job.out_image + row * job.out_row) * size
+    x += (row * job.h.stride - job.h.pad + rows.first * job.h.dilation) * job.x_row * size
+    out += row * job.out_row * size
     for i in range(job.column_spans):
         columns = &job.columns[i]
         window.pixels = columns.stop - columns.start
@@ -263,8 +318,39 @@ cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
             &window,
             x + (columns.start * job.w.stride - job.w.pad + columns.first * job.w.dilation)
             * job.x_column * size,
-            job.weight + (rows.first * job.w.kernel + columns.first) * job.groups * size,
-            job.bias, out + columns.start * job.out_column * size)
+            job.weight + ((rows.first * job.w.kernel + columns.first) * job.groups + first) * size,
+            job.bias + first * size, out + columns.start * job.out_column * size)
+
+
+cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One image and output row, all channels."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.h.out
+    depthwise_row(job, job.x + image * job.x_image * size, job.out + image * job.out_image * size,
+                  item % job.h.out, 0, job.groups)
+
+
+cdef void depthwise_strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Some rows of some planes, through a strip each of the input and the output."""
+    cdef const ConvJob *job = <const ConvJob *>job_
+    cdef ConvJob here = job[0]
+    cdef Py_ssize_t size = job.kernels.itemsize, row_block = item % job.row_blocks, row
+    cdef Py_ssize_t part = item // job.row_blocks % job.blocks, first = part * DEPTHWISE_CHANNELS
+    cdef Py_ssize_t image = item // job.row_blocks // job.blocks
+    cdef Py_ssize_t channels = min(<Py_ssize_t>DEPTHWISE_CHANNELS, job.groups - first)
+    cdef Region out = Region(job.h.out * row_block // job.row_blocks,
+                             job.h.out * (row_block + 1) // job.row_blocks, 0, job.w.out)
+    cdef Region in_ = seen_by(&job.h, &job.w, &out)
+    cdef Planes from_ = Planes(<char *>job.x + image * job.x_image * size, job.x_plane, job.x_row)
+    cdef Planes to = Planes(job.out + image * job.out_image * size, job.h.out * job.w.out, job.w.out)
+    cdef char *strip = scratch + area(&in_) * channels * size
+    cdef Images x = strip_of(scratch, &in_, channels, size)
+    cdef Images y = strip_of(strip, &out, channels, size)
+    gather_strip(job.kernels, &from_, &in_, first, channels, scratch)
+    here.x_row, here.x_column, here.out_row, here.out_column = x.row, x.column, y.row, y.column
+    for row in range(out.top, out.bottom):
+        depthwise_row(&here, x.data, y.data, row, first, channels)
+    place_strip(job.kernels, strip, channels, &to, &out, first, channels)
 
 
 cdef void cut_output(ConvJob *job, Py_ssize_t images, int threads) noexcept:
@@ -289,10 +375,45 @@ cdef void cut_output(ConvJob *job, Py_ssize_t images, int threads) noexcept:
     job.all_filters = filter_bytes < pixels * per_pixel and job.positions >= 4 * threads
 
 
-cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int threads) except -1:
-    """Convolve channels-last images; the job's weights, axes and strides are set."""
+cdef size_t cut_strips(ConvJob *job, Py_ssize_t images, int threads) noexcept:
+    """Cut the output of planes into positions whose strips stay in the second-level cache; return
+    the bytes of both strips."""
+    cdef Py_ssize_t size = job.kernels.itemsize
+    cdef Py_ssize_t width = ceil_div(job.vectors, job.blocks) * job.kernels.lanes
+    cdef Py_ssize_t per_pixel = size * (width + job.channels * min(job.h.stride, job.h.kernel)
+                                        * min(job.w.stride, job.w.kernel))
+    cdef Py_ssize_t pixels = max(<Py_ssize_t>FEWEST_STRIP, STRIP_BYTES // per_pixel)
+    while (pixels > FEWEST_STRIP
+           and images * job.groups * ceil_div(job.h.out * job.w.out, pixels) < 4 * threads):
+        pixels = max(<Py_ssize_t>FEWEST_STRIP, pixels // 2)
+    job.column_blocks = ceil_div(job.w.out, pixels)
+    job.row_blocks = job.h.out
+    if job.column_blocks == 1:
+        job.row_blocks = ceil_div(job.h.out, max(1, pixels // job.w.out))
+    job.positions = images * job.row_blocks * job.column_blocks
+    return strip_bytes(job, job.channels, width)
+
+
+cdef size_t strip_bytes(const ConvJob *job, Py_ssize_t channels, Py_ssize_t width) noexcept:
+    """Return the bytes of the strips of one item, with so many channels and outputs of a pixel."""
+    cdef Py_ssize_t rows = ceil_div(job.h.out, job.row_blocks)
+    cdef Py_ssize_t columns = ceil_div(job.w.out, job.column_blocks)
+    return <size_t>(job.kernels.itemsize * (
+        rows * columns * width + channels * min(job.h.size, rows_seen(&job.h, rows))
+        * min(job.w.size, rows_seen(&job.w, columns))))
+
+
+cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, bint planes,
+                     int threads) except -1:
+    """Convolve images, channels-last or planes; the job's weights, axes and strides are set."""
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel
     cdef double flops
+    cdef size_t strips
+    # A window of one row meets every stride-th row: those are the rows.
+    job.x_plane = job.h.size * job.w.size
+    if job.h.kernel == 1 and job.h.pad == 0 and (job.h.out - 1) * job.h.stride < job.h.size:
+        job.x_row *= job.h.stride
+        job.h.size, job.h.stride = job.h.out, 1
     # A 1x1 window over contiguous pixels is one long row of them: a matrix product.
     if (taps == 1 and job.h.stride == 1 and job.w.stride == 1 and job.h.pad == 0
             and job.w.pad == 0 and job.h.out == job.h.size and job.w.out == job.w.size
@@ -300,16 +421,29 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, int thread
             and job.out_row == job.w.out * job.out_column):
         job.w.size = job.w.out = job.h.size * job.w.size
         job.h.size = job.h.out = 1
-        if (job.x_image == job.w.size * job.x_column
+        if (not planes and job.x_image == job.w.size * job.x_column
                 and job.out_image == job.w.out * job.out_column):
             job.w.size = job.w.out = images * job.w.size
             images = 1
     job.rows = new_spans(&job.h, &job.row_spans)
     try:
         job.columns = new_spans(&job.w, &job.column_spans)
+        if depthwise and planes:
+            job.blocks, job.column_blocks = ceil_div(job.groups, DEPTHWISE_CHANNELS), 1
+            job.row_blocks = ceil_div(job.h.out, max(1, DEPTHWISE_BYTES // (
+                job.kernels.itemsize * DEPTHWISE_CHANNELS * job.w.size * job.h.stride)))
+            flops = 8.0 * ceil_div(job.h.out, job.row_blocks) * job.w.out * DEPTHWISE_CHANNELS * taps
+            return run(depthwise_strip_item, job, images * job.blocks * job.row_blocks, flops,
+                       threads, strip_bytes(job, DEPTHWISE_CHANNELS, DEPTHWISE_CHANNELS))
         if depthwise:
             flops = 8.0 * job.w.out * job.groups * taps
             return run(depthwise_item, job, images * job.h.out, flops, threads, 0)
+        if planes:
+            strips = cut_strips(job, images, threads)
+            flops = 2.0 * ceil_div(job.h.out, job.row_blocks) * ceil_div(job.w.out,
+                                                                         job.column_blocks)
+            return run(strip_item, job, job.positions * job.groups,
+                       flops * job.out_channels * job.channels * taps, threads, strips)
         if (taps == 1 and images == 1 and job.h.out == 1 and job.groups == 1 and job.blocks > 1
                 and FEWEST_PIXELS <= job.w.out <= FEW_PIXELS and job.channels > CHUNK
                 and job.rows.first < job.rows.last and job.column_spans == 1
@@ -342,12 +476,13 @@ cdef class Part:
 
 
 cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t images,
-                       int activation, double slope, int threads) except -1:
-    """Run one part on channels-last images."""
+                       bint planes, int activation, double slope, int threads) except -1:
+    """Run one part on images, channels-last or planes."""
     cdef ConvJob job
     cdef PackedConv packed = part.packed
     if packed.winograd != NULL:
-        return winograd_images(packed, &part.h, &part.w, x, out, images, activation, slope, threads)
+        return winograd_images(packed, &part.h, &part.w, x, out, images, planes, activation, slope,
+                               threads)
     job.kernels, job.weight, job.bias = packed.kernels, packed.weight, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
@@ -359,7 +494,20 @@ cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t
                           ) * job.kernels.itemsize
     job.out_image = out.image
     job.out_row, job.out_column = part.row_step * out.row, part.column_step * out.column
-    return conv_images(&job, images, packed.depthwise, threads)
+    return conv_images(&job, images, packed.depthwise, planes, threads)
+
+
+cdef bint takes_strips(Part part, Py_ssize_t images, int threads) noexcept:
+    """Tell whether a part convolves planes through strips rather than through whole copies.
+
+    That needs work for all threads, as strips hold all filters of a group.  The groups of a strip
+    are summed in longer runs than those of a copy, so they have strips for any number of images.
+    """
+    cdef PackedConv packed = part.packed
+    if packed.winograd != NULL:
+        return True
+    return packed.groups > 1 or (
+        images * ceil_div(part.h.out * part.w.out, FEWEST_STRIP) >= 4 * threads)
 
 
 def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double slope,
@@ -367,8 +515,8 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
     """Convolve x into out, which the parts fill between them.
 
     Both arrays are channels-last (contiguous channels, any other strides) or
-    both contiguous NCHW; the latter pass through channels-last copies of a few
-    images at a time.
+    both contiguous NCHW; the latter pass through channels-last strips, or copies of
+    a few images at a time.
     """
     cdef Images from_, to
     cdef Py_ssize_t images = x.shape[0], n, count
@@ -376,7 +524,11 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
     if channels_last:
         from_, to = images_of(x), images_of(out)
         for part in parts:
-            convolve_part(part, &from_, &to, images, activation, slope, threads)
+            convolve_part(part, &from_, &to, images, False, activation, slope, threads)
+        return
+    if len(parts) == 1 and takes_strips(parts[0], images, threads):
+        from_, to = images_of(x), images_of(out)
+        convolve_part(parts[0], &from_, &to, images, True, activation, slope, threads)
         return
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], out_plane = out.shape[2] * out.shape[3]
@@ -392,7 +544,7 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
             transpose(kernels, <const char *>cnp.PyArray_DATA(x) + n * x_bytes, from_.data, count,
                       x.shape[1], x_plane, threads)
             for part in parts:
-                convolve_part(part, &from_, &to, count, activation, slope, threads)
+                convolve_part(part, &from_, &to, count, False, activation, slope, threads)
             transpose(kernels, to.data, <char *>cnp.PyArray_DATA(out) + n * out_bytes, count,
                       out_plane, out.shape[1], threads)
             n += count

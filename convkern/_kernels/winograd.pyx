@@ -11,7 +11,8 @@ are transformed back:
                    x U[element][channel][filter]  --register tile-->  M[element][tile][filter]
                                                                         --output--> y
 
-A group of tiles goes through all of it while its V and M are in the cache.
+A group of tiles goes through all of it while its V and M are in the cache.  Pixels of planes,
+contiguous NCHW images, come and go through strips.
 """
 
 from libc.string cimport memset
@@ -36,6 +37,7 @@ from convkern._kernels.core cimport (
     take,
 )
 from convkern._kernels.packing cimport PackedConv
+from convkern._kernels.strips cimport Planes, Region, area, gather_strip, place_strip, strip_of
 
 cdef enum:
     CHUNK = 256             # products summed in registers, as in the direct algorithm
@@ -45,6 +47,7 @@ cdef enum:
     CACHED_BYTES = 1 << 19
     MOST = 128
     TILES = 4               # transformed by one item where the threads share V
+    STRIP_CHANNELS = 64     # of a strip of the input
 
 cdef struct WinogradJob:
     const ck_kernels *kernels
@@ -54,26 +57,77 @@ cdef struct WinogradJob:
     const char *zeros     # as many as a group has channels, or a block filters
     char *v               # of all tiles, where the threads share it
     Images x, out
+    bint planes           # x and out are contiguous NCHW, and their pixels one element
     Axis h, w
     Py_ssize_t channels, out_channels, groups, vectors, blocks
-    # Tiles across and in an image, of all images, and how they are grouped.
-    Py_ssize_t across, per_image, tiles, tile_groups
+    # Tiles across and in an image, and of all images.  Groups consist of so many units of tiles,
+    # or a unit is cut into pieces.
+    Py_ssize_t across, per_image, tiles, tile_groups, unit, pieces
+    bint shared           # whether the threads share V
+    # Tiles and channels of the input that are transformed at a time, of how many such strips.
+    Py_ssize_t input_tiles, strip_channels, strips
     # V: from one tile to the next, from one element to the next; M: the latter.
     Py_ssize_t v_tile, v_element, m_element
     int activation
     double slope
 
 
-cdef void transform_input(const WinogradJob *job, Py_ssize_t tile, Py_ssize_t group,
-                          char *v) noexcept nogil:
-    """Transform the input of one tile and group of channels."""
-    cdef Py_ssize_t size = job.kernels.itemsize, image = tile // job.per_image
-    cdef Py_ssize_t top = tile % job.per_image // job.across * job.tile.outputs - job.h.pad
-    cdef Py_ssize_t left = tile % job.per_image % job.across * job.tile.outputs - job.w.pad
+cdef inline Py_ssize_t tiles_before(const WinogradJob *job, Py_ssize_t group) noexcept nogil:
+    """Return the number of the first tile of a group of tiles."""
+    cdef Py_ssize_t units = job.tiles // job.unit, piece = group % job.pieces
+    group //= job.pieces
+    return (units * group // (job.tile_groups // job.pieces) * job.unit
+            + job.unit * piece // job.pieces)
+
+
+cdef Region region_of(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t margin,
+                      Py_ssize_t top, Py_ssize_t left, Py_ssize_t height,
+                      Py_ssize_t width) noexcept nogil:
+    """Return the pixels of height x width that tiles begin .. end-1 of one image meet.
+
+    A tile begins at a multiple of its outputs, less `top` and `left`, and has `margin` more rows
+    and columns than outputs.
+    """
+    cdef Py_ssize_t first = begin % job.per_image, last = (end - 1) % job.per_image
+    cdef Py_ssize_t outputs = job.tile.outputs
+    cdef Region region
+    region.top = max(0, first // job.across * outputs - top)
+    region.bottom = max(region.top,
+                        min(height, (last // job.across + 1) * outputs + margin - top))
+    region.left, region.right = 0, width
+    if first // job.across == last // job.across:
+        region.left = max(0, first % job.across * outputs - left)
+        region.right = max(region.left,
+                           min(width, (last % job.across + 1) * outputs + margin - left))
+    return region
+
+
+cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
+                           Py_ssize_t group, Py_ssize_t first, Py_ssize_t channels, char *v,
+                           char *strip) noexcept nogil:
+    """Transform some channels of a group of them, of tiles begin .. end-1 of one image."""
+    cdef Py_ssize_t size = job.kernels.itemsize, c = group * job.channels + first, tile
+    cdef Py_ssize_t top, left
+    cdef Images x = job.x
+    cdef Planes planes
+    cdef Region region
     cdef ck_patch patch
-    patch_of(&job.x, job.x.data + (image * job.x.image + group * job.channels) * size, size,
-             job.h.size, job.w.size, top, left, job.tile.size, job.zeros, &patch)
-    job.tile.input(&patch, job.channels, v, job.v_element, job.kernels.lanes)
+    x.data += begin // job.per_image * x.image * size
+    if job.planes:
+        region = region_of(job, begin, end, job.tile.taps - 1, job.h.pad, job.w.pad, job.h.size,
+                           job.w.size)
+        planes = Planes(x.data, job.h.size * job.w.size, job.w.size)
+        gather_strip(job.kernels, &planes, &region, c, channels, strip)
+        x = strip_of(strip, &region, channels, size)
+    else:
+        x.data += c * size
+    for tile in range(begin, end):
+        top = tile % job.per_image // job.across * job.tile.outputs - job.h.pad
+        left = tile % job.per_image % job.across * job.tile.outputs - job.w.pad
+        patch_of(&x, x.data, size, job.h.size, job.w.size, top, left, job.tile.size, job.zeros,
+                 &patch)
+        job.tile.input(&patch, channels, v + ((tile - begin) * job.v_tile + first) * size,
+                       job.v_element, job.kernels.lanes)
 
 
 cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, const char *weight,
@@ -112,61 +166,84 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
             c = c_stop
 
 
-cdef void transform_output(const WinogradJob *job, Py_ssize_t tile, const char *m, Py_ssize_t first,
-                           Py_ssize_t filters) noexcept nogil:
-    """Transform the products of one tile with some filters, `first` and the following ones."""
-    cdef Py_ssize_t size = job.kernels.itemsize, image = tile // job.per_image
-    cdef Py_ssize_t top = tile % job.per_image // job.across * job.tile.outputs
-    cdef Py_ssize_t left = tile % job.per_image % job.across * job.tile.outputs
+cdef void transform_outputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
+                            const char *m, Py_ssize_t width, const char *bias, Py_ssize_t first,
+                            Py_ssize_t filters, char *strip) noexcept nogil:
+    """Transform the products of tiles begin .. end-1 of one image with some filters."""
+    cdef Py_ssize_t size = job.kernels.itemsize, top, left, tile
+    cdef char *image = job.out.data + begin // job.per_image * job.out.image * size
+    cdef Images out = Images(image + first * size, 0, job.out.row, job.out.column)
+    cdef Planes planes
+    cdef Region region
     cdef ck_target target
-    target.out = job.out.data + (image * job.out.image + top * job.out.row + left * job.out.column
-                                 + first) * size
-    target.row, target.column = job.out.row, job.out.column
-    target.rows = <int>min(<Py_ssize_t>job.tile.outputs, job.h.out - top)
-    target.columns = <int>min(<Py_ssize_t>job.tile.outputs, job.w.out - left)
-    target.activation, target.slope = job.activation, job.slope
-    target.bias = job.bias
-    job.tile.output(m, job.m_element, filters, &target)
+    if job.planes:
+        region = region_of(job, begin, end, 0, 0, 0, job.h.out, job.w.out)
+        out = strip_of(strip, &region, width, size)
+    target.row, target.column = out.row, out.column
+    target.activation, target.slope, target.bias = job.activation, job.slope, bias
+    for tile in range(begin, end):
+        top = tile % job.per_image // job.across * job.tile.outputs
+        left = tile % job.per_image % job.across * job.tile.outputs
+        target.out = out.data + (top * out.row + left * out.column) * size
+        target.rows = <int>min(<Py_ssize_t>job.tile.outputs, job.h.out - top)
+        target.columns = <int>min(<Py_ssize_t>job.tile.outputs, job.w.out - left)
+        job.tile.output(m + (tile - begin) * width * size, job.m_element, filters, &target)
+    if job.planes:
+        planes = Planes(image, job.h.out * job.w.out, job.w.out)
+        place_strip(job.kernels, strip, width, &planes, &region, first, filters)
 
 
 cdef void convolve_block(const WinogradJob *job, const char *v, Py_ssize_t begin, Py_ssize_t end,
-                         Py_ssize_t group, Py_ssize_t block, char *m) noexcept nogil:
+                         Py_ssize_t group, Py_ssize_t block, char *m, char *strip) noexcept nogil:
     """From V to the outputs of one block of filters, for tiles begin .. end-1."""
-    cdef Py_ssize_t size = job.kernels.itemsize, tile
+    cdef Py_ssize_t size = job.kernels.itemsize, tile = begin, stop
     cdef Block part = block_of(job.kernels, job.vectors, job.blocks, block)
     cdef Py_ssize_t padded = group * job.vectors * job.kernels.lanes + part.first
     cdef Py_ssize_t elements = job.tile.size * job.tile.size
-    cdef WinogradJob here = job[0]
-    here.bias += padded * size
     multiply(job, v, end - begin, job.weight + padded * job.channels * elements * size,
              part.vectors, m)
-    for tile in range(begin, end):
-        transform_output(&here, tile, m + (tile - begin) * part.width * size,
-                         group * job.out_channels + part.first,
-                         min(part.width, job.out_channels - part.first))
+    while tile < end:
+        stop = min(end, (tile // job.per_image + 1) * job.per_image)
+        transform_outputs(job, tile, stop, m + (tile - begin) * part.width * size, part.width,
+                          job.bias + padded * size, group * job.out_channels + part.first,
+                          min(part.width, job.out_channels - part.first), strip)
+        tile = stop
 
 
 cdef void winograd_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """A group of tiles and of channels, from the input to all its outputs."""
     cdef const WinogradJob *job = <const WinogradJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, tile, block, group = item % job.groups
-    cdef Py_ssize_t begin = job.tiles * (item // job.groups) // job.tile_groups
-    cdef Py_ssize_t end = job.tiles * (item // job.groups + 1) // job.tile_groups
+    cdef Py_ssize_t size = job.kernels.itemsize, block, group = item % job.groups, first, stop, i
+    cdef Py_ssize_t begin = tiles_before(job, item // job.groups), tile = begin
+    cdef Py_ssize_t end = tiles_before(job, item // job.groups + 1)
     cdef char *m = scratch + job.tile.size * job.tile.size * job.v_element * size
-    for tile in range(begin, end):
-        transform_input(job, tile, group, scratch + (tile - begin) * job.v_tile * size)
+    cdef char *strip = m + job.tile.size * job.tile.size * job.m_element * size
+    while tile < end:
+        stop = min(end, (tile // job.per_image + 1) * job.per_image)
+        for i in range(job.strips):
+            first = i * job.strip_channels
+            transform_inputs(job, tile, stop, group, first,
+                             min(job.strip_channels, job.channels - first),
+                             scratch + (tile - begin) * job.v_tile * size, strip)
+        tile = stop
     for block in range(job.blocks):
-        convolve_block(job, scratch, begin, end, group, block, m)
+        convolve_block(job, scratch, begin, end, group, block, m, strip)
 
 
 cdef void input_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A few tiles and a group of channels, into the V that the threads share."""
+    """A few tiles and channels, into the V that the threads share."""
     cdef const WinogradJob *job = <const WinogradJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, group = item % job.groups, tile
-    cdef Py_ssize_t elements = job.tile.size * job.tile.size, begin = item // job.groups * TILES
-    cdef char *v = job.v + group * elements * job.v_element * size
-    for tile in range(begin, min(begin + TILES, job.tiles)):
-        transform_input(job, tile, group, v + tile * job.v_tile * size)
+    cdef Py_ssize_t size = job.kernels.itemsize, first = item % job.strips * job.strip_channels
+    cdef Py_ssize_t group = item // job.strips % job.groups, stop
+    cdef Py_ssize_t tile = item // job.strips // job.groups * job.input_tiles
+    cdef Py_ssize_t end = min(job.tiles, tile + job.input_tiles)
+    cdef char *v = job.v + group * job.tile.size * job.tile.size * job.v_element * size
+    while tile < end:
+        stop = min(end, (tile // job.per_image + 1) * job.per_image)
+        transform_inputs(job, tile, stop, group, first,
+                         min(job.strip_channels, job.channels - first),
+                         v + tile * job.v_tile * size, scratch)
+        tile = stop
 
 
 cdef void block_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -174,62 +251,93 @@ cdef void block_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef const WinogradJob *job = <const WinogradJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, elements = job.tile.size * job.tile.size
     cdef Py_ssize_t block = item % job.blocks, group = item // job.blocks % job.groups
-    cdef Py_ssize_t tile_group = item // job.blocks // job.groups
-    cdef Py_ssize_t begin = job.tiles * tile_group // job.tile_groups
-    cdef Py_ssize_t end = job.tiles * (tile_group + 1) // job.tile_groups
+    cdef Py_ssize_t begin = tiles_before(job, item // job.blocks // job.groups)
+    cdef Py_ssize_t end = tiles_before(job, item // job.blocks // job.groups + 1)
     cdef const char *v = job.v + (group * elements * job.v_element + begin * job.v_tile) * size
-    convolve_block(job, v, begin, end, group, block, scratch)
+    convolve_block(job, v, begin, end, group, block, scratch,
+                   scratch + elements * job.m_element * size)
+
+
+cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noexcept nogil:
+    """Cut the tiles into groups; return how many the largest one has."""
+    cdef Py_ssize_t elements = job.tile.size * job.tile.size, size = job.kernels.itemsize
+    cdef Py_ssize_t most = CACHE_BYTES // (elements * size * (job.v_tile + width)), units
+    most = max(<Py_ssize_t>FEWEST, min(most, <Py_ssize_t>MOST))
+    # Strips are rows of tiles, or parts of one row.
+    job.unit = job.across if job.planes else 1
+    units = job.tiles // job.unit
+    job.pieces = ceil_div(job.unit, 2 * MOST)
+    job.tile_groups = ceil_div(units, max(1, (most + job.unit // 2) // job.unit)) * job.pieces
+    if elements * job.channels * job.vectors * job.kernels.lanes * size <= CACHED_BYTES:
+        most = min(ceil_div(4 * threads, job.groups), job.tiles // FEWEST_CACHED)
+        job.tile_groups = max(job.tile_groups, min(units, most))
+    # Too few groups for the threads: they share V, and the blocks of filters.
+    job.shared = threads > 1 and job.tile_groups * job.groups < 2 * threads
+    if not job.shared:
+        job.tile_groups = max(job.tile_groups,
+                              min(units, ceil_div(job.tile_groups, threads) * threads))
+    return ceil_div(ceil_div(units, job.tile_groups // job.pieces) * job.unit, job.pieces)
+
+
+cdef Py_ssize_t strip_pixels(const WinogradJob *job, Py_ssize_t tiles,
+                             Py_ssize_t margin) noexcept nogil:
+    """Return how many pixels a strip for so many tiles has at most; see `region_of`."""
+    cdef Py_ssize_t outputs = job.tile.outputs
+    return (ceil_div(tiles, job.across) * outputs + margin) * (
+        min(tiles, job.across) * outputs + margin)
 
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
-                         const Images *out, Py_ssize_t images, int activation, double slope,
-                         int threads) except -1:
-    """Convolve channels-last images; the axes have stride and dilation 1."""
+                         const Images *out, Py_ssize_t images, bint planes, int activation,
+                         double slope, int threads) except -1:
+    """Convolve images; the axes have stride and dilation 1.
+
+    They are channels-last, or `planes`: contiguous NCHW.
+    """
     cdef WinogradJob job
     cdef const ck_kernels *kernels = packed.kernels
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes
-    cdef Py_ssize_t width = ceil_div(packed.vectors, packed.blocks) * lanes, most
-    cdef Py_ssize_t elements = packed.winograd.size * packed.winograd.size
+    cdef Py_ssize_t width = ceil_div(packed.vectors, packed.blocks) * lanes
+    cdef Py_ssize_t elements = packed.winograd.size * packed.winograd.size, most
     job.kernels, job.tile, job.weight, job.bias = kernels, packed.winograd, packed.weight, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
-    job.x, job.out, job.h, job.w = x[0], out[0], h[0], w[0]
+    job.x, job.out, job.h, job.w, job.planes = x[0], out[0], h[0], w[0], planes
     job.activation, job.slope = activation, slope
     job.across = ceil_div(w.out, packed.winograd.outputs)
     job.per_image = job.across * ceil_div(h.out, packed.winograd.outputs)
     job.tiles = images * job.per_image
     job.v_tile = ceil_div(packed.channels, lanes) * lanes
-    most = CACHE_BYTES // (elements * size * (job.v_tile + width))
-    most = max(<Py_ssize_t>FEWEST, min(most, <Py_ssize_t>MOST))
-    job.tile_groups = ceil_div(job.tiles, most)
-    if elements * packed.channels * packed.vectors * lanes * size <= CACHED_BYTES:
-        most = ceil_div(4 * threads, packed.groups)
-        job.tile_groups = max(job.tile_groups, min(most, job.tiles // FEWEST_CACHED))
-    # Too few groups for the threads: they share V, and the blocks of filters.
-    cdef bint shared = threads > 1 and job.tile_groups * packed.groups < 2 * threads
-    if not shared:
-        job.tile_groups = ceil_div(job.tile_groups, threads) * threads
-    cdef Py_ssize_t group_tiles = ceil_div(job.tiles, job.tile_groups)
+    most = group_tiles(&job, width, threads)
+    job.input_tiles = job.unit if planes else <Py_ssize_t>TILES
+    job.strip_channels = min(job.channels, <Py_ssize_t>STRIP_CHANNELS) if planes else job.channels
+    job.strips = ceil_div(job.channels, job.strip_channels)
     # A line more between elements, so that they do not all fall into the same cache sets.
-    job.v_element = (job.tiles if shared else group_tiles) * job.v_tile + 64 // size
-    job.m_element = group_tiles * width + 64 // size
+    job.v_element = (job.tiles if job.shared else most) * job.v_tile + 64 // size
+    job.m_element = most * width + 64 // size
     cdef size_t v_bytes = <size_t>(elements * job.v_element * size)
     cdef size_t m_bytes = <size_t>(elements * job.m_element * size)
+    cdef size_t in_bytes = 0, out_bytes = 0
+    if planes:
+        in_bytes = <size_t>(strip_pixels(&job, job.input_tiles if job.shared else most,
+                                         packed.winograd.taps - 1) * job.strip_channels * size)
+        out_bytes = <size_t>(strip_pixels(&job, most, 0) * width * size)
     cdef Py_ssize_t zeros = max(job.v_tile, width) * size
-    cdef double transform = 4.0 * elements * job.v_tile
-    cdef double product = 2.0 * group_tiles * elements * packed.channels * width
-    cdef char *memory = take(<size_t>zeros + (v_bytes * packed.groups if shared else 0))
+    cdef double transform = 4.0 * elements * job.strip_channels
+    cdef double product = 2.0 * most * elements * packed.channels * width
+    cdef char *memory = take(<size_t>zeros + (v_bytes * packed.groups if job.shared else 0))
     job.zeros, job.v = memory, memory + zeros
     memset(memory, 0, <size_t>zeros)
     try:
-        if shared:
-            run(input_item, &job, ceil_div(job.tiles, TILES) * packed.groups, transform * TILES,
-                threads, 0)
+        if job.shared:
+            run(input_item, &job, ceil_div(job.tiles, job.input_tiles) * job.groups * job.strips,
+                transform * job.input_tiles, threads, in_bytes)
             run(block_item, &job, job.tile_groups * packed.groups * packed.blocks, product, threads,
-                m_bytes)
+                m_bytes + out_bytes)
         else:
             run(winograd_item, &job, job.tile_groups * packed.groups,
-                product * packed.blocks + transform * group_tiles, threads, v_bytes + m_bytes)
+                product * packed.blocks + transform * job.strips * most, threads,
+                v_bytes + m_bytes + max(in_bytes, out_bytes))
     finally:
         give(memory)
     return 0

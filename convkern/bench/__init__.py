@@ -2,13 +2,16 @@
 
 A row is one case: an operator on a layer's shape, a network or a training step;
 a batch; a memory layout.  Its result is first compared with that of every peer
-and, where that is quick, with the float64 reference; a row that disagrees is
-reported as WRONG and not timed.  Then convkern and the peers take turns in one
-process with equal numbers of threads, so that whatever else the machine does
-falls on all of them.  A ratio is the median over the rounds of ``peer's time /
-convkern's time``: above 1, convkern is faster.  Outputs are allocated inside the
-timed calls on all sides, and weights are packed inside unless ``--prepacked``,
-which freezes a network.  A row during which other processes took processor time
+and with the float64 reference, as far as that is quick; a row that disagrees is
+reported as WRONG and not timed.
+
+Then convkern and the peers take turns in one process with equal numbers of
+threads (and, with ``--isa``, one instruction set), so that whatever else the
+machine does falls on all of them.  A ratio is the median over the rounds of
+*peer's time / convkern's time*: above 1, convkern is faster.  Outputs are
+allocated inside the timed calls on all sides, and weights are packed inside
+unless ``--prepacked``.  A network that classifies has two rows from the same
+turns, plain and frozen.  A row during which other processes took processor time
 that our threads needed, or whose times scatter, is marked as busy and does not
 count in the means.
 
@@ -20,6 +23,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -39,9 +44,17 @@ from convkern.bench.cases import (
 )
 from convkern.bench.checking import measure
 from convkern.bench.options import parse
-from convkern.bench.peers import PEERS
+from convkern.bench.peers import HELD, PEERS
 from convkern.bench.plot import plot
-from convkern.bench.report import conclusion, environment_of, header, introduction, line, means
+from convkern.bench.report import (
+    conclusion,
+    environment_of,
+    header,
+    introduction,
+    line,
+    means,
+    remarks,
+)
 from convkern.bench.timing import Row
 
 
@@ -56,7 +69,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
 def _case(options: argparse.Namespace, selected: Any, batch: int, layout: str) -> Case:
     """Return the case of a selected shape or network."""
     if options.what == "alexnet":
-        return network_case(selected, batch, layout, options.prepacked)
+        return network_case(selected, batch, layout)
     if options.what == "train":
         return training_case(selected, batch, layout)
     if options.what == "backward":
@@ -94,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser, options = parse(argv)
+    held = HELD[options.isa] if options.isa else {}
+    if held.items() - os.environ.items():  # the libraries must find it when they are loaded
+        command = [sys.executable, "-m", "convkern", "bench", *argv]
+        return subprocess.run(command, env=os.environ | held, check=False).returncode
     rows: list[Row] = []
     with ExitStack() as stack:
         stack.enter_context(convkern.num_threads(options.threads))
@@ -109,11 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in _cases(options):
             # Again for every row: the machine may have been busy before.
             peak = max(peak, timing.fma_peak(options.threads))
-            row = measure(case, prepares, options.rounds, options.threads, peak)
+            found = measure(case, prepares, options.rounds, options.threads, peak)
             if not rows:
-                print(header(row))
-            print(line(row), flush=True)
-            rows.append(row)
+                print(header(found[0]))
+            print(*map(line, found), *filter(None, map(remarks, found)), sep="\n", flush=True)
+            rows += found
     environment["fma_peak_gflops"] = peak
     if options.plot:
         environment["copy_gbytes"] = timing.bandwidth(options.threads)

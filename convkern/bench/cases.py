@@ -35,7 +35,7 @@ LAYERS: dict[str, tuple[str, tuple[LayerShape, ...]]] = {
 TRAINING_BATCH = {
     "alexnet": 32,
     "resnet18": 8,
-    "resnet20": 16,
+    "resnet20": 64,
     "mnist_cnn": 64,
     "cifar_basic": 16,
     "cifar_advanced": 16,
@@ -100,8 +100,12 @@ class Case:
         Whether a part of the batch gives that part of the result.
     network : Network or None
         What is computed, if that is a network.
+    frozen : callable or None
+        The same by a frozen net, timed in the same turns for a row of its own.
     twin : callable or None
-        Makes the case whose results are compared, if this one's are random.
+        Makes the case whose results are compared, if this one's are random or change the network.
+    with_batch : callable or None
+        Makes the same case of another number of images, where a part of the batch cannot tell.
     """
 
     label: str
@@ -114,7 +118,9 @@ class Case:
     tolerance: float = TOLERANCE
     images_are_independent: bool = True
     network: Network | None = None
+    frozen: Call | None = None
     twin: Callable[[], Case] | None = None
+    with_batch: Callable[[int], Case] | None = None
 
     @property
     def batch(self) -> int:
@@ -168,37 +174,39 @@ def backward_case(shape: ConvShape, batch: int, layout: str, gradient: str) -> C
         flops=(1 + both_wanted) * shape.flops * batch,
         traffic=_bytes(grad_output) + (1 + both_wanted) * _bytes(x, weight),
         images_are_independent=False,
+        with_batch=partial(backward_case, shape, layout=layout, gradient=gradient),
     )
 
 
-def network_case(label: str, batch: int, layout: str, frozen: bool) -> Case:
-    """Return the case of a network that classifies random images, as it is or frozen."""
+def network_case(label: str, batch: int, layout: str) -> Case:
+    """Return the case of a network that classifies random images, as it is and frozen."""
     rng = np.random.default_rng(0)
     net: nn.Sequential = getattr(models, label)(rng=rng).eval()
     shape = models.INPUT_SHAPE[label]
     x = _random_images(rng, (batch, *shape), layout)
     return Case(
-        f"{label}, frozen" if frozen else label,
+        label,
         layout,
         x,
-        partial(freeze(net) if frozen else net, x),
+        partial(net, x),
         list(_operations(net)),
         flops=2 * batch * sum(row.multiply_adds for row in net.summary(shape).rows),
         network=Network(net),
+        frozen=partial(freeze(net), x),
     )
 
 
 def training_case(label: str, batch: int, layout: str, dropout: bool = True) -> Case:
     """Return the case of a training step: forward, loss, backward, SGD with momentum.
 
-    The call returns the loss and the gradients of all parameters.
+    The call returns the loss and the gradients of all parameters.  Its twin has no dropout.
     """
     rng = np.random.default_rng(0)
     net: nn.Sequential = getattr(models, label)(rng=rng)
-    drops = [layer for layer in _leaves(net) if isinstance(layer, nn.Dropout)]
     if not dropout:
-        for layer in drops:
-            layer.p = 0.0
+        for layer in _leaves(net):
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
     shape = models.INPUT_SHAPE[label]
     x = _random_images(rng, (batch, *shape), layout)
     target = rng.integers(0, net.output_shape((batch, *shape))[1], batch)
@@ -215,7 +223,7 @@ def training_case(label: str, batch: int, layout: str, dropout: bool = True) -> 
         tolerance=TRAINING_TOLERANCE,
         images_are_independent=False,
         network=network,
-        twin=partial(training_case, label, batch, layout, False) if dropout and drops else None,
+        twin=partial(training_case, label, batch, layout, False) if dropout else None,
     )
 
 

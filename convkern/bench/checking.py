@@ -26,57 +26,96 @@ _BUSY = 0.3
 # a core that is lost for a moment is not seen in the average.
 _SCATTER = 1.5
 
+_FROZEN = f"{OURS} frozen"
 
-def measure(case: Case, prepares: Sequence[Prepare], rounds: int, threads: int, peak: float) -> Row:
-    """Return the row of a case: errors, and times if these are small."""
+
+def measure(
+    case: Case, prepares: Sequence[Prepare], rounds: int, threads: int, peak: float
+) -> list[Row]:
+    """Return the row of a case, and one of its frozen net: errors, and times if these are small."""
+    calls = {OURS: case.call}
+    if case.frozen:
+        calls[_FROZEN] = case.frozen
     peers = _prepared(case, prepares)
-    if case.twin:
-        twin = case.twin()
-        found = errors(twin, _prepared(twin, prepares))
-        del twin
-    else:
-        found = errors(case, peers)
-    # A NaN is not within the tolerance either.
-    wrong = [name for name, error in found.items() if not error <= case.tolerance]
-    row: Row = {
-        "label": case.label,
+    memory = _memory({OURS: case.call, **peers}) if _trains(case) else {}
+    rows = {name: _unmeasured(case, name == _FROZEN, list(peers)) for name in calls}
+    for name, row in rows.items():
+        if case.twin:
+            twin = case.twin()
+            found = errors(twin, twin.call, _prepared(twin, prepares))
+            del twin
+        else:
+            found = errors(case, calls[name], peers)
+        row["errors"] = {peer: e if math.isfinite(e) else None for peer, e in found.items()}
+        # A NaN is not within the tolerance either.
+        row["wrong"] = [peer for peer, error in found.items() if not error <= case.tolerance]
+        row["memory_mb"] = memory
+    right = {name: call for name, call in calls.items() if not rows[name]["wrong"]}
+    if not right:
+        return list(rows.values())
+    before, start = timing.processor_seconds_of_others(), time.perf_counter()
+    seconds = timing.interleave({**right, **peers}, rounds)
+    taken = (timing.processor_seconds_of_others() - before) / (time.perf_counter() - start)
+    for name in right:
+        row = rows[name]
+        turns = {OURS: seconds[name]} | {peer: seconds[peer] for peer in peers}
+        row |= summarise(turns, case.flops, peak, case.layout)
+        row["processors_taken_by_others"] = taken
+        scatters = any(median(times) > _SCATTER * min(times) for times in turns.values())
+        row["busy"] = scatters or taken + threads > (os.cpu_count() or 1) + _BUSY
+    return list(rows.values())
+
+
+def _unmeasured(case: Case, frozen: bool, peers: Sequence[str]) -> Row:
+    """Return the row of a case before anything is known but what it is."""
+    return {
+        "label": case.label + ", frozen" * frozen,
         "batch": case.batch,
         "layout": case.layout,
+        "network": case.network is not None,
+        "frozen": frozen,
         "flops": case.flops,
         "intensity": case.flops / case.traffic if case.traffic else None,
-        "columns": list(columns_of(list(peers), case.layout)),
-        "errors": {name: e if math.isfinite(e) else None for name, e in found.items()},
-        "wrong": wrong,
+        "columns": list(columns_of(peers, case.layout)),
         "ratios": {},
         "gflops": None,
         "busy": False,
     }
-    if wrong:
-        return row
-    before, start = timing.processor_seconds_of_others(), time.perf_counter()
-    seconds = timing.interleave({OURS: case.call, **peers}, rounds)
-    taken = (timing.processor_seconds_of_others() - before) / (time.perf_counter() - start)
-    row |= summarise(seconds, case.flops, peak, case.layout)
-    row["processors_taken_by_others"] = taken
-    scatters = any(median(times) > _SCATTER * min(times) for times in seconds.values())
-    row["busy"] = scatters or taken + threads > (os.cpu_count() or 1) + _BUSY
-    return row
 
 
-def errors(case: Case, peers: Mapping[str, Call]) -> dict[str, float]:
-    """Return how far convkern is from each peer, and from the reference where that is quick."""
-    result = _arrays(case.call())
+def _trains(case: Case) -> bool:
+    """Tell whether a case is a training step."""
+    return case.network is not None and case.network.target is not None
+
+
+def _memory(calls: Mapping[str, Call]) -> dict[str, float]:
+    """Return the MB that each call takes at most, where that can be known."""
+    found = {name: timing.peak_memory(call) for name, call in calls.items()}
+    return {name: size for name, size in found.items() if size is not None}
+
+
+def errors(case: Case, call: Call, peers: Mapping[str, Call]) -> dict[str, float]:
+    """Return how far a call of convkern is from each peer, and from the reference.
+
+    The reference computes the last images only, if all would take it long; where these alone
+    do not give a part of the result, convkern computes so small a batch for it as well.
+    """
+    result = _arrays(call())
     found: dict[str, float] = {}
     count = int(max(1, min(case.batch, _REFERENCE_FLOPS * case.batch // max(case.flops, 1))))
     if case.images_are_independent:
         expected = as_call(case.operations, reference, case.input[-count:])()
         found["reference"] = _error([result[0][-count:]], _arrays(expected))
-    elif case.operations and (count == case.batch or not peers):
-        expected = as_call(case.operations, reference, case.input)()
-        found["reference"] = _error(result, _arrays(expected))
-    compare = _training_error if case.network and case.network.target is not None else _error
-    for name, call in peers.items():
-        found[name] = compare(result, _arrays(call()))
+    elif case.operations:
+        # Without peers nobody else looks at the whole batch.
+        small = case.with_batch(count) if case.with_batch and count < case.batch and peers else case
+        expected = as_call(small.operations, reference, small.input)()
+        found["reference"] = _error(
+            result if small is case else _arrays(small.call()), _arrays(expected)
+        )
+    compare = _training_error if _trains(case) else _error
+    for name, peer in peers.items():
+        found[name] = compare(result, _arrays(peer()))
     return found
 
 

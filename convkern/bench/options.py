@@ -12,7 +12,7 @@ from typing import Any
 
 import convkern
 from convkern.bench.cases import GRADIENTS, LAYERS, LAYOUTS, TRAINING_BATCH
-from convkern.bench.peers import PEERS
+from convkern.bench.peers import HELD, PEERS
 from convkern.shapes import select
 
 
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
         nargs="+",
         type=_positive,
         metavar="N",
-        help="images at a time (default: 1; for alexnet 1 and 16, to train what is usual)",
+        help="images at a time (default: 1; for alexnet 1, 16 and 64, to train what is usual)",
     )
     parser.add_argument(
         "--against",
@@ -87,12 +87,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
-        help="of convkern's input (default: nchw; with --prepacked channels_last)",
+        help="of convkern's input (default: nchw; for alexnet and with --prepacked channels_last)",
     )
     parser.add_argument(
         "--prepacked",
         action="store_true",
-        help="pack the weights of convolutions beforehand; freeze the network",
+        help="pack the weights of convolutions beforehand",
     )
     parser.add_argument(
         "--gradient",
@@ -107,6 +107,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
         help="for convkern and every peer (default: %(default)s)",
     )
     parser.add_argument(
+        "--isa",
+        choices=HELD,
+        help="hold convkern and torch to this instruction set (default: the processor's best)",
+    )
+    parser.add_argument(
         "--rounds", type=_positive, default=7, metavar="R", help="turns each (default: 7)"
     )
     parser.add_argument("--json", type=_output_path, metavar="FILE", help="write everything here")
@@ -117,8 +122,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
         options.selected = _selected(options.what, options.shapes)
     except ValueError as error:
         parser.error(f"argument --shapes: {error}")
-    if options.prepacked and options.what not in ("forward", "alexnet"):
-        parser.error("--prepacked goes with --what forward or alexnet only")
+    if options.prepacked and options.what != "forward":
+        parser.error("--prepacked goes with --what forward only")
     if options.gradient and options.what != "backward":
         parser.error("--gradient goes with --what backward only")
     _choose_peers(parser, options)
@@ -126,8 +131,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
         parser.error('--plot needs matplotlib: pip install "convkern[app]"')
     if options.plot and not options.against:
         parser.error("--plot draws ratios to peers, and there is none")
-    options.batch = options.batch or {"alexnet": [1, 16], "train": []}.get(options.what, [1])
-    options.layout = options.layout or ("channels_last" if options.prepacked else "nchw")
+    options.batch = options.batch or {"alexnet": [1, 16, 64], "train": []}.get(options.what, [1])
+    # A network computes in this layout, and what stands in one is prepacked.
+    in_network = options.prepacked or options.what == "alexnet"
+    options.layout = options.layout or ("channels_last" if in_network else "nchw")
     options.gradient = options.gradient or "all"
     return parser, options
 
@@ -154,14 +161,17 @@ def _selected(what: str, patterns: Sequence[str]) -> list[Any]:
 def _choose_peers(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Set the peers by default; refuse those that do not compute what is measured."""
     able = [name for name, peer in PEERS.items() if options.what in peer.computes]
+    held = [name for name in able if PEERS[name].instruction_set or not options.isa]
     for name in options.against or []:
         if name not in able:
             parser.error(f"--against {name} does not go with --what {options.what}")
+        if name not in held:
+            parser.error(f"--against {name} cannot be held to --isa {options.isa}")
         program = PEERS[name].program
         if program and not shutil.which(program):
             parser.error(f"--against {name} needs the program {program}")
     if options.against is None:
-        default = able if options.what == "alexnet" else ["torch"]
+        default = held if options.what == "alexnet" else ["torch"]
         options.against = [name for name in default if PEERS[name].is_installed()]
     if options.what == "train" and not options.against:
         parser.error("--what train needs torch, with which results are compared")

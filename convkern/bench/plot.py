@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import geometric_mean
@@ -50,9 +51,9 @@ def plot(rows: Sequence[Row], environment: Mapping[str, Any], path: Path) -> Non
     _plot_ratios(figure.add_subplot(grid[:, 0]), rows, room=16 if rated else 2)
     if rated:
         _plot_roofline(figure.add_subplot(grid[0, 1]), rated, environment)
-    lines = introduction(environment).splitlines()[:3]
-    width = int(11 * figure.get_figwidth())
-    figure.suptitle("\n".join(fill(line, width) for line in lines), fontsize="small")
+    lines = introduction(environment).splitlines()[:4]
+    wrap = partial(fill, width=int(11 * figure.get_figwidth()), break_on_hyphens=False)
+    figure.suptitle("\n".join(map(wrap, lines)), fontsize="small")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -105,7 +106,8 @@ def _plot_ratios(axes: Any, rows: Sequence[Row], room: int) -> None:
         ncols=3,
         frameon=False,
         fontsize="small",
-        title="Ratios of every row, and their geometric means",
+        title="Ratios of every row, and their geometric means"
+        + " (frozen)" * any(row["frozen"] for row in rows),
         title_fontsize="small",
         alignment="left",
     )
@@ -128,8 +130,13 @@ def _write_ratios(axes: Any, rows: Sequence[Row], main: str) -> None:
 
 
 def _legend(rows: Sequence[Row], name: str) -> str:
-    """Return the name of a column with the geometric mean of what can be trusted."""
-    ratios = [row["ratios"][name] for row in trusted(rows)]
+    """Return the name of a column with the geometric mean of what can be trusted.
+
+    Of a plain and a frozen net it is that of the frozen one.
+    """
+    counted = trusted(rows)
+    counted = [row for row in counted if row["frozen"]] or counted
+    ratios = [row["ratios"][name] for row in counted]
     return f"{name}: {geometric_mean(ratios):.2f}" if ratios else name
 
 

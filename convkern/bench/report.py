@@ -16,15 +16,22 @@ import numpy as np
 import convkern
 from convkern import _kernels
 from convkern.bench.peers import PEERS
-from convkern.bench.timing import OURS, SAME, Row
+from convkern.bench.timing import EAGER, OURS, SAME, Row
 
 
 def environment_of(options: argparse.Namespace, argv: Sequence[str], peak: float) -> dict[str, Any]:
     """Return what the numbers depend on besides the code."""
+    peers = [PEERS[name] for name in options.against]
     return {
         "command": shlex.join(["convkern", "bench", *argv]),
         "cpu": _cpu_name(),
-        "instruction_set": _kernels.isa,
+        "instruction_sets": {
+            "convkern": _kernels.isa,
+            **{
+                peer.packages[0]: peer.instruction_set() if peer.instruction_set else "its best"
+                for peer in peers
+            },
+        },
         "threads": options.threads,
         "fma_peak_gflops": peak,
         "rounds": options.rounds,
@@ -34,8 +41,8 @@ def environment_of(options: argparse.Namespace, argv: Sequence[str], peak: float
             "numpy": np.__version__,
             **{
                 package: importlib.metadata.version(package)
-                for name in options.against
-                for package in PEERS[name].packages
+                for peer in peers
+                for package in peer.packages
             },
         },
     }
@@ -53,12 +60,15 @@ def _cpu_name() -> str:
 
 def introduction(environment: Mapping[str, Any]) -> str:
     """Return the lines above the table."""
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    versions, sets = (
+        ", ".join(f"{name} {value}" for name, value in environment[key].items())
+        for key in ("versions", "instruction_sets")
+    )
     return (
         f"{environment['command']}\n"
-        f"{environment['cpu']}, {environment['instruction_set']}, "
-        f"threads {environment['threads']}, float32, "
+        f"{environment['cpu']}, threads {environment['threads']}, float32, "
         f"FMA peak {environment['fma_peak_gflops']:.0f} GFLOP/s\n"
+        f"Instruction sets: {sets}\n"
         f"{versions}\n"
         f"Medians of {environment['rounds']} interleaved rounds; "
         "GFLOP/s of the direct algorithm.\n"
@@ -97,6 +107,21 @@ def line(row: Row) -> str:
     return f"{start}{row['median_ms'][OURS]:10.3f}{rates}{ratios}{busy}"
 
 
+def remarks(row: Row) -> str:
+    """Return the line under a network's row: who is the best peer, what memory a step takes."""
+    if row["wrong"] or not row["network"] or not row["ratios"]:
+        return ""
+    best = min((name for name in row["median_ms"] if name != OURS), key=row["ratios"].__getitem__)
+    ratios = {name: _short(ratio) for name, ratio in row["ratios"].items()}
+    said = f"  {row['label']}, N = {row['batch']}: {ratios[best]} to the best peer, {best}"
+    if EAGER in ratios:
+        said += f"; {ratios[EAGER]} to torch eager"
+    if row["memory_mb"]:
+        sizes = ", ".join(f"{name} {size:.0f}" for name, size in row["memory_mb"].items())
+        said += f"; MB to train: {sizes}"
+    return said
+
+
 def _short(ratio: float) -> str:
     """Return a ratio in three digits."""
     return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
@@ -108,15 +133,18 @@ def trusted(rows: Sequence[Row]) -> list[Row]:
 
 
 def means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Return the geometric mean of every ratio, for each layout, over what can be trusted."""
-    layouts: dict[str, dict[str, list[float]]] = {}
+    """Return the geometric mean of every ratio over what can be trusted.
+
+    Layouts have means of their own, and so have frozen nets.
+    """
+    kinds: dict[str, dict[str, list[float]]] = {}
     for row in trusted(rows):
-        columns = layouts.setdefault(row["layout"], {})
+        columns = kinds.setdefault(row["layout"] + ", frozen" * row["frozen"], {})
         for name, ratio in row["ratios"].items():
             columns.setdefault(name, []).append(ratio)
     return {
-        layout: {name: geometric_mean(ratios) for name, ratios in columns.items()}
-        for layout, columns in layouts.items()
+        kind: {name: geometric_mean(ratios) for name, ratios in columns.items()}
+        for kind, columns in kinds.items()
         if columns
     }
 
@@ -124,9 +152,9 @@ def means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 def conclusion(rows: Sequence[Row]) -> str:
     """Return the lines under the rows: the means, and the rows to look at."""
     lines = [
-        f"{'geometric mean':<31}{layout:<13}{'':>25}"
+        f"{'geometric mean':<31}{kind:<38}"
         + "".join(f"{mean:7.2f}{'':7}" for mean in columns.values())
-        for layout, columns in means(rows).items()
+        for kind, columns in means(rows).items()
     ]
     ratios = [row["ratios"] for row in trusted(rows)]
     counts = {

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
 import numpy as np
 
+import convkern
 from convkern import _kernels
 from convkern.bench.cases import Call
 
 Row: TypeAlias = dict[str, Any]
 
 OURS = "convkern"
+EAGER = "torch nchw"
 SAME = "same layout"
 BEST = "best peer"
 
@@ -171,6 +175,30 @@ def processor_seconds_of_others() -> float:
     user, nice, system, _idle, _wait, irq, softirq, steal = map(int, total[:8])
     ticks = user + nice + system + irq + softirq + steal
     return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def peak_memory(call: Call) -> float | None:
+    """Return the MB that a call takes at most beyond what is there before, where Linux tells it.
+
+    It is called twice: what the first call leaves is there during the second.
+    """
+    convkern.empty_cache()
+    with suppress(OSError, AttributeError):  # what is free in the heap would not be seen to be used
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        before = _resident("VmRSS")
+        for _ in range(2):
+            call()
+        return (_resident("VmHWM") - before) / 1e6
+    except OSError:
+        return None
+
+
+def _resident(kind: str) -> int:
+    """Return the bytes of memory that this process has, or has had at most."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.partition(f"{kind}:")[2].split()[0])
 
 
 def fma_peak(threads: int) -> float:

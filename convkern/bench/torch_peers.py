@@ -5,17 +5,15 @@ Everything imports torch inside functions: it is needed by nobody else.
 
 from __future__ import annotations
 
-import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from convkern import nn
 from convkern.bench.cases import Array, Call, Case, Operation, as_call
+from convkern.interop.torch_nn import to_torch
 
 
 @contextmanager
@@ -30,6 +28,15 @@ def _session(threads: int) -> Iterator[Any]:
             yield torch
     finally:
         torch.set_num_threads(before)
+
+
+def instruction_set() -> str:
+    """Return which one torch's own kernels use, and to which one its oneDNN is held, if any."""
+    import torch
+
+    name = torch.backends.cpu.get_cpu_capability().lower()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{name} (oneDNN at most {limit})" if limit else name
 
 
 @contextmanager
@@ -165,47 +172,5 @@ def _training_step(case: Case, memory_format: Any) -> Call:
 def _module_and_images(case: Case, memory_format: Any) -> tuple[Any, Any]:
     """Return the network of a case with weights of its own, in eval mode, and its images."""
     assert case.network is not None
-    module = as_module(case.network.layer).eval().to(memory_format=memory_format)
+    module = to_torch(case.network.layer, inplace=True).eval().to(memory_format=memory_format)
     return module, _tensor(case.input, memory_format)
-
-
-def as_module(layer: nn.Layer) -> Any:
-    """Return the twin of a layer in ``torch.nn``, with a copy of its parameters.
-
-    Names and arguments are the same there, so attributes of a layer are the arguments of its
-    twin.  ReLUs work in place, as in torch's own networks.
-    """
-    import torch
-
-    if isinstance(layer, nn.Sequential):
-        return torch.nn.Sequential(*map(as_module, layer.layers))
-    if isinstance(layer, nn.Residual):
-        return _residual(layer)
-    if isinstance(layer, nn.ReLU):
-        return torch.nn.ReLU(inplace=True)
-    kind = getattr(torch.nn, type(layer).__name__)
-    names = inspect.signature(kind).parameters.keys() & vars(layer).keys()
-    arguments = {name: getattr(layer, name) for name in names}
-    if "bias" in arguments:
-        arguments["bias"] = arguments["bias"] is not None
-    module = kind(**arguments)
-    state = {key: torch.from_numpy(np.array(value)) for key, value in layer.state_dict().items()}
-    module.load_state_dict(state)
-    return module
-
-
-def _residual(layer: nn.Residual) -> Any:
-    """Return the twin of a residual block."""
-    import torch
-
-    class Residual(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = as_module(layer.body)
-            shortcut = layer.shortcut
-            self.shortcut = torch.nn.Identity() if shortcut is None else as_module(shortcut)
-
-        def forward(self, x: Any) -> Any:
-            return self.body(x) + self.shortcut(x)
-
-    return Residual()

@@ -40,6 +40,14 @@ PHASES_GRADIENT = 1e6
 FETCH = 24.0
 #: Tiles that share what is fetched.
 SHARING = 64
+#: Multiply-adds with pixels of planes in the lanes, against those with channels.
+PLANES = 1.12
+#: Copying one vector of the windows for that, which lies together or is picked out by stride.
+COPY_TAPS = 40.0
+PICK_TAPS = 80.0
+#: Bringing a vector of pixels of planes into channels-last order, and of outputs back.
+GATHER = 10.0
+PLACE = 60.0
 
 
 class Problem(NamedTuple):
@@ -51,8 +59,18 @@ class Problem(NamedTuple):
     out_channels: int  #: in a group
     groups: int
     kernel: tuple[int, int]
-    dense: bool  #: whether stride and dilation are 1
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
     out_size: tuple[int, int]
+
+    @property
+    def dense(self) -> bool:
+        """Whether stride and dilation are 1."""
+        return self.stride == self.dilation == (1, 1)
+
+    def made_dense(self, **changes: Any) -> Problem:
+        """Return a problem without stride or dilation that does the same work in blocks."""
+        return self._replace(stride=(1, 1), dilation=(1, 1), **changes)
 
 
 def winograd_outputs(
@@ -102,23 +120,43 @@ def winograd_outputs(
 
 
 def fills_planes(problem: Problem) -> bool:
-    """Tell whether contiguous NCHW images are better convolved where they lie.
-
-    Then vectors hold pixels of one output plane, of which the last may have few; otherwise
-    they hold channels, and the images pass through channels-last copies.
-    """
+    """Tell whether the pixels of an output plane fill most of their vectors."""
     lanes: int = _kernels.lanes(problem.dtype)
     pixels = problem.out_size[0] * problem.out_size[1]
     return pixels > 0.8 * lanes * -(-pixels // lanes)
 
 
+def prefers_planes(problem: Problem) -> bool:
+    """Tell whether contiguous NCHW images are better convolved directly where they lie.
+
+    Then vectors hold pixels of one output plane, of which the last may have few; otherwise
+    they hold channels, and pixels and outputs are brought from one order into the other.
+    The number of images has no say, because the two differ in rounding.
+    """
+    in_vectors, vectors = _vectors(problem)
+    lanes: int = _kernels.lanes(problem.dtype)
+    pixels = problem.out_size[0] * problem.out_size[1]
+    taps = problem.kernel[0] * problem.kernel[1]
+    products = problem.channels * taps
+    copies = 0.0
+    if taps > 1 or problem.stride != (1, 1):
+        copies = COPY_TAPS if problem.stride[1] == 1 else PICK_TAPS
+    planes = -(-pixels // lanes) * products * (problem.out_channels * PLANES + copies)
+    step = problem.stride[1] * min(problem.stride[0], problem.kernel[0])
+    strips = pixels * (products * vectors + GATHER * step * in_vectors + PLACE * vectors)
+    return planes < strips
+
+
 def fills_rows(problem: Problem) -> bool:
     """Tell whether contiguous NCHW images are better convolved row by row.
 
-    That is for channels with filters of their own, where a row fills most of a vector.
+    That is for channels with filters of their own, which are so few, or have several each,
+    that vectors of channels would have less in them than a row fills.
     """
     lanes: int = _kernels.lanes(problem.dtype)
-    return problem.channels == 1 < problem.groups and problem.out_size[1] > 0.7 * lanes
+    if problem.channels > 1 or problem.groups == 1 or problem.out_size[1] <= 0.7 * lanes:
+        return False
+    return problem.groups < lanes or problem.out_channels > 1
 
 
 def _vectors(problem: Problem) -> tuple[int, int]:

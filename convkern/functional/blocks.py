@@ -45,7 +45,7 @@ class Blocks(NamedTuple):
     def problem(self, direct: Problem) -> Problem:
         """Return the dense convolution that does the same work."""
         channels = direct.channels * self.side**2
-        return direct._replace(channels=channels, kernel=(self.taps, self.taps), dense=True)
+        return direct.made_dense(channels=channels, kernel=(self.taps, self.taps))
 
     def axes(self) -> tuple[Axis, Axis]:
         """Return (kernel, stride, leading padding, dilation) of the dense window."""

@@ -28,6 +28,7 @@ from convkern.functional.algorithm import (
     Problem,
     fills_planes,
     fills_rows,
+    prefers_planes,
     winograd_outputs,
 )
 from convkern.functional.blocks import Blocks
@@ -122,7 +123,6 @@ class Window(NamedTuple):
         out_channels, channels = weight.shape[0] // self.groups, weight.shape[1]
         if transposed:
             channels, out_channels = out_channels, channels
-        dense = self.stride == self.dilation == (1, 1)
         return Problem(
             weight.dtype,
             images,
@@ -130,7 +130,8 @@ class Window(NamedTuple):
             out_channels,
             self.groups,
             self.kernel,
-            dense,
+            self.stride,
+            self.dilation,
             (rows, columns),
         )
 
@@ -264,7 +265,7 @@ def _compute(
     if not tile and not channels_last and fills_rows(problem):
         _kernels.depthwise_planes(x, weight, bias, result, *axes, *activation, threads)
         return
-    if not tile and not channels_last and fills_planes(problem):
+    if not tile and not channels_last and prefers_planes(problem):
         _kernels.conv2d_planes(x, weight, bias, result, *axes, window.groups, *activation, threads)
         return
     in_blocks = blocks is not None and tile > 0
@@ -486,7 +487,7 @@ def _input_gradient_tile(
     down, across = (-(-n // axis[1]) for n, axis in zip(shape[2:], axes, strict=True))
     filters = shape[1] * axes[0][1] * axes[1][1]
     size = down, across
-    blocks = problem._replace(out_channels=filters, kernel=taps, dense=True, out_size=size)
+    blocks = problem.made_dense(out_channels=filters, kernel=taps, out_size=size)
     return winograd_outputs(blocks, algorithm)
 
 
