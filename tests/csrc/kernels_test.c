@@ -1,5 +1,5 @@
 /* The micro-kernels against plain loops, without Python: for processors that are emulated, and for
- * checkers that a whole interpreter would drown (tools/check_kernels.py).
+ * compilers that no interpreter is at hand for (tools/neon.py).
  *
  *     kernels_test [INSTRUCTION SET ...]
  *
@@ -108,8 +108,8 @@ static void compare(const char *what, output out, double tolerance)
     checks++;
     for (ptrdiff_t i = 0; i < out.n; i++) {
         const double mine = at(out.mine, i), wanted = out.true_[i];
-        const double error = mine == wanted ? 0 : fabs(mine - wanted);
-        if (error <= tolerance * (1 + fabs(wanted)) || (isnan(mine) && isnan(wanted)))
+        if (mine == wanted || (isnan(mine) && isnan(wanted))
+            || fabs(mine - wanted) <= tolerance * (1 + fabs(wanted)))
             continue;
         printf("%s %s %s: element %td of %td is %g, not %g\n", isa,
                kernels->dtype == CK_F64 ? "f64" : "f32", what, i, out.n, mine, wanted);
