@@ -106,6 +106,8 @@ cdef extern from "csrc/ck.h" nogil:
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
         void (*gather_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                            ptrdiff_t) noexcept nogil
+        void (*copy_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                          ptrdiff_t) noexcept nogil
         void (*gather_taps)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t,
                             ptrdiff_t) noexcept nogil
         void (*scatter_row)(const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil

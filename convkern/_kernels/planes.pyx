@@ -9,7 +9,7 @@ of the output planes.  With a 1x1 window it is the product of two matrices, whic
 gradients of linear layers are too.
 """
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cimport numpy as cnp
 
@@ -33,6 +33,7 @@ cdef enum:
     DIRECT_CHUNK = 32          # where x is read in place: rows long enough for the prefetcher
     PACKED_BYTES = 384 << 10   # of panels that an item packs at a time
     ROWS = 240                 # filters of an item: a multiple of most tiles
+    TOGETHER = 8               # rows of x that all panels of an item copy in turn
 
 cdef void set_windows(PlanesJob *job, const ck_kernels *kernels, const char *x, Py_ssize_t groups,
                       Py_ssize_t channels, Py_ssize_t out_channels, Axis h, Axis w) noexcept:
@@ -97,15 +98,14 @@ cdef void pack_panel(const PlanesJob *job, const char *x, Py_ssize_t pixel, Py_s
                      Py_ssize_t k, Py_ssize_t length, char *packed, char *line) noexcept nogil:
     """Pack rows k .. k+length-1 of a panel, zeros beyond the last pixel."""
     cdef Py_ssize_t size = job.kernels.itemsize, count = min(width, job.pixels - pixel)
-    cdef Py_ssize_t stop = k + length, taps = 1
+    cdef Py_ssize_t stop = k + length, taps
+    if job.plain:
+        job.kernels.copy_rows(x + (k * job.pixels + pixel) * size, job.pixels, length, count, packed,
+                              width)
+        return
     while k < stop:
-        if job.plain:
-            memcpy(packed, x + (k * job.pixels + pixel) * size, <size_t>(count * size))
-            if count < width:
-                memset(packed + count * size, 0, <size_t>((width - count) * size))
-        else:
-            taps = min(job.w.kernel - k % job.w.kernel, stop - k)
-            pack_windows(job, x, pixel, count, width, k, taps, packed, line)
+        taps = min(job.w.kernel - k % job.w.kernel, stop - k)
+        pack_windows(job, x, pixel, count, width, k, taps, packed, line)
         packed += taps * width * size
         k += taps
 
@@ -118,7 +118,7 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     cdef Py_ssize_t block = item % job.row_blocks, first = item // job.row_blocks % job.panel_groups
     cdef Py_ssize_t part = item // job.row_blocks // job.panel_groups, group = part % job.groups
     cdef Py_ssize_t last = job.panels * (first + 1) // job.panel_groups, panel, column, vectors
-    cdef Py_ssize_t begin = job.out_channels * block // job.row_blocks, tiles
+    cdef Py_ssize_t begin = job.out_channels * block // job.row_blocks, tiles, done, part_rows
     cdef Py_ssize_t rows = job.out_channels * (block + 1) // job.row_blocks - begin
     cdef const char *x = job.x + part * job.channels * job.h.size * job.w.size * size
     cdef const char *weight = job.weight + (group * job.out_channels + begin) * job.length * size
@@ -143,14 +143,19 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         if k + length == job.length:
             chunk.flags |= CK_LAST
         # Packed panels stay in the second-level cache while the tiles pass over them row by
-        # row, so that each writes long pieces of a few rows.
-        for panel in range(first, last):
-            column = job.vectors * panel // job.panels * lanes
-            vectors = job.vectors * (panel + 1) // job.panels - column // lanes
-            if not job.direct or column + vectors * lanes > job.pixels:
-                pack_panel(job, x, column, vectors * lanes, k, length,
-                           scratch + (panel - first) * job.chunk * job.width * size,
-                           zeros + job.width * size)
+        # row, so that each writes long pieces of a few rows.  Likewise x is read in long pieces.
+        done = 0
+        while done < length:
+            part_rows = min(length - done, <Py_ssize_t>TOGETHER if job.plain else length)
+            for panel in range(first, last):
+                column = job.vectors * panel // job.panels * lanes
+                vectors = job.vectors * (panel + 1) // job.panels - column // lanes
+                if not job.direct or column + vectors * lanes > job.pixels:
+                    pack_panel(job, x, column, vectors * lanes, k + done, part_rows,
+                               scratch + ((panel - first) * job.chunk * job.width
+                                          + done * vectors * lanes) * size,
+                               zeros + job.width * size)
+            done += part_rows
         for tile in range(tiles):
             row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
             for panel in range(first, last):

@@ -135,6 +135,8 @@ def prefers_planes(problem: Problem) -> bool:
     """
     in_vectors, vectors = _vectors(problem)
     lanes: int = _kernels.lanes(problem.dtype)
+    if problem.channels == problem.out_channels == 1:
+        return problem.groups < lanes  # channels share vectors, but these are too few
     pixels = problem.out_size[0] * problem.out_size[1]
     taps = problem.kernel[0] * problem.kernel[1]
     products = problem.channels * taps

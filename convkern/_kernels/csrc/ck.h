@@ -282,6 +282,9 @@ typedef struct {
      * the first and the last of those elements may be read */
     void (*gather_row)(const void *src, ptrdiff_t stride, ptrdiff_t begin, ptrdiff_t end, void *dst,
                        ptrdiff_t n);
+    /* dst[r*width + i] = src[r*src_row + i] for i < n, 0 for n <= i < width; r < rows */
+    void (*copy_rows)(const void *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t n, void *dst,
+                      ptrdiff_t width);
     /* dst[s*dst_row + i] = src[s*tap + i*stride] for s < taps, i < n, in the same way */
     void (*gather_taps)(const void *src, ptrdiff_t stride, ptrdiff_t tap, ptrdiff_t taps, void *dst,
                         ptrdiff_t dst_row, ptrdiff_t n);
