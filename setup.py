@@ -3,7 +3,8 @@
 Everything else about the package stands in pyproject.toml.  Environment:
 CONVKERN_REQUIRE_OPENMP=1 makes a compiler without OpenMP an error instead of a
 serial build, CONVKERN_WERROR=1 makes warnings errors, CONVKERN_SANITIZE=address,undefined
-builds for the sanitizers of that name (tools/sanitize.py runs the tests with them).
+builds for the sanitizers of that name, =valgrind for a checker that needs no such help
+(tools/sanitize.py runs the tests with them).
 """
 
 import os
@@ -36,9 +37,11 @@ ISAS = {
 CSRC = Path("convkern", "_kernels", "csrc")
 FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 SANITIZERS = os.environ.get("CONVKERN_SANITIZE", "")
-SANITIZE = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"] if SANITIZERS else []
-if SANITIZE:
-    FLAGS += [*SANITIZE, "-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv"]
+SANITIZE = []
+if SANITIZERS not in ("", "valgrind"):
+    SANITIZE = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"]
+if SANITIZERS:
+    FLAGS += [*SANITIZE, "-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv", "-DCK_CHECKED"]
 WARNINGS = ["-Wall", "-Wextra"] + ["-Werror"] * (os.environ.get("CONVKERN_WERROR") == "1")
 # Clang's OpenMP on macOS is a library of its own; everywhere else one flag does both.
 OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]

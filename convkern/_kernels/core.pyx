@@ -152,7 +152,6 @@ cdef void give(void *block) noexcept:
 # ---------------------------------------------------------------- threads
 
 # Work is counted in floating-point operations or what takes as long.
-cdef double WORK_PER_THREAD = 1e6   # less is not worth waking a thread for
 cdef double WORK_PER_REGION = 1e9   # per thread, between two looks at pending signals: < 100 ms
 
 
@@ -170,8 +169,8 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
         return 0
     if threads > items:
         threads = <int>items
-    if threads > 1 and total < threads * WORK_PER_THREAD:
-        threads = max(1, <int>(total / WORK_PER_THREAD))
+    if threads > 1 and total < threads * CK_WORK_PER_THREAD:
+        threads = max(1, <int>(total / CK_WORK_PER_THREAD))
     if threads > 1:
         threads = 1 if ck_in_parallel() else ck_grow_team(threads)
     scratch_bytes = (scratch_bytes + 127) // 128 * 128

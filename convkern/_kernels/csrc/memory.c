@@ -9,7 +9,7 @@
 #endif
 
 enum { LINE = 64, HUGE_PAGE = 2 << 20, MOST_IDLE = 64 };
-#ifdef __SANITIZE_ADDRESS__ /* it sees what lies beyond blocks of the exact size, and freed ones */
+#ifdef CK_CHECKED /* checkers see what lies beyond blocks of the exact size, and freed ones */
 enum { KEEP = 0 };
 #else
 enum { KEEP = 1 };
