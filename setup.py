@@ -2,13 +2,16 @@
 
 Everything else about the package stands in pyproject.toml.  Environment:
 CONVKERN_REQUIRE_OPENMP=1 makes a compiler without OpenMP an error instead of a
-serial build, CONVKERN_WERROR=1 makes warnings errors.
+serial build, CONVKERN_WERROR=1 makes warnings errors, CONVKERN_SANITIZE=address,undefined
+builds for the sanitizers of that name, =valgrind for a checker that needs no such help
+(tools/sanitize.py runs the tests with them).
 """
 
 import os
 import platform
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -33,6 +36,12 @@ ISAS = {
 
 CSRC = Path("convkern", "_kernels", "csrc")
 FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+SANITIZERS = os.environ.get("CONVKERN_SANITIZE", "")
+SANITIZE = []
+if SANITIZERS not in ("", "valgrind"):
+    SANITIZE = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"]
+if SANITIZERS:
+    FLAGS += [*SANITIZE, "-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv", "-DCK_CHECKED"]
 WARNINGS = ["-Wall", "-Wextra"] + ["-Werror"] * (os.environ.get("CONVKERN_WERROR") == "1")
 # Clang's OpenMP on macOS is a library of its own; everywhere else one flag does both.
 OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]
@@ -44,17 +53,18 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         ext.extra_compile_args = [*FLAGS]
+        ext.extra_link_args = [*SANITIZE]
         if ext.name.endswith(".core"):
             openmp = self.find_openmp()
             ext.extra_compile_args += openmp
-            ext.extra_link_args = openmp
+            ext.extra_link_args += openmp
             ext.extra_objects = self.compile_kernels()
         super().build_extension(ext)
 
     def compile_kernels(self) -> list[str]:
-        """Compile the C files; return the objects."""
+        """Compile the C files, as many at once as there are processors; return the objects."""
         have = [(f"CK_HAVE_{isa.upper()}", None) for isa in ISAS]
-        objects = self.compile_with(["dispatch.c", "memory.c"], "common", [], have)
+        jobs = [(["dispatch.c", "memory.c"], "common", [], have)]
         for isa, flags in ISAS.items():
             for dtype in ("F32", "F64"):
                 macros = [
@@ -62,11 +72,13 @@ class BuildKernels(build_ext):
                     (f"CK_ISA_{isa.upper()}", None),
                     (f"CK_DTYPE_{dtype}", None),
                 ]
-                objects += self.compile_with(["kernels.c"], f"{isa}_{dtype.lower()}", flags, macros)
-        return objects
+                jobs.append((["kernels.c"], f"{isa}_{dtype.lower()}", flags, macros))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return [name for names in pool.map(self.compile_with, jobs) for name in names]
 
-    def compile_with(self, names, folder, flags, macros):
+    def compile_with(self, job):
         """Compile C files of csrc into an object folder of their own."""
+        names, folder, flags, macros = job
         return self.compiler.compile(
             [str(CSRC / name) for name in names],
             output_dir=str(Path(self.build_temp, folder)),

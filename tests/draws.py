@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,6 +15,14 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[Any]
 Pair: TypeAlias = tuple[int, int]
 _T = TypeVar("_T")
+
+# How much
+
+
+def cases(most: int) -> int:
+    """Return how many random cases a test tries: at most CONVKERN_TEST_SHAPES."""
+    return min(most, int(os.environ.get("CONVKERN_TEST_SHAPES", most)))
+
 
 # Layouts
 

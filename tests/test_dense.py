@@ -5,10 +5,11 @@ import pytest
 
 from convkern import functional, num_threads, reference
 
+from .draws import cases
 from .memory import guarded
 
 DTYPES = (np.float32, np.float64)
-CASES = 200
+CASES = cases(200)
 SIZES = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65]
 
 
@@ -310,7 +311,7 @@ def test_nothing_is_read_outside_the_arrays(dtype, at_end):
 
 def test_gradients_of_the_cross_entropy_in_float64():
     """Compare with differences of the reference along random directions."""
-    for seed in range(60):
+    for seed in range(cases(60)):
         rng = np.random.default_rng(seed)
         classes = int(rng.integers(1, 9))
         shape = [(classes,), (5, classes), (2, classes, 3, 4)][seed % 3]

@@ -5,10 +5,11 @@ import pytest
 
 from convkern import functional, num_threads, reference
 
+from .draws import cases
 from .memory import guarded
 
 DTYPES = (np.float32, np.float64)
-SHAPES = 10_000
+SHAPES = cases(10_000)
 
 
 def integers(rng, shape, dtype, most=8):

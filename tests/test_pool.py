@@ -5,9 +5,10 @@ import pytest
 
 from convkern import functional, num_threads, reference
 
+from .draws import cases
 from .test_exact import DTYPES, integers, random_layout, random_size
 
-SHAPES = 3000
+SHAPES = cases(3000)
 
 
 def any_layout(rng, x):
@@ -104,7 +105,7 @@ def test_avg_pool2d(dtype):
 def test_torch_agrees_on_gradients(torch):
     from torch.nn import functional as F  # noqa: N812
 
-    for seed in range(300):
+    for seed in range(cases(300)):
         rng = np.random.default_rng(seed)
         shape = (2, 3, *(int(v) for v in rng.integers(4, 12, 2)))
         x = torch.tensor(rng.standard_normal(shape), requires_grad=True)
@@ -134,7 +135,7 @@ def test_torch_agrees_on_gradients(torch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_channels(dtype):
-    for seed in range(300):
+    for seed in range(cases(300)):
         rng = np.random.default_rng(seed)
         lead = [(2,), (), (0,)][seed % 3 if seed < 9 else seed % 2]
         shape = (*lead, random_size(rng, 40) + 2, *(int(n) for n in rng.integers(1, 7, 2)))
@@ -172,7 +173,7 @@ def test_channels_keep_the_layout_and_nan():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_adaptive_avg_pool2d(dtype):
-    for seed in range(300):
+    for seed in range(cases(300)):
         rng = np.random.default_rng(seed)
         size = tuple(random_size(rng, 40) for _ in range(2))
         parts = tuple(1 if seed % 8 == 0 else int(rng.integers(1, n + 4)) for n in size)
@@ -190,7 +191,7 @@ def test_adaptive_avg_pool2d(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_max_unpool2d(dtype):
     """Any indices, also equal ones and in any order, which no pooling gives."""
-    for seed in range(300):
+    for seed in range(cases(300)):
         rng = np.random.default_rng(seed)
         shape = (*[(3,), ()][seed % 2], random_size(rng, 70), 5, random_size(rng, 9))
         size = 2 * shape[-2], 2 * shape[-1]

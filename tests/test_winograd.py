@@ -10,6 +10,7 @@ import convkern
 from convkern import conv2d, conv2d_backward, num_threads, reference, set_float32_precision, shapes
 from convkern.functional import PackedConv2d, algorithm, to_channels_last
 
+from .draws import cases
 from .memory import guarded
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +65,7 @@ def only(monkeypatch, outputs):
 def test_random_shapes(monkeypatch, outputs):
     only(monkeypatch, outputs)
     rng = np.random.default_rng(outputs)
-    for index in range(24):
+    for index in range(cases(24)):
         taps = int(rng.choice(list(algorithm.TILES["high"])))
         gradient = taps in algorithm.GRADIENT_TILES["high"]
         groups = int(rng.choice([1, 1, 2, 3]))

@@ -171,7 +171,6 @@ cdef void give(void *block) noexcept:
 # ---------------------------------------------------------------- threads
 
 # Work is counted in floating-point operations or what takes as long.
-cdef double WORK_PER_THREAD = 1e6   # less is not worth waking a thread for
 cdef double WORK_PER_REGION = 1e9   # per thread, between two looks at pending signals: < 100 ms
 cdef double WORK_OF_LITTLE = 2.5e8  # the same of little items: they mostly move memory
 
@@ -190,8 +189,8 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
         return 0
     if threads > items:
         threads = <int>items
-    if threads > 1 and total < threads * WORK_PER_THREAD:
-        threads = max(1, <int>(total / WORK_PER_THREAD))
+    if threads > 1 and total < threads * CK_WORK_PER_THREAD:
+        threads = max(1, <int>(total / CK_WORK_PER_THREAD))
     if threads > 1:
         threads = 1 if ck_in_parallel() else ck_grow_team(threads, ck_start_team)
     scratch_bytes = (scratch_bytes + 127) // 128 * 128

@@ -88,17 +88,18 @@ cdef Region region_of(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end, 
     A tile begins at a multiple of its outputs, less `top` and `left`, and has `margin` more rows
     and columns than outputs.
     """
-    cdef Py_ssize_t first = begin % job.per_image, last = (end - 1) % job.per_image
     cdef Py_ssize_t outputs = job.tile.outputs
+    cdef Py_ssize_t first_row = begin % job.per_image // job.across
+    cdef Py_ssize_t last_row = (end - 1) % job.per_image // job.across
+    cdef Py_ssize_t first = 0, last = job.across - 1
     cdef Region region
-    region.top = max(0, first // job.across * outputs - top)
-    region.bottom = max(region.top,
-                        min(height, (last // job.across + 1) * outputs + margin - top))
-    region.left, region.right = 0, width
-    if first // job.across == last // job.across:
-        region.left = max(0, first % job.across * outputs - left)
-        region.right = max(region.left,
-                           min(width, (last % job.across + 1) * outputs + margin - left))
+    if first_row == last_row:
+        first, last = begin % job.across, (end - 1) % job.across
+    region.top = max(0, first_row * outputs - top)
+    region.bottom = max(region.top, min(height, (last_row + 1) * outputs + margin - top))
+    # Padding below zero, of a gradient, crops the columns of whole rows of tiles, too.
+    region.left = max(0, first * outputs - left)
+    region.right = max(region.left, min(width, (last + 1) * outputs + margin - left))
     return region
 
 

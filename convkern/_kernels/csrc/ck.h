@@ -354,6 +354,14 @@ void ck_fp_restore(uint64_t saved);
  * The caller holds the GIL, and `start` starts them at once: nobody else takes their places. */
 int ck_grow_team(int wanted, void (*start)(int threads));
 
+/* Floating-point operations, or what takes as long; less is not worth waking a thread for.  Checkers
+ * (tools/sanitize.py) see threads at the smallest work. */
+#ifdef CK_CHECKED
+#define CK_WORK_PER_THREAD 0.0
+#else
+#define CK_WORK_PER_THREAD 1e6
+#endif
+
 #ifdef _OPENMP
 #include <omp.h>
 static inline int ck_in_parallel(void) { return omp_in_parallel(); }

@@ -9,7 +9,12 @@
 #endif
 
 enum { LINE = 64, HUGE_PAGE = 2 << 20, MOST_IDLE = 64 };
-#define IDLE_LIMIT ((size_t)512 << 20)
+#ifdef CK_CHECKED /* checkers see what lies beyond blocks of the exact size, and freed ones */
+enum { KEEP = 0 };
+#else
+enum { KEEP = 1 };
+#endif
+#define IDLE_LIMIT (KEEP * (size_t)512 << 20)
 
 /* A block starts with one line that holds its capacity. */
 typedef struct {
@@ -42,8 +47,9 @@ void *ck_take(size_t size)
     if (best >= 0) {
         block = remove_idle(best);
     } else {
-        const size_t unit = size >= HUGE_PAGE ? HUGE_PAGE : LINE;
-        const size_t bytes = (size + LINE + unit - 1) / unit * unit;
+        const int huge = KEEP && size >= HUGE_PAGE;
+        const size_t unit = huge ? HUGE_PAGE : LINE, step = KEEP ? unit : 1;
+        const size_t bytes = (size + LINE + step - 1) / step * step;
         void *memory = NULL;
         if (posix_memalign(&memory, unit, bytes) != 0) {
             ck_release_idle();
@@ -51,7 +57,7 @@ void *ck_take(size_t size)
                 return NULL;
         }
 #if defined(__linux__)
-        if (unit == HUGE_PAGE)
+        if (huge)
             madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
         block = memory;
