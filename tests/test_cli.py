@@ -87,6 +87,7 @@ def test_alexnet_on_the_sample_photo(capsys):
     assert "96x55x55" in first
     assert "34,944" in first
     assert sum(line.startswith("total: ") for line in lines) == 1
+    assert sum(line.startswith("frozen: ") for line in lines) == 1
     assert sum("%  class " in line for line in lines) == 5
 
 
@@ -149,6 +150,7 @@ def test_alexnet_json(capsys, small, photos):
     assert conv["gflops_per_s"] == pytest.approx(conv["flops"] / conv["ms"] / 1e6)
     assert report["total"]["ms"] == pytest.approx(sum(step["ms"] for step in report["steps"]))
     assert report["total"]["images_per_s"] == pytest.approx(3e3 / report["total"]["ms"])
+    assert report["frozen"]["images_per_s"] == pytest.approx(3e3 / report["frozen"]["ms"])
 
     net = small(rng=np.random.default_rng(3)).eval()
     batch = np.stack([load_image(path, 227) for path in photos])
