@@ -130,6 +130,7 @@ extensions = [
         "packing",
         "planes",
         "planes_gradient",
+        "pointwise_gradient",
         "pool",
         "strips",
         "winograd",

@@ -30,8 +30,7 @@ def as_array(
         if not hasattr(value, "__array__"):
             raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
         value = np.asarray(value)
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a plain array, got a masked array; fill it first")
+    check_plain(value, name)
     if value.dtype not in DTYPES:
         if value.dtype.newbyteorder("=") not in DTYPES:
             raise TypeError(f"{name} must be float32 or float64, got dtype {value.dtype}")
@@ -42,6 +41,12 @@ def as_array(
         accepted = " or ".join(f"{n}-D" for n in ndims)
         raise ValueError(f"{name} must be {accepted}, got {value.ndim}-D of shape {value.shape}")
     return np.asarray(value)
+
+
+def check_plain(value: Any, name: str) -> None:
+    """Raise for a masked array, whose mask nothing here would see."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked array; fill it first")
 
 
 def as_contiguous(array: np.ndarray) -> np.ndarray:
@@ -213,7 +218,9 @@ def check_out(out: Any, shape: tuple[int, ...], inputs: tuple[np.ndarray | None,
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     for array in inputs:
         if array is not None and _share_memory(out, array):
-            raise ValueError("out must not overlap an input")
+            raise ValueError(
+                f"out must not overlap an input, got memory of an array of shape {array.shape}"
+            )
 
 
 def _overlaps_itself(a: np.ndarray) -> bool:

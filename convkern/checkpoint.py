@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,12 @@ _ELEMENTS = {
     "BOOL": "?",
 }
 _SAVED_DTYPES = {np.dtype(code) for code in _ELEMENTS.values() if code != "bf16"}
-#: About 100 bytes describe a tensor; the header is parsed in memory.
-_MAX_HEADER = 1 << 24
+#: About 100 bytes describe a tensor, so this is forty thousand; the header is parsed in memory.
+_MAX_HEADER = 1 << 22
+
+#: How the names of the net's entries begin in a checkpoint of training, and the entry that
+#: holds all else as JSON: a tensor of bytes, as the size of a header is limited.
+NET, _VALUES = "net.", "convkern.training"
 
 _ZIP_MAGIC = b"PK\x03\x04"
 #: Pickle protocol 2, then the number with which torch's format before 1.6 begins.
@@ -62,7 +67,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
         the file, except that float16 and bfloat16 become float32 (exactly).
         Arrays may be strided; tensors that share a storage in a torch file
         share memory.  Of a checkpoint ``{"state_dict": {...}, ...}`` the state
-        dict is returned.
+        dict is returned, of one of `convkern.training` that of the net.
 
     Raises
     ------
@@ -86,21 +91,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Array]:
     ...     load_weights(path)
     {'0.bias': array([0., 1., 2.])}
     """
-    with open_regular(path) as file:
-        start = file.read(9)
-        try:
-            if start.startswith(_ZIP_MAGIC):
-                return load_torch_zip(file)
-            if start.startswith(_OLD_TORCH_MAGIC):
-                raise FormatError(
-                    "torch's format before version 1.6; load it in torch and save it again: "
-                    "torch.save(torch.load(old), new)"
-                )
-            if start[8:] == b"{":
-                return _load_safetensors(file, int.from_bytes(start[:8], "little"))
-            raise FormatError("neither safetensors nor a zip file of torch.save")
-        except FormatError as error:
-            raise FormatError(f"{os.fspath(path)}: {error}") from error.__cause__
+    arrays = _load(path)
+    return part(arrays, NET) if _VALUES in arrays else arrays
 
 
 def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> None:
@@ -122,6 +114,8 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> 
     ------
     TypeError
         If a name is not a string, or a value not an array of such a type.
+    ValueError
+        If there are more names than `load_weights` reads, 4 MiB with the shapes.
     FormatError
         If `path` exists and is not a regular file.
     OSError
@@ -150,21 +144,139 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Array]) -> 
             )
         arrays[name] = np.asarray(value, value.dtype.newbyteorder("="), order="C")
     content = import_extra("safetensors.numpy").save(arrays)
+    header_size = int.from_bytes(content[:8], "little")
+    if header_size > _MAX_HEADER:
+        raise ValueError(
+            f"weights have names and shapes of {header_size} bytes; at most {_MAX_HEADER} are read"
+        )
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
+
+def load_training(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read all of a checkpoint of `convkern.training`: its arrays and what else it holds.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file that `save_training` wrote.
+
+    Returns
+    -------
+    arrays : dict of str to array
+        The net's entries begin with ``net.``.
+    values : dict
+        What JSON holds: numbers, strings, lists and dicts.
+
+    Raises
+    ------
+    FormatError
+        If the file is something else or damaged.
+    OSError
+        If the file cannot be read.
+    ImportError
+        If safetensors is not installed.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from convkern.checkpoint import load_training, save_training
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "run.safetensors")
+    ...     save_training(path, {"net.0.bias": np.zeros(2)}, {"epoch": 3})
+    ...     load_training(path)
+    ({'net.0.bias': array([0., 0.])}, {'epoch': 3})
+    """
+    arrays = _load(path)
+    if _VALUES not in arrays:
+        raise FormatError(f"{os.fspath(path)}: not a checkpoint of training, only weights")
+    try:
+        values = json.loads(arrays.pop(_VALUES).tobytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{os.fspath(path)}: damaged checkpoint ({error})") from error
+    if not isinstance(values, dict):
+        raise FormatError(f"{os.fspath(path)}: damaged checkpoint (its values are no dict)")
+    return arrays, values
+
+
+def save_training(
+    path: str | os.PathLike[str], arrays: Mapping[str, Array], values: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint of training as `save_weights` does, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file to create or replace.
+    arrays : mapping of str to array
+        Those of the net under ``net.<name>``, which `load_weights` returns.
+    values : mapping
+        All else, as JSON holds it.
+
+    Raises
+    ------
+    TypeError, ValueError, FormatError, OSError, ImportError
+        As `save_weights`.
+    """
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    save_weights(path, {**arrays, _VALUES: text})
+
+
+def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the entries whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give another name to write to; what stands there replaces `path` at the end, or nothing does.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from convkern.checkpoint import replacing
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "log.csv")
+    ...     with replacing(path) as temporary:
+    ...         _ = temporary.write_text("epoch,loss")
+    ...     os.listdir(folder)
+    ['log.csv']
+    """
     target = Path(path).resolve()  # through a symbolic link, not over it
     if target.exists() and not target.is_file():
         raise FormatError(f"{target} is not a regular file")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+def _load(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """Read all arrays of a file."""
+    with open_regular(path) as file:
+        start = file.read(9)
+        try:
+            if start.startswith(_ZIP_MAGIC):
+                return load_torch_zip(file)
+            if start.startswith(_OLD_TORCH_MAGIC):
+                raise FormatError(
+                    "torch's format before version 1.6; load it in torch and save it again: "
+                    "torch.save(torch.load(old), new)"
+                )
+            if start[8:] == b"{":
+                return _load_safetensors(file, int.from_bytes(start[:8], "little"))
+            raise FormatError("neither safetensors nor a zip file of torch.save")
+        except FormatError as error:
+            raise FormatError(f"{os.fspath(path)}: {error}") from error.__cause__
 
 
 def _load_safetensors(file: BufferedReader, header_size: int) -> dict[str, Array]:

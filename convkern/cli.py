@@ -1,4 +1,4 @@
-"""The command line: ``convkern alexnet | summary | info | bench``.
+"""The command line: ``convkern alexnet | train | evaluate | predict | summary | info | bench``.
 
 What only some commands need is imported by them, so that ``--help`` and a
 mistyped option answer at once.
@@ -26,7 +26,7 @@ from convkern.nn import Sequential
 _MAX_LABELS_BYTES = 1 << 24
 _COLUMNS = 100
 #: What a command fails with when its arguments, files or surroundings are at fault.
-_EXPECTED = (OSError, ValueError, ImportError, MemoryError)
+_EXPECTED = (OSError, ValueError, ImportError, MemoryError, FloatingPointError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,8 +74,7 @@ def _run(arguments: list[str]) -> int:
 
         return bench.main(arguments[1:])
     options = _parser().parse_args(arguments)
-    options.run(options)
-    return 0
+    return options.run(options) or 0
 
 
 def _one_line(error: BaseException) -> str:
@@ -130,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     summary.set_defaults(run=_summary)
 
+    _add_training(commands)
     info = commands.add_parser("info", help="print what this installation is and uses")
     info.set_defaults(run=_info)
     commands.add_parser("bench", help="time the kernels beside other libraries", add_help=False)
@@ -141,6 +141,107 @@ def _parser() -> argparse.ArgumentParser:
     for command in (alexnet, info):
         command.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
+
+
+def _add_training(commands: Any) -> None:
+    """Add the parsers of ``train``, ``evaluate`` and ``predict``."""
+    train = commands.add_parser(
+        "train",
+        help="train a network",
+        description="Train a network, with a checkpoint after every epoch. Ctrl-C saves and stops; "
+        "the same command with --resume then ends with the same weights as if it had not.",
+    )
+    networks = [*models.INPUT_SHAPE]
+    train.add_argument("--model", choices=networks, metavar="NAME", help=", ".join(networks))
+    train.add_argument("--epochs", type=_positive, metavar="N", help="default: depends on DATASET")
+    train.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="of all processes together"
+    )
+    train.add_argument("--lr", type=_rate, metavar="X", help="the first learning rate")
+    train.add_argument("--momentum", type=_rate, metavar="X", help="default: 0.9")
+    train.add_argument("--weight-decay", type=_rate, metavar="X", help="default: 0.0005")
+    train.add_argument(
+        "--schedule", choices=("constant", "cosine", "step"), help="of the rate; default: cosine"
+    )
+    train.add_argument(
+        "--seed", type=_natural, metavar="S", help="of all that is random; default: 0"
+    )
+    train.add_argument("--output", metavar="FOLDER", help="default: runs/DATASET-MODEL")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint there")
+    train.add_argument("--mpi", action="store_true", help="as one of the processes of mpiexec")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="count what a trained network gets right",
+        description="Count what a trained network gets right on held-out images, class by class.",
+    )
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="of train, or its folder")
+    evaluate.add_argument("--figure", metavar="FILE", help="draw the confusion matrix (PNG)")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser(
+        "predict",
+        help="tell what images show",
+        description="Tell what images show, by a network that train has trained.",
+    )
+    predict.add_argument("checkpoint", metavar="CHECKPOINT", help="of train, or its folder")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="such as it was trained on")
+    predict.add_argument("--top", type=_positive, default=3, metavar="K", help="classes to show")
+    predict.set_defaults(run=_predict)
+
+    for command in (train, evaluate):
+        command.add_argument(
+            "dataset",
+            metavar="DATASET",
+            help="digits, mnist, fashion_mnist, cifar10, cifar100, or a folder with a folder of "
+            "images for each class, or with two such, train and test",
+        )
+        command.add_argument("--data", metavar="FOLDER", help="where a data set with a name is")
+        command.add_argument("--download", action="store_true", help="fetch what is not there")
+    for command in (evaluate, predict):
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+    for command in (train, evaluate, predict):
+        command.add_argument(
+            "--threads", type=_positive, metavar="N", help="default: all processors"
+        )
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Train a network."""
+    from convkern.training import commands
+
+    return commands.train(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Count what a network gets right."""
+    from convkern.training import commands
+
+    return commands.evaluate_checkpoint(options)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    """Tell what images show."""
+    from convkern.training import commands
+
+    return commands.predict(options)
+
+
+def _natural(text: str) -> int:
+    """Read an integer of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
+    return number
+
+
+def _rate(text: str) -> float:
+    """Read a finite number of at least 0."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be finite and at least 0, got {text}")
+    return number
 
 
 def _positive(text: str) -> int:

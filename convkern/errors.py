@@ -1,4 +1,4 @@
-"""What can go wrong outside the arrays: files that lie, and extras that are not installed."""
+"""What can go wrong outside the arrays: files that lie, extras that are missing, a Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ class FormatError(ValueError):
     --------
     >>> from convkern.errors import FormatError
     >>> issubclass(FormatError, ValueError)
+    True
+    """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by Ctrl-C or SIGTERM, at a moment from which it can go on.
+
+    Examples
+    --------
+    >>> from convkern.errors import Interrupted
+    >>> issubclass(Interrupted, KeyboardInterrupt)
     True
     """
 

@@ -25,7 +25,7 @@ _MAPS = (5, 7)  # rows and columns of feature maps shown of a layer
 _GAP = 0.1  # between the tiles of a mosaic, as a share of a tile
 _CLASSES = 8  # at most, to be legible
 _COLORS = "magma"
-_INK, _SOFT, _TRACK, _ACCENT = "#1d1b26", "#77738a", "#efedf3", "#b5367a"
+INK, SOFT, _TRACK, ACCENT = "#1d1b26", "#77738a", "#efedf3", "#b5367a"
 
 
 def draw_walk(
@@ -92,8 +92,8 @@ def draw_walk(
     figure = import_extra("matplotlib.figure").Figure(figsize=page, facecolor="white")
     header = {"ha": "left", "va": "center", "parse_math": False}
     left = _MARGIN / page[0]
-    figure.text(left, 1 - 0.42 / height, title, size=21, weight="bold", color=_INK, **header)
-    figure.text(left, 1 - 0.82 / height, subtitle, size=11.5, color=_SOFT, **header)
+    figure.text(left, 1 - 0.42 / height, title, size=21, weight="bold", color=INK, **header)
+    figure.text(left, 1 - 0.82 / height, subtitle, size=11.5, color=SOFT, **header)
 
     def axes_of(band: int, start: float, width: float) -> Any:
         """Return axes in a band of the page, from `start`, `width` wide."""
@@ -103,7 +103,7 @@ def draw_walk(
 
     _draw_image(axes_of(0, 0, _TOP), image[0])
     rest = _WIDTH - _TOP - 2 * _WIDE_SPACE
-    _draw_filters(axes_of(0, _TOP + _WIDE_SPACE, 0.56 * rest), net)
+    draw_filters(axes_of(0, _TOP + _WIDE_SPACE, 0.56 * rest), net)
     _draw_classes(axes_of(0, _WIDTH - 0.44 * rest, 0.44 * rest), classes)
     for index, step in enumerate(maps):
         row, column = divmod(index, _COLUMNS)
@@ -129,26 +129,34 @@ def _draw_image(axes: Any, image: Array) -> None:
     _label(axes, "input", _times(image.shape))
 
 
-def _draw_filters(axes: Any, net: Sequential) -> None:
-    """Show the filters of the first layer, grey where a weight is zero."""
+def draw_filters(axes: Any, net: Sequential) -> None:
+    """Show the filters of the first layer.
+
+    What sees three colours is grey where a weight is zero; else the mean over
+    the channels is shown, from violet to orange, and white where it is zero.
+    """
     name, weight = next(iter(net.named_parameters()))
-    largest = np.abs(weight.data).max(axis=(1, 2, 3), keepdims=True)
-    filters = 0.5 + weight.data / np.where(largest > 0, 2 * largest, 1)
+    filters = weight.data if weight.data.shape[1] == 3 else weight.data.mean(1, keepdims=True)
+    largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    filters = 0.5 + filters / np.where(largest > 0, 2 * largest, 1)
+    if filters.shape[1] == 1:
+        colors = import_extra("matplotlib").colormaps["PuOr_r"]
+        filters = colors(filters[:, 0])[..., :3].transpose(0, 3, 1, 2)
     rows = max(1, round(math.sqrt(len(filters) / 1.5)))
     columns = math.ceil(len(filters) / rows)
     axes.imshow(_mosaic(filters.transpose(0, 2, 3, 1), rows, columns))
-    _label(axes, name, f"{len(filters)} filters of {_times(filters.shape[1:])}")
+    _label(axes, name, f"{len(filters)} filters of {_times(weight.data.shape[1:])}")
 
 
 def _draw_classes(axes: Any, classes: Sequence[tuple[str, float]]) -> None:
     """Show the best classes as bars."""
     for place, (label, probability) in enumerate(classes[:_CLASSES]):
-        text = {"va": "bottom", "size": 12.5, "color": _INK, "parse_math": False}
+        text = {"va": "bottom", "size": 12.5, "color": INK, "parse_math": False}
         label = label if len(label) <= 36 else f"{label[:35]}…"
         axes.text(0, place - 0.24, label, **text)
         axes.text(1, place - 0.24, f"{probability:.2%}", ha="right", **text)
         axes.barh(place, 1, height=0.26, color=_TRACK)
-        axes.barh(place, probability, height=0.26, color=_ACCENT)
+        axes.barh(place, probability, height=0.26, color=ACCENT)
     axes.set_xlim(0, 1)
     axes.set_ylim(min(max(5, len(classes)), _CLASSES) - 0.87, -0.66)
     axes.set_axis_off()
@@ -199,8 +207,8 @@ def _mosaic(tiles: Array, rows: int, columns: int) -> Array:
 def _label(axes: Any, left: str, right: str) -> None:
     """Write what is shown above it, and remove what a plot would have around it."""
     text = {"size": 11, "pad": 5, "parse_math": False}
-    axes.set_title(left, loc="left", color=_INK, **text)
-    axes.set_title(right, loc="right", color=_SOFT, **text)
+    axes.set_title(left, loc="left", color=INK, **text)
+    axes.set_title(right, loc="right", color=SOFT, **text)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_anchor("NW")

@@ -80,7 +80,8 @@ class Plan:
         input = as_array(input, "input", tuple(range(33)))
         if self._dtype is not None and input.dtype != self._dtype:
             raise TypeError(f"input must have the net's dtype {self._dtype}, got {input.dtype}")
-        if input.ndim in (3, 4) and self._steps:
+        takes_any = bool(self._steps) and isinstance(self._steps[0], _ConvolutionStep)
+        if input.ndim in (3, 4) and self._steps and not takes_any:
             input = functional.to_channels_last(input)
         for step in self._steps:
             input = step(input)
@@ -138,11 +139,9 @@ def _steps_of(layers: Sequence[Layer]) -> list[_Step]:
         if type(layer) is Conv2d and layer.padding_mode == "zeros":
             norm = _takes_norm(left)
             convolution = _convolution(layer, norm, _takes_relu(left))
-            pool = left.popleft() if left and type(left[0]) is MaxPool2d else None
-            if isinstance(pool, MaxPool2d):
-                steps.append(_PooledStep(convolution, copy.deepcopy(pool)))
-            else:
-                steps.append(convolution)
+            pool = copy.deepcopy(left.popleft()) if left and type(left[0]) is MaxPool2d else None
+            assert pool is None or isinstance(pool, MaxPool2d)
+            steps.append(_ConvolutionStep(convolution, pool))
         elif type(layer) is Linear:
             steps.append(_LinearStep(layer, _takes_relu(left)))
         elif type(layer) is Flatten and layer.start_dim == 1 and left and type(left[0]) is Linear:
@@ -212,33 +211,35 @@ def _convolution(layer: Conv2d, norm: BatchNorm2d | None, relu: bool) -> PackedC
     )
 
 
-class _PooledStep:
-    """A convolution and the max pooling after it, a few images at a time.
+class _ConvolutionStep:
+    """A convolution and perhaps the max pooling after it; its output is channels-last.
 
-    The map between them is as large as those images need, and pooled while it is in the
-    cache.
+    What is pooled is computed a few images at a time: the map between is as large as those
+    need, and pooled while it is in the cache.
     """
 
-    def __init__(self, convolution: PackedConv2d, pool: MaxPool2d) -> None:
+    def __init__(self, convolution: PackedConv2d, pool: MaxPool2d | None) -> None:
         self.convolution, self.pool = convolution, pool
-        windows = pool.kernel_size, pool.stride, pool.padding, pool.dilation
-        self.rows, self.columns = zip(*windows, strict=True)
 
     def __call__(self, input: Array) -> Array:
-        if input.ndim != 4 or not is_channels_last(input):
-            return self.pool.forward(self.convolution(input))
+        if input.ndim != 4 or not input.size:
+            output = self.convolution(functional.to_channels_last(input))
+            return output if self.pool is None else self.pool.forward(output)
         shape = (len(input), *self.convolution.output_shape(input.shape[1:]))
         bytes_of_one = input.itemsize * math.prod(shape[1:])
-        step = max(1, MAP_BYTES // max(1, bytes_of_one))
-        if bytes_of_one * len(input) <= WHOLE_MAP_BYTES:
-            return self.pool.forward(self.convolution(input))
+        if self.pool is None or bytes_of_one * len(input) <= WHOLE_MAP_BYTES:
+            output = self.convolution(input, out=empty_images(shape, input.dtype, True))
+            return output if self.pool is None else self.pool.forward(output)
+        windows = self.pool.kernel_size, self.pool.stride, self.pool.padding, self.pool.dilation
+        rows, columns = zip(*windows, strict=True)
+        step = max(1, MAP_BYTES // bytes_of_one)
         output = empty_images(self.pool.output_shape(shape), input.dtype, True)
         between = empty_images((step, *shape[1:]), input.dtype, True)
         threads = get_num_threads()
         for n in range(0, len(input), step):
             images, values = input[n : n + step], output[n : n + step]
             maps = self.convolution(images, out=between[: len(images)])
-            _kernels.max_pool2d(maps, values, None, self.rows, self.columns, True, threads)
+            _kernels.max_pool2d(maps, values, None, rows, columns, True, threads)
         return output
 
 

@@ -109,8 +109,8 @@ def output_size(
         steps += 1
     if steps < 0:
         raise ValueError(
-            f"the window (size {kernel}, dilation {dilation}: {extent} elements) is larger than "
-            f"the padded input ({size} elements with padding {padding})"
+            f"the window must not be larger than the padded input ({size} elements with padding "
+            f"{padding}), got kernel size {kernel} and dilation {dilation}: {extent} elements"
         )
     return steps + 1
 

@@ -64,7 +64,8 @@ def load_image(
     ------
     FormatError
         If the file is no such image, is damaged or truncated, or is so large
-        that Pillow takes it for a decompression bomb.
+        that Pillow takes it for a decompression bomb: 89 million pixels, of
+        which each may take 16 bytes of memory for a while.
     TypeError, ValueError
         If an argument is not as above.
     OSError

@@ -37,6 +37,7 @@ INPUT_SHAPE = {
     "cifar_basic": (3, 28, 28),
     "cifar_advanced": (3, 32, 32),
     "cs231n_convnet": (3, 32, 32),
+    "digits_cnn": (1, 8, 8),
     "mnist_cnn": (1, 28, 28),
     "resnet20": (3, 32, 32),
     "resnet32": (3, 32, 32),
@@ -48,6 +49,9 @@ INPUT_SHAPE = {
     "vgg19": (3, 224, 224),
     "googlenet": (3, 224, 224),
 }
+
+#: Outputs of the hidden linear layers of AlexNet and VGG.
+_HIDDEN = 4096
 
 # ---------------------------------------------------------------- AlexNet
 
@@ -163,12 +167,12 @@ def alexnet(
     )
     classifier = Sequential(
         Dropout(rng=rng),
-        Linear(c5 * 6 * 6, 4096, rng=rng),
+        Linear(c5 * 6 * 6, _HIDDEN, rng=rng),
         ReLU(),
         Dropout(rng=rng),
-        Linear(4096, 4096, rng=rng),
+        Linear(_HIDDEN, _HIDDEN, rng=rng),
         ReLU(),
-        Linear(4096, num_classes, rng=rng),
+        Linear(_HIDDEN, num_classes, rng=rng),
     )
     parts: list[tuple[str, Layer]] = [("features", features)]
     if form.average_pool:
@@ -299,6 +303,54 @@ def cs231n_convnet(num_classes: int = 10, *, rng: np.random.Generator | None = N
         MaxPool2d(2),
         Flatten(),
         Linear(12 * 16 * 16, num_classes, rng=rng),
+    )
+
+
+def digits_cnn(num_classes: int = 10, *, rng: np.random.Generator | None = None) -> Sequential:
+    """Return three convolutions and a linear layer for digits of 8x8 pixels.
+
+    The convolutions have 32, 32 and 64 filters of 3x3, each followed by batch
+    normalisation and ReLU; pooling twice by 2 leaves maps of 2x2.
+
+    Parameters
+    ----------
+    num_classes : int
+        Length of the output.
+    rng : numpy.random.Generator, optional
+        Where the initial weights and the choices of dropout come from.
+
+    Returns
+    -------
+    Sequential
+        A net from ``(N, 1, 8, 8)`` to ``(N, num_classes)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `num_classes` is not a positive integer or `rng` no Generator.
+
+    Examples
+    --------
+    >>> from convkern.models import digits_cnn
+    >>> digits_cnn().num_parameters()
+    30890
+    """
+    rng = as_generator(rng)
+    return Sequential(
+        Conv2d(1, 32, 3, padding=1, rng=rng),
+        BatchNorm2d(32),
+        ReLU(),
+        Conv2d(32, 32, 3, padding=1, rng=rng),
+        BatchNorm2d(32),
+        ReLU(),
+        MaxPool2d(2),
+        Conv2d(32, 64, 3, padding=1, rng=rng),
+        BatchNorm2d(64),
+        ReLU(),
+        MaxPool2d(2),
+        Flatten(),
+        Dropout(rng=rng),
+        Linear(64 * 2 * 2, num_classes, rng=rng),
     )
 
 
@@ -619,13 +671,13 @@ def _vgg(
             channels = width
         features.append(MaxPool2d(2))
     classifier = Sequential(
-        Linear(channels * 7 * 7, 4096, rng=rng),
+        Linear(channels * 7 * 7, _HIDDEN, rng=rng),
         ReLU(),
         Dropout(rng=rng),
-        Linear(4096, 4096, rng=rng),
+        Linear(_HIDDEN, _HIDDEN, rng=rng),
         ReLU(),
         Dropout(rng=rng),
-        Linear(4096, num_classes, rng=rng),
+        Linear(_HIDDEN, num_classes, rng=rng),
     )
     return Sequential(
         ("features", Sequential(*features)),

@@ -138,13 +138,31 @@ def _available_processors() -> int:
     return max(1, count if quota is None else min(count, quota))
 
 
-def _cgroup_quota() -> int | None:
-    """Return the cgroup's CPU quota in whole processors, rounded up, or None without one."""
+def _cgroup_quota(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Return the CPU quota in whole processors, rounded up, or None without one.
+
+    It is the least of those of this process's control group and of the groups around it.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # version 2
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    # Lines are "number:controllers:/path"; inside a container the path may not exist.
+    paths = {line.split(":", 2)[-1].strip("/") for line in lines}
+    folders = {folder for path in paths for folder in (Path(path), *Path(path).parents)}
+    quotas = (_quota_of(root, folder) for folder in folders | {Path()})
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(root: Path, group: Path) -> int | None:
+    """Return the quota of one control group, or None without one."""
+    try:
+        quota, period = (root / group / "cpu.max").read_text().split()  # version 2
     except (OSError, ValueError):
         try:
-            base = Path("/sys/fs/cgroup/cpu")  # version 1
+            base = root / "cpu" / group  # version 1
             quota = (base / "cpu.cfs_quota_us").read_text().strip()
             period = (base / "cpu.cfs_period_us").read_text().strip()
         except OSError:

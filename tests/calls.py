@@ -70,7 +70,7 @@ def generate(name: str, n: int, seed: int) -> Iterator[Call]:
         if fault is None:
             yield Call(name, args, kwargs, note, exact=exact)
         else:
-            accepted = label.startswith(operator.torch_accepts)
+            accepted = fault.torch_accepts or label.startswith(operator.torch_accepts)
             yield Call(name, args, kwargs, note, fault.error, accepted)
 
 

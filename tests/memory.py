@@ -1,7 +1,9 @@
-"""Arrays at the edge of what may be touched."""
+"""Arrays at the edge of what may be touched, and how much memory is in use."""
 
 import ctypes
 import mmap
+import tracemalloc
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -19,3 +21,14 @@ def guarded(array, at_end):
     for address in (start, start + (pages + 1) * page):
         assert protect(address, page, 0) == 0
     return copy
+
+
+@contextmanager
+def little_memory(limit=1 << 26):
+    """Fail if more than `limit` bytes are in use at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import convkern
-from convkern import data, functional, reference
+from convkern import data, functional, reference, training
 
 PACKAGE = Path(convkern.__file__).parent
 
@@ -35,9 +35,10 @@ RANKS = {
     "data": 6,
     "figure": 6,
     "bench": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 8,
+    "training": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 9,
 }
 # What may be imported from outside by the core, and what only inside functions of the others.
 CORE = {name for name, rank in RANKS.items() if rank <= 4} | {"models", "__init__"}
@@ -84,14 +85,15 @@ def test_only_numpy_is_needed(name, path):
 
 
 def test_import_loads_nothing_but_numpy():
-    code = "import sys, convkern.data; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, convkern.data, convkern.training\n"
+    code += "print(*{m.split('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name in ("PIL", "matplotlib", "safetensors", "torch", "rich", "tqdm", "pooch", "sklearn"):
         assert name not in done.stdout.split()
 
 
 def test_public_names_exist_and_are_documented():
-    for module in (convkern, functional, convkern.nn, data):
+    for module in (convkern, functional, convkern.nn, data, training):
         for name in module.__all__:
             value = getattr(module, name)
             assert name == "nn" or inspect.getdoc(value), name

@@ -87,7 +87,7 @@ BAD = [
     ("batch_norm", (X[:1, :, 0, 0], C, C, None, None, True), ValueError, "more than one value"),
     ("batch_norm", (C, C, C), ValueError, "input must be 2-D"),
     ("relu_backward", (X, X[:1]), ValueError, "grad_output must have shape"),
-    ("prelu", (X, C[:2]), ValueError, "weight must have 1 or 3 elements"),
+    ("prelu", (X, C[:2]), ValueError, "one for each channel, 3, got 2"),
     ("softmax_backward", (X, X, 4), ValueError, "axis must be from -4 to 3"),
     ("linear_backward", (C[:2], C, np.ones((3, 3), np.float32)), ValueError, "must have shape"),
     ("im2col", (X, 5), ValueError, "larger than the padded input"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import numpy as np
 import pytest
 
@@ -13,53 +11,11 @@ from convkern.models import INPUT_SIZE, alexnet
 PARAMETERS = {"article": 62_378_344, "torchvision": 61_100_840, "2012": 60_965_224}
 
 
-def torch_alexnet(torch, variant):
-    """AlexNet in torch.nn, written out layer by layer."""
-    t = torch.nn
-
-    def norm():
-        return [t.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2)] if variant == "2012" else []
-
-    widths = (64, 192, 384, 256, 256) if variant == "torchvision" else (96, 256, 384, 384, 256)
-    padding = 2 if variant == "torchvision" else 0
-    groups = 2 if variant == "2012" else 1
-    features = t.Sequential(
-        t.Conv2d(3, widths[0], 11, stride=4, padding=padding),
-        t.ReLU(),
-        *norm(),
-        t.MaxPool2d(3, 2),
-        t.Conv2d(widths[0], widths[1], 5, padding=2, groups=groups),
-        t.ReLU(),
-        *norm(),
-        t.MaxPool2d(3, 2),
-        t.Conv2d(widths[1], widths[2], 3, padding=1),
-        t.ReLU(),
-        t.Conv2d(widths[2], widths[3], 3, padding=1, groups=groups),
-        t.ReLU(),
-        t.Conv2d(widths[3], widths[4], 3, padding=1, groups=groups),
-        t.ReLU(),
-        t.MaxPool2d(3, 2),
-    )
-    classifier = t.Sequential(
-        t.Dropout(),
-        t.Linear(9216, 4096),
-        t.ReLU(),
-        t.Dropout(),
-        t.Linear(4096, 4096),
-        t.ReLU(),
-        t.Linear(4096, 1000),
-    )
-    parts = OrderedDict(features=features, flatten=t.Flatten(), classifier=classifier)
-    if variant == "torchvision":
-        parts["avgpool"] = t.AdaptiveAvgPool2d((6, 6))
-        for name in ("flatten", "classifier"):
-            parts.move_to_end(name)
-    return t.Sequential(parts).eval()
-
-
 @pytest.mark.parametrize("variant", PARAMETERS)
 def test_alexnet_gives_torch_s_logits(torch, variant):
-    theirs = torch_alexnet(torch, variant)
+    import torch_models
+
+    theirs = torch_models.alexnet(variant).eval()
     ours = alexnet(variant=variant, rng=np.random.default_rng(0)).eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())

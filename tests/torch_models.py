@@ -7,6 +7,9 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+# Outputs of the hidden linear layers of AlexNet and VGG.
+HIDDEN = 4096
+
 
 class Block(nn.Module):
     """A residual block of two 3x3 convolutions, or with `expansion` 4 of 1x1, 3x3 and 1x1."""
@@ -77,13 +80,13 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*parts)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
-            nn.Linear(25088, 4096),
+            nn.Linear(25088, HIDDEN),
             nn.ReLU(),
             nn.Dropout(),
-            nn.Linear(4096, 4096),
+            nn.Linear(HIDDEN, HIDDEN),
             nn.ReLU(),
             nn.Dropout(),
-            nn.Linear(4096, 1000),
+            nn.Linear(HIDDEN, 1000),
         )
 
     def forward(self, x):
@@ -116,6 +119,47 @@ class Inception(nn.Module):
 
     def forward(self, x):
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
+
+
+def alexnet(variant="article"):
+    def norm():
+        return [nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2)] if variant == "2012" else []
+
+    widths = (64, 192, 384, 256, 256) if variant == "torchvision" else (96, 256, 384, 384, 256)
+    padding = 2 if variant == "torchvision" else 0
+    groups = 2 if variant == "2012" else 1
+    features = nn.Sequential(
+        nn.Conv2d(3, widths[0], 11, stride=4, padding=padding),
+        nn.ReLU(),
+        *norm(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(widths[0], widths[1], 5, padding=2, groups=groups),
+        nn.ReLU(),
+        *norm(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(widths[1], widths[2], 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(widths[2], widths[3], 3, padding=1, groups=groups),
+        nn.ReLU(),
+        nn.Conv2d(widths[3], widths[4], 3, padding=1, groups=groups),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+    )
+    classifier = nn.Sequential(
+        nn.Dropout(),
+        nn.Linear(9216, HIDDEN),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, 1000),
+    )
+    parts = OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier)
+    if variant == "torchvision":
+        parts["avgpool"] = nn.AdaptiveAvgPool2d((6, 6))
+        for name in ("flatten", "classifier"):
+            parts.move_to_end(name)
+    return nn.Sequential(parts)
 
 
 def googlenet():
@@ -178,6 +222,25 @@ def cs231n_convnet():
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(3072, 10),
+    )
+
+
+def digits_cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(256, 10),
     )
 
 

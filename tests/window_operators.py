@@ -85,6 +85,7 @@ _GROUPS = {
     "groups -1": value_error(groups=-1),
     "groups not a divisor": value_error(groups=lambda a: a["weight"].shape[0] + 1),
     "groups 1.5": type_error(groups=1.5),
+    **faults.bad_integer("groups"),
 }
 
 
@@ -135,8 +136,6 @@ _CONVOLUTION = {
     "window too wide": value_error(weight=_overlong(-1), padding=0),
     "empty kernel": value_error(weight=faults.empty("weight", 2)),
     "no output channels": value_error(weight=faults.empty("weight", 0)),
-    "float16 input": type_error(input=faults.cast("input", np.float16)),
-    "integer input": type_error(input=faults.cast("input", np.int64)),
     "weight of the other float": type_error(weight=faults.other_float("weight")),
     "same with stride 2": value_error(padding="same", stride=2),
     "unknown padding": value_error(padding="full"),
@@ -147,9 +146,12 @@ _CONVOLUTION = {
     {
         **_CONVOLUTION,
         **faults.bad_vector("bias", "weight", lambda a: len(a["weight"])),
+        **faults.bad_out(lambda a: _convolved(a)),
         "unknown activation": value_error(activation="swish"),
         "unknown algorithm": value_error(algorithm="fast"),
-        "Winograd's of stride 2": value_error(algorithm="winograd", stride=2, padding=0),
+        "Winograd's of stride 2": value_error(
+            algorithm="winograd", stride=2, padding=0, out=None
+        )._replace(says=r'^algorithm="winograd" .* stride and dilation 1, got \d+x\d+ of others'),
     },
     torch_accepts=("bias of the other float", "unknown algorithm", "Winograd's of stride 2"),
 )
@@ -199,11 +201,12 @@ _TRANSPOSED = {
     "weight of three axes": value_error(weight=lambda a: a["weight"][0]),
     "empty kernel": value_error(weight=faults.empty("weight", 2)),
     "no output channels": value_error(weight=faults.empty("weight", 1)),
-    "float16 input": type_error(input=faults.cast("input", np.float16)),
     "weight of the other float": type_error(weight=faults.other_float("weight")),
     "padding same": type_error(padding="same"),
     "nothing left": value_error(
-        padding=lambda a: a["input"].shape[-2] + 3 * max(a["weight"].shape[2:]), stride=1
+        padding=lambda a: a["input"].shape[-2] + 3 * max(a["weight"].shape[2:]),
+        stride=1,
+        output_padding=0,
     ),
     "output padding of a stride": value_error(stride=2, dilation=1, output_padding=(0, 2)),
 }
@@ -350,7 +353,7 @@ def _col2im(rng: Generator) -> Draw:
         "input size 9.5": type_error(input_size=9.5),
         "unknown padding": value_error(padding="full", ceil_mode=False),
         "window too large": value_error(
-            input_size=5, kernel_size=6, padding=0, dilation=1, ceil_mode=False
+            kernel_size=6, input_size=5, padding=0, dilation=1, ceil_mode=False
         ),
     }
 )
@@ -410,7 +413,6 @@ _MORE_THAN_HALF = {
         **_PADDING,
         **_MORE_THAN_HALF,
         **_too_large(padding=0, dilation=1),
-        "bool input": type_error(input=faults.cast("input", np.bool_)),
     }
 )
 def _max_pool2d(rng: Generator) -> Draw:
@@ -498,6 +500,7 @@ _AVERAGE = {
     "padding more than half": value_error(padding=lambda a: max(_both(a["kernel_size"])) // 2 + 1),
     "divisor 0": value_error(divisor_override=0),
     "divisor 1.5": type_error(divisor_override=1.5),
+    "divisor of text": type_error(divisor_override="2"),
 }
 
 

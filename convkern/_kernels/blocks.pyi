@@ -5,5 +5,6 @@ def gather_blocks(
     blocks: np.ndarray,
     rows: tuple[int, int],
     columns: tuple[int, int],
+    channels_last: bool,
     threads: int,
 ) -> None: ...

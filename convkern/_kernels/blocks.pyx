@@ -6,12 +6,13 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-from convkern._kernels.core cimport Images, images_of, run
+from convkern._kernels.core cimport Images, ceil_div, ck_kernels, images_of, kernels_of, run
 
 cnp.import_array()
 
 
 cdef struct BlockJob:
+    const ck_kernels *kernels
     Images blocks, pixels
     # Of the pixels in elements: item size, rows, row length; block and first place of both axes.
     Py_ssize_t size, height, width, block_rows, top, left
@@ -65,41 +66,63 @@ def place_pixels(cnp.ndarray blocks, cnp.ndarray out, tuple rows, tuple columns,
     run(place_item, &job, blocks.shape[0] * job.height, 2.0 * job.width * job.lines, threads, 0)
 
 
+cdef inline void gather_edge(const BlockJob *job, const char *src, Py_ssize_t at,
+                             char *to) noexcept nogil:
+    """Copy the part of a line that a block has which begins at `at`; zeros outside."""
+    cdef Py_ssize_t begin = min(max(at, 0), job.width)
+    cdef Py_ssize_t end = max(begin, min(at + job.unit, job.width))
+    memset(to, 0, <size_t>(job.unit * job.size))
+    memcpy(to + (begin - at) * job.size, src + begin * job.size, <size_t>((end - begin) * job.size))
+
+
 cdef void gather_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """One row of blocks, from the rows of pixels that it stands for."""
     cdef const BlockJob *job = <const BlockJob *>job_
-    cdef Py_ssize_t image = item // job.rows, block_row = item % job.rows, r, y, at, i, begin, end
-    cdef Py_ssize_t bytes = job.unit * job.size
+    cdef Py_ssize_t image = item // job.rows, block_row = item % job.rows, r, y, i, line
+    # Blocks that lie in the rows as a whole.
+    cdef Py_ssize_t first = min(job.columns, ceil_div(max(0, job.left), job.unit))
+    cdef Py_ssize_t last = max(first, min(job.columns, (job.width + job.left) // job.unit))
+    cdef Py_ssize_t step = job.blocks.column
     cdef const char *src
-    cdef char *out = job.blocks.data + (
-        image * job.blocks.image + block_row * job.blocks.row) * job.size
     cdef char *to
-    for r in range(job.block_rows):
-        y = block_row * job.block_rows + r - job.top
-        src = job.pixels.data + (image * job.pixels.image + y * job.pixels.row) * job.size
-        to = out + r * bytes
-        at = -job.left
-        for i in range(job.columns):
-            if 0 <= y < job.height and at >= 0 and at + job.unit <= job.width:
-                memcpy(to, src + at * job.size, <size_t>bytes)
-            else:
-                memset(to, 0, <size_t>bytes)
-                begin, end = max(at, 0), min(at + job.unit, job.width)
-                if 0 <= y < job.height and begin < end:
-                    memcpy(to + (begin - at) * job.size, src + begin * job.size,
-                           <size_t>((end - begin) * job.size))
-            at += job.unit
-            to += job.blocks.column * job.size
+    for line in range(job.lines):
+        for r in range(job.block_rows):
+            y = block_row * job.block_rows + r - job.top
+            to = job.blocks.data + (image * job.blocks.image + block_row * job.blocks.row
+                                    + (line * job.block_rows + r) * job.unit) * job.size
+            if not 0 <= y < job.height:
+                for i in range(job.columns):
+                    memset(to + i * step * job.size, 0, <size_t>(job.unit * job.size))
+                continue
+            src = job.pixels.data + (image * job.pixels.image + line * job.pixels.column
+                                     + y * job.pixels.row) * job.size
+            for i in range(first):
+                gather_edge(job, src, i * job.unit - job.left, to + i * step * job.size)
+            job.kernels.spread(src + (first * job.unit - job.left) * job.size, job.unit,
+                               last - first, to + first * step * job.size, step)
+            for i in range(last, job.columns):
+                gather_edge(job, src, i * job.unit - job.left, to + i * step * job.size)
 
 
-def gather_blocks(cnp.ndarray x, cnp.ndarray blocks, tuple rows, tuple columns, int threads):
-    """Copy channels-last pixels of dense rows into blocks; zeros outside.  See `place_pixels`."""
+def gather_blocks(cnp.ndarray x, cnp.ndarray blocks, tuple rows, tuple columns, bint channels_last,
+                  int threads):
+    """Copy pixels, channels-last in dense rows or contiguous NCHW, into channels-last blocks.
+
+    There are zeros outside.  See `place_pixels`.
+    """
     cdef BlockJob job
-    cdef Py_ssize_t channels = x.shape[1]
-    job.size, job.height, job.width = x.itemsize, x.shape[2], x.shape[3] * channels
-    job.pixels, job.blocks, job.lines = images_of(x), images_of(blocks), 1
+    cdef Py_ssize_t channels = x.shape[1], elements = 1
+    job.kernels, job.size, job.height, job.blocks = kernels_of(x), x.itemsize, x.shape[2], (
+        images_of(blocks))
     job.block_rows, job.top = rows
-    job.unit, job.left = columns[0] * channels, columns[1] * channels
+    if channels_last:
+        job.pixels, job.lines, elements = images_of(x), 1, channels
+    else:
+        job.pixels = Images(<char *>cnp.PyArray_DATA(x), channels * x.shape[2] * x.shape[3],
+                            x.shape[3], x.shape[2] * x.shape[3])
+        job.lines = channels
+    job.unit, job.left = columns[0] * elements, columns[1] * elements
+    job.width = x.shape[3] * elements
     job.rows, job.columns = blocks.shape[2], blocks.shape[3]
     run(gather_item, &job, blocks.shape[0] * job.rows,
-        2.0 * job.columns * job.block_rows * job.unit, threads, 0)
+        2.0 * job.columns * job.block_rows * job.lines * job.unit, threads, 0)

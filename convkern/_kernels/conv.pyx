@@ -49,8 +49,6 @@ cdef enum:
     # too few for that, the first one also fetches its own some kilobytes ahead.
     FEW_TILES = 32
     FEWEST_TILES = 6
-    FEWEST_PIXELS = 12  # with fewer it is memory that limits, which is read best in one stream
-    FEW_PIXELS = 96
     STRIP_BYTES = 768 << 10  # of pixels and outputs that an item of planes copies,
     FEWEST_STRIP = 64        # but so many outputs
     DEPTHWISE_BYTES = 256 << 10  # and rather fewer, of so many channels, where each has a filter
@@ -248,51 +246,6 @@ cdef void strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
                     min(block.width, job.out_channels - block.first))
 
 
-cdef void few_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """All pixels of a 1x1 convolution and some blocks of filters, chunk by chunk.
-
-    With few pixels and many channels the pixels are as much data as a block's weights; so a chunk
-    of them stays in the cache while the blocks take their turns.
-    """
-    cdef const ConvJob *job = <const ConvJob *>job_
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, pieces = ceil_div(job.channels, CHUNK), piece, index
-    cdef Py_ssize_t first = job.blocks * item // job.row_blocks, e0, e1, start, stop, tile, tiles
-    cdef Py_ssize_t last = job.blocks * (item + 1) // job.row_blocks
-    cdef Block block
-    cdef ck_tile_layout layout
-    cdef ck_chunk chunk
-    memset(&layout, 0, sizeof(layout))
-    layout.x_pixel, layout.out_pixel = job.w.stride * job.x_column, job.out_column
-    layout.activation, layout.slope = job.activation, job.slope
-    chunk.rows = chunk.columns = 1
-    for piece in range(pieces):
-        e0 = job.channels * piece // pieces & ~3
-        e1 = job.channels if piece == pieces - 1 else job.channels * (piece + 1) // pieces & ~3
-        chunk.run, chunk.ahead_step = e1 - e0, CK_AHEAD
-        for index in range(first, last):
-            block = block_of(kernels, job.vectors, job.blocks, index)
-            layout.tail = <int>min(<Py_ssize_t>kernels.lanes, job.out_channels - block.first
-                                   - (block.vectors - 1) * kernels.lanes)
-            # Meanwhile the next block's weights are fetched.
-            chunk.ahead = job.weight + ((block.first + block.width) * job.channels
-                                        + e0 * block.width) * size
-            tiles = ceil_div(job.w.out, kernels.max_pixels[block.vectors])
-            start = 0
-            for tile in range(tiles):
-                stop = job.w.out * (tile + 1) // tiles
-                chunk.flags = (CK_FIRST if piece == 0 else 0) | (
-                    CK_LAST if piece == pieces - 1 else 0) | (
-                    CK_STREAM if tile == 0 and tiles <= FEWEST_TILES else 0)
-                kernels.tile[block.vectors][stop - start](
-                    &layout, &chunk, job.x + (start * layout.x_pixel + e0) * size,
-                    job.weight + (block.first * job.channels + e0 * block.width) * size,
-                    job.bias + block.first * size,
-                    job.out + (start * layout.out_pixel + block.first) * size)
-                chunk.ahead += chunk.run // 4 * CK_AHEAD
-                start = stop
-
-
 cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t row,
                         Py_ssize_t first, Py_ssize_t channels) noexcept nogil:
     """One output row of some channels; x and out are the first pixels of these."""
@@ -444,14 +397,6 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, bint plane
                                                                          job.column_blocks)
             return run(strip_item, job, job.positions * job.groups,
                        flops * job.out_channels * job.channels * taps, threads, strips)
-        if (taps == 1 and images == 1 and job.h.out == 1 and job.groups == 1 and job.blocks > 1
-                and FEWEST_PIXELS <= job.w.out <= FEW_PIXELS and job.channels > CHUNK
-                and job.rows.first < job.rows.last and job.column_spans == 1
-                and job.columns.first < job.columns.last):
-            job.row_blocks = min(job.blocks, max(4 * threads, ceil_div(job.blocks, 4)))
-            flops = 2.0 * job.w.out * job.channels * job.out_channels / job.row_blocks
-            return run(few_pixels_item, job, job.row_blocks,
-                       flops + 8.0 * job.channels * job.out_channels / job.row_blocks, threads, 0)
         cut_output(job, images, threads)
         flops = 2.0 * ceil_div(job.h.out, job.row_blocks) * ceil_div(job.w.out, job.column_blocks)
         flops *= ceil_div(job.out_channels, job.blocks) * job.channels * taps

@@ -37,6 +37,7 @@ from convkern._kernels.core cimport (
     take,
     transpose,
 )
+from convkern._kernels.pointwise_gradient cimport pointwise_weight_gradient
 from convkern._kernels.winograd_gradient cimport WinogradGradient
 
 cnp.import_array()
@@ -425,6 +426,11 @@ cdef void unpack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         c += count
 
 
+cdef inline bint is_point(const Axis *a) noexcept nogil:
+    """Tell whether a window is one element that never hangs over an edge."""
+    return a.kernel == 1 and a.pad == 0 and (a.out - 1) * a.stride < a.size
+
+
 def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tuple rows,
                     tuple columns, Py_ssize_t groups, bint channels_last, int threads,
                     int winograd=0):
@@ -439,15 +445,18 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
                                  winograd)
         return
     cdef WeightJob job
+    job.h = axis(x.shape[2], grad.shape[2], rows)
+    job.w = axis(x.shape[3], grad.shape[3], columns)
+    cdef bint depthwise = x.shape[1] == groups == grad.shape[1]
+    if is_point(&job.h) and is_point(&job.w) and not depthwise:
+        pointwise_weight_gradient(x, grad, grad_weight, job.h, job.w, groups, channels_last, threads)
+        return
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, images = x.shape[0]
     cdef Py_ssize_t widest = CK_MAX_VECTORS, n, count, k
     job.kernels, job.groups = kernels, groups
     job.channels, job.out_channels = x.shape[1] // groups, grad.shape[1] // groups
-    job.h = axis(x.shape[2], grad.shape[2], rows)
-    job.w = axis(x.shape[3], grad.shape[3], columns)
     job.grad_weight = <char *>cnp.PyArray_DATA(grad_weight)
-    cdef bint depthwise = job.channels == 1 and job.out_channels == 1
     while kernels.max_pixels[widest] == 0:
         widest -= 1
     job.vectors = ceil_div(job.out_channels, lanes)

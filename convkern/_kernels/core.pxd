@@ -109,6 +109,7 @@ cdef extern from "csrc/ck.h" nogil:
                            ptrdiff_t) noexcept nogil
         void (*copy_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                           ptrdiff_t) noexcept nogil
+        void (*spread)(const void *, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t) noexcept nogil
         void (*gather_taps)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t,
                             ptrdiff_t) noexcept nogil
         void (*scatter_row)(const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
@@ -142,7 +143,8 @@ cdef extern from "csrc/ck.h" nogil:
     const ck_kernels *ck_table(const char *, int)
     uint64_t ck_fp_default()
     void ck_fp_restore(uint64_t)
-    int ck_grow_team(int)
+    int ck_grow_team(int, void (*)(int))
+    void ck_start_team(int)
     int ck_in_parallel()
 
 

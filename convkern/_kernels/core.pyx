@@ -27,6 +27,7 @@ cdef extern from "csrc/memory.h":
     void *ck_resize(void *, size_t) nogil
     void ck_release_idle()
     size_t ck_idle_bytes()
+    long ck_fail(long)
 
 
 # ---------------------------------------------------------------- instruction set
@@ -137,6 +138,24 @@ def idle_bytes():
     return ck_idle_bytes()
 
 
+cdef object usual_handler = None  # what `fail_allocation` has replaced
+
+
+def fail_allocation(long n):
+    """For tests: refuse the n-th block of memory from now on, be it scratch or a NumPy array's.
+
+    With 0 nothing is refused any more.  Return how many blocks were left until the refusal
+    that was asked for before; 0: it has come.
+    """
+    global usual_handler
+    if n > 0 and usual_handler is None:
+        usual_handler = PyDataMem_SetHandler(kept_capsule)
+    elif n <= 0 and usual_handler is not None:
+        PyDataMem_SetHandler(usual_handler)
+        usual_handler = None
+    return ck_fail(n)
+
+
 cdef char *take(size_t size) except NULL:
     cdef void *block = ck_take(size)
     if block == NULL:
@@ -153,6 +172,7 @@ cdef void give(void *block) noexcept:
 
 # Work is counted in floating-point operations or what takes as long.
 cdef double WORK_PER_REGION = 1e9   # per thread, between two looks at pending signals: < 100 ms
+cdef double WORK_OF_LITTLE = 2.5e8  # the same of little items: they mostly move memory
 
 
 cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
@@ -161,7 +181,7 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
 
     `work` is that of one item, `scratch_bytes` what one thread needs.
     """
-    cdef double total = work * items
+    cdef double total = work * items, region
     cdef Py_ssize_t i, start = 0, stop, step
     cdef uint64_t saved = 0
     cdef char *scratch
@@ -172,12 +192,16 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
     if threads > 1 and total < threads * CK_WORK_PER_THREAD:
         threads = max(1, <int>(total / CK_WORK_PER_THREAD))
     if threads > 1:
-        threads = 1 if ck_in_parallel() else ck_grow_team(threads)
+        threads = 1 if ck_in_parallel() else ck_grow_team(threads, ck_start_team)
     scratch_bytes = (scratch_bytes + 127) // 128 * 128
     scratch = take(scratch_bytes * threads + 1)
-    step = max(threads, <Py_ssize_t>min(<double>items, threads * WORK_PER_REGION / max(work, 1.0)))
+    work = max(work, 1.0)
+    region = threads * min(WORK_PER_REGION, max(WORK_OF_LITTLE, 100 * work))
+    step = max(threads, <Py_ssize_t>min(<double>items, region / work))
     try:
         while start < items:
+            # Before each region, the first too: a long call may be many short runs.
+            PyErr_CheckSignals()
             stop = min(items, start + step)
             if threads == 1:
                 with nogil:
@@ -192,8 +216,6 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
                         function(job, i, scratch + scratch_bytes * <size_t>threadid())
                     ck_fp_restore(saved)
             start = stop
-            if start < items:
-                PyErr_CheckSignals()
     finally:
         ck_give(scratch)
     return 0

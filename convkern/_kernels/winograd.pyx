@@ -280,12 +280,13 @@ cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noe
     return ceil_div(ceil_div(units, job.tile_groups // job.pieces) * job.unit, job.pieces)
 
 
-cdef Py_ssize_t strip_pixels(const WinogradJob *job, Py_ssize_t tiles,
-                             Py_ssize_t margin) noexcept nogil:
-    """Return how many pixels a strip for so many tiles has at most; see `region_of`."""
+cdef Py_ssize_t strip_pixels(const WinogradJob *job, Py_ssize_t tiles, Py_ssize_t margin,
+                             Py_ssize_t width) noexcept nogil:
+    """Return how many pixels a strip of planes has at most for so many tiles; see `region_of`."""
     cdef Py_ssize_t outputs = job.tile.outputs
-    return (ceil_div(tiles, job.across) * outputs + margin) * (
-        min(tiles, job.across) * outputs + margin)
+    if tiles < job.across:  # they are parts of one row
+        width = min(width, tiles * outputs + margin)
+    return (ceil_div(tiles, job.across) * outputs + margin) * width
 
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
@@ -321,8 +322,8 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     cdef size_t in_bytes = 0, out_bytes = 0
     if planes:
         in_bytes = <size_t>(strip_pixels(&job, job.input_tiles if job.shared else most,
-                                         packed.winograd.taps - 1) * job.strip_channels * size)
-        out_bytes = <size_t>(strip_pixels(&job, most, 0) * width * size)
+                                         packed.winograd.taps - 1, w.size) * job.strip_channels * size)
+        out_bytes = <size_t>(strip_pixels(&job, most, 0, w.out) * width * size)
     cdef Py_ssize_t zeros = max(job.v_tile, width) * size
     cdef double transform = 4.0 * elements * job.strip_channels
     cdef double product = 2.0 * most * elements * packed.channels * width
@@ -331,8 +332,9 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     memset(memory, 0, <size_t>zeros)
     try:
         if job.shared:
+            # It takes longer than its operations: V is large, and its pages may be new.
             run(input_item, &job, ceil_div(job.tiles, job.input_tiles) * job.groups * job.strips,
-                transform * job.input_tiles, threads, in_bytes)
+                4.0 * transform * job.input_tiles, threads, in_bytes)
             run(block_item, &job, job.tile_groups * packed.groups * packed.blocks, product, threads,
                 m_bytes + out_bytes)
         else:

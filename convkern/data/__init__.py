@@ -12,6 +12,7 @@ from convkern.data.transforms import (
     Normalize,
     RandomCrop,
     RandomHorizontalFlip,
+    Resize,
     Transform,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "Normalize",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "Resize",
     "Transform",
     "data_folder",
     "load_cifar10",

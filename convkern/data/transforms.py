@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from convkern.arrays import empty_images
 from convkern.data.dataset import Dataset, check_images
+from convkern.errors import import_extra
 from convkern.geometry import IntPair, pair
 
 Array = npt.NDArray[Any]
@@ -141,6 +142,49 @@ class CenterCrop(Transform):
                 f"{self} does not fit into images of {images.shape[2]}x{images.shape[3]}"
             )
         return images[:, :, top : top + height, left : left + width]
+
+
+class Resize(Transform):
+    """Bring each image to a size, with an antialiased bilinear filter.
+
+    Parameters
+    ----------
+    size : int or (int, int)
+        Height and width.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `size` is no integer or too small.
+    ImportError
+        In use, if Pillow is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convkern.data import Resize
+    >>> resize, images = Resize(64), np.zeros((5, 3, 32, 32), np.uint8)
+    >>> resize(images, resize.draw(np.random.default_rng(0), images.shape)).shape
+    (5, 3, 64, 64)
+    """
+
+    def __init__(self, size: IntPair) -> None:
+        self.size = pair(size, "size")
+
+    def __repr__(self) -> str:
+        return f"Resize({self.size})"
+
+    def __call__(self, images: Array, drawn: Array) -> Array:
+        """Return the images in their new size."""
+        image_module = import_extra("PIL.Image", "data")
+        height, width = self.size
+        resized = np.empty((len(images), height, width, images.shape[1]), np.uint8)
+        resized = resized.transpose(0, 3, 1, 2)
+        for number, channel in np.ndindex(images.shape[:2]):
+            plane = image_module.fromarray(np.ascontiguousarray(images[number, channel]))
+            plane = plane.resize((width, height), image_module.Resampling.BILINEAR)
+            resized[number, channel] = np.asarray(plane)
+        return resized
 
 
 class RandomHorizontalFlip(Transform):

@@ -265,7 +265,9 @@ def _prelu(
     slopes = as_contiguous(as_array(weight, "weight", (0, 1), like=x))
     channels = x.shape[1] if x.ndim > 1 else 1
     if slopes.size not in (1, channels):
-        raise ValueError(f"weight must have 1 or {channels} elements, got {slopes.size}")
+        raise ValueError(
+            f"weight must have one element, or one for each channel, {channels}, got {slopes.size}"
+        )
     order = memory_order(x)
     memory = to_memory(x, order)
     cut = (1, 1, x.size) if slopes.size == 1 else cut_at(x, 1, order)

@@ -93,9 +93,10 @@ def winograd_outputs(
     if algorithm == "winograd":
         if not tiles:
             windows = " or ".join(f"{r}x{r}" for r in accepted)
+            steps = "of these" if problem.dense else "of others"
             raise ValueError(
                 f'algorithm="winograd" at precision {level!r} needs float32 and a {windows} window '
-                f"of stride and dilation 1, got {kh}x{kw}, {problem.dtype}"
+                f"of stride and dilation 1, got {kh}x{kw} {steps}, {problem.dtype}"
             )
         pack = 0.0 if prepacked else PACK
         return min(tiles, key=lambda m: winograd_cost(problem, m, pack, TRANSFORM))

@@ -51,31 +51,42 @@ class Blocks(NamedTuple):
         """Return (kernel, stride, leading padding, dilation) of the dense window."""
         return (self.taps, 1, 0, 1), (self.taps, 1, 0, 1)
 
-    def images(self, x: np.ndarray, out_size: tuple[int, ...]) -> np.ndarray:
-        """Return channels-last images as blocks, as many as the outputs need."""
+    def images(self, x: np.ndarray, out_size: tuple[int, ...], channels_last: bool) -> np.ndarray:
+        """Return images as blocks, channels-last, as many as the outputs need.
+
+        The channels of a block are (row, column, channel) where the images are
+        channels-last, and (channel, row, column) where they are contiguous NCHW.
+        """
         size = tuple(n + self.taps - 1 for n in out_size)
         blocks = empty_images((len(x), x.shape[1] * self.side**2, *size), x.dtype, True)
-        dense = x.strides[3] == x.shape[1] * x.itemsize
-        if not dense:
+        if channels_last and x.strides[3] != x.shape[1] * x.itemsize:
             x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         rows, columns = ((self.side, pad) for pad in self.padding)
-        _kernels.gather_blocks(x, blocks, rows, columns, get_num_threads())
+        _kernels.gather_blocks(x, blocks, rows, columns, channels_last, get_num_threads())
         return blocks
 
-    def weight(self, weight: np.ndarray) -> np.ndarray:
-        """Return a weight for blocks, contiguous."""
+    def weight(self, weight: np.ndarray, channels_last: bool) -> np.ndarray:
+        """Return a weight for blocks of such images, contiguous."""
         size = self.taps * self.side
         padded = np.zeros((*weight.shape[:2], size, size), weight.dtype)
         padded[:, :, : self.kernel, : self.kernel] = weight
         split = padded.reshape(*weight.shape[:2], self.taps, self.side, self.taps, self.side)
-        # (filter, channel, tap row, row, tap column, column)
-        ordered = split.transpose(0, 3, 5, 1, 2, 4)
+        # To (filter, [channel], row, column, [channel], tap row, tap column).
+        order = (0, 3, 5, 1, 2, 4) if channels_last else (0, 1, 3, 5, 2, 4)
+        ordered = split.transpose(order)
         return np.ascontiguousarray(ordered).reshape(len(weight), -1, self.taps, self.taps)
 
-    def weight_gradient(self, gradient: np.ndarray, channels: int) -> np.ndarray:
+    def weight_gradient(
+        self, gradient: np.ndarray, channels: int, channels_last: bool
+    ) -> np.ndarray:
         """Return the gradient of a weight from that of the weight for blocks."""
-        split = gradient.reshape(-1, self.side, self.side, channels, self.taps, self.taps)
-        ordered = split.transpose(0, 3, 4, 1, 5, 2)
+        side, taps = (self.side, self.side), (self.taps, self.taps)
+        if channels_last:
+            split = gradient.reshape(-1, *side, channels, *taps)
+            ordered = split.transpose(0, 3, 4, 1, 5, 2)
+        else:
+            split = gradient.reshape(-1, channels, *side, *taps)
+            ordered = split.transpose(0, 1, 4, 2, 5, 3)
         size = self.taps * self.side
         padded = ordered.reshape(len(gradient), channels, size, size)
         return np.ascontiguousarray(padded[:, :, : self.kernel, : self.kernel])

@@ -137,13 +137,18 @@ class Window(NamedTuple):
 
 
 def _checked_bias(bias: Any, weight: np.ndarray, channels: int) -> np.ndarray | None:
-    """Return a bias for so many output channels, contiguous, or None."""
+    """Return a bias for so many output channels, or None."""
     if bias is None:
         return None
-    checked = as_contiguous(as_array(bias, "bias", (1,), like=weight))
+    checked = as_array(bias, "bias", (1,), like=weight)
     if checked.shape != (channels,):
         raise ValueError(f"bias must have shape ({channels},), got {checked.shape}")
     return checked
+
+
+#: Packed weights by what they are for, and their Winograd tile.  That is the pixels themselves,
+#: None, or blocks of them from images that are channels-last or not.
+Packed = dict[tuple[bool | None, int], _kernels.PackedConv]
 
 
 class PackedConv2d:
@@ -188,7 +193,7 @@ class PackedConv2d:
         self._bias = None if bias is None else bias.copy()
         self.activation = _one_of(activation, "activation", ACTIVATIONS)
         self.algorithm = _one_of(algorithm, "algorithm", ALGORITHMS)
-        self._packed: dict[tuple[bool, int], _kernels.PackedConv] = {}
+        self._packed: Packed = {}
 
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the output for an image of shape (C, H, W)."""
@@ -217,23 +222,27 @@ def _convolve(
     activation: str | None,
     algorithm: str,
     out: np.ndarray | None,
-    packed: dict[tuple[bool, int], _kernels.PackedConv] | None = None,
+    packed: Packed | None = None,
 ) -> np.ndarray:
-    """Convolve with a contiguous weight, whose packed forms may be kept by their Winograd tile."""
+    """Convolve with a weight whose packed forms may be kept by their Winograd tile."""
     out_size = window.output_size(input.shape)
     shape = (*input.shape[:-3], weight.shape[0], *out_size)
     if out is not None:
         check_out(out, shape, (input, weight, bias))
+    weight, bias = as_contiguous(weight), None if bias is None else as_contiguous(bias)
     x, channels_last = as_images(input)
     result = out if out is None or out.ndim == 4 else out[None]
-    direct = result is not None and is_images(result, channels_last)
+    # The output's layout is that of the input, unless there is a place for it in the other one.
+    layout = channels_last
+    if result is not None and not is_images(result, layout) and is_images(result, not layout):
+        layout = not layout
+    direct = result is not None and is_images(result, layout)
     if result is None or not direct:
-        result = empty_images((x.shape[0], *shape[-3:]), weight.dtype, channels_last)
+        result = empty_images((x.shape[0], *shape[-3:]), weight.dtype, layout)
     if result.size:
-        kept = {} if packed is None else packed
-        prepacked = packed is not None
         code = ACTIVATIONS[activation]
-        _compute(x, weight, bias, window, code, algorithm, result, channels_last, kept, prepacked)
+        layouts = channels_last, layout
+        _compute(x, weight, bias, window, code, algorithm, result, layouts, packed)
     if input.ndim == 3:
         result = result[0]
     if out is None:
@@ -251,40 +260,58 @@ def _compute(
     activation: tuple[int, float],
     algorithm: str,
     result: np.ndarray,
-    channels_last: bool,
-    kept: dict[tuple[bool, int], _kernels.PackedConv],
-    prepacked: bool,
+    layouts: tuple[bool, bool],
+    packed: Packed | None,
 ) -> None:
-    """Choose how to convolve, and do it; packed weights go to `kept`."""
+    """Choose how to convolve, and do it; `layouts` tells whether x and result are channels-last."""
+    prepacked, kept = packed is not None, {} if packed is None else packed
     threads, axes = get_num_threads(), window.axes()
     problem = window.problem(weight, len(x), result.shape[2:])
     tile = winograd_outputs(problem, algorithm, prepacked)
     blocks = None if tile or algorithm != "auto" else window.blocks()
     if blocks is not None:
         tile = winograd_outputs(blocks.problem(problem), algorithm, prepacked, instead=problem)
+        if tile:
+            _compute_in_blocks(
+                x, weight, bias, window, blocks, activation, result, layouts, tile, kept
+            )
+            return
+    x, channels_last = in_layout(x, layouts[1]), layouts[1]
     if not tile and not channels_last and fills_rows(problem):
         _kernels.depthwise_planes(x, weight, bias, result, *axes, *activation, threads)
-        return
-    if not tile and not channels_last and prefers_planes(problem):
+    elif not tile and not channels_last and prefers_planes(problem):
         _kernels.conv2d_planes(x, weight, bias, result, *axes, window.groups, *activation, threads)
-        return
-    in_blocks = blocks is not None and tile > 0
-    if (in_blocks, tile) not in kept:
-        filters = blocks.weight(weight) if blocks is not None and tile else weight
-        kept[in_blocks, tile] = _kernels.PackedConv(filters, bias, window.groups, threads, tile)
-    if blocks is None or not tile:
-        _kernels.conv2d(
-            x, kept[in_blocks, tile], result, *axes, *activation, channels_last, threads
-        )
-        return
-    # A few images at a time, so that their blocks stay in the cache.
+    else:
+        if (None, tile) not in kept:
+            kept[None, tile] = _kernels.PackedConv(weight, bias, window.groups, threads, tile)
+        _kernels.conv2d(x, kept[None, tile], result, *axes, *activation, channels_last, threads)
+
+
+def _compute_in_blocks(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    window: Window,
+    blocks: Blocks,
+    activation: tuple[int, float],
+    result: np.ndarray,
+    layouts: tuple[bool, bool],
+    tile: int,
+    kept: Packed,
+) -> None:
+    """Convolve blocks of pixels, of a few images at a time, so that they stay in the cache."""
+    threads = get_num_threads()
+    if (layouts[0], tile) not in kept:
+        filters = blocks.weight(weight, layouts[0])
+        kept[layouts[0], tile] = _kernels.PackedConv(filters, bias, 1, threads, tile)
+    packed = kept[layouts[0], tile]
     step = max(1, BLOCK_BYTES // (result.nbytes // len(x)))
     for n in range(0, len(x), step):
-        images, part = to_channels_last(x[n : n + step]), result[n : n + step]
-        y = part if channels_last else empty_images(part.shape, part.dtype, True)
-        dense = blocks.images(images, result.shape[2:])
-        _kernels.conv2d(dense, kept[in_blocks, tile], y, *blocks.axes(), *activation, True, threads)
-        if not channels_last:
+        part = result[n : n + step]
+        y = part if layouts[1] else empty_images(part.shape, part.dtype, True)
+        dense = blocks.images(x[n : n + step], result.shape[2:], layouts[0])
+        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads)
+        if not layouts[1]:
             _kernels.to_contiguous(y, part, threads)
 
 
@@ -333,7 +360,7 @@ def conv2d(
         How to compute it; ``"auto"`` chooses by shape, within `set_float32_precision`.
     out : ndarray, optional
         Where to put the result; must have its shape and dtype and overlap
-        neither itself nor an input.
+        neither itself nor an input.  A call that is interrupted may leave a part of it there.
 
     Returns
     -------
@@ -364,7 +391,7 @@ def conv2d(
     window = Window.of(weight, stride, padding, dilation, groups)
     return _convolve(
         input,
-        as_contiguous(weight),
+        weight,
         _checked_bias(bias, weight, weight.shape[0]),
         window,
         _one_of(activation, "activation", ACTIVATIONS),
@@ -510,15 +537,16 @@ def _weight_gradient(
         dense = blocks.problem(problem)
         tile = winograd_outputs(dense, algorithm, gradient=True, instead=problem)
         if tile:
-            images = blocks.images(to_channels_last(x), grad.shape[2:])
+            images = blocks.images(x, grad.shape[2:], channels_last)
             shape = (weight.shape[0], images.shape[1], blocks.taps, blocks.taps)
             gradient: np.ndarray = np.empty(shape, weight.dtype)
             _kernels.weight_gradient(
                 images, to_channels_last(grad), gradient, *blocks.axes(), 1, True, threads, tile
             )
-            return blocks.weight_gradient(gradient, weight.shape[1])
+            return blocks.weight_gradient(gradient, weight.shape[1], channels_last)
     result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
-    if not tile and not channels_last and fills_planes(problem):
+    in_planes = not channels_last and window.kernel != (1, 1) and fills_planes(problem)
+    if not tile and in_planes:
         _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
     else:
         _kernels.weight_gradient(x, grad, result, *axes, groups, channels_last, threads, tile)
@@ -586,7 +614,9 @@ class _Transposed(NamedTuple):
             for i in (0, 1)
         )
         if min(out_size) < 1:
-            raise ValueError(f"the output would have size {out_size}: the padding is too large")
+            raise ValueError(
+                f"padding must leave an output, got {padding!r}: its size would be {out_size}"
+            )
         return cls(window, (*input.shape[:-3], window.in_channels, *out_size))
 
 
@@ -646,6 +676,7 @@ def conv_transpose2d(
     window, shape = _Transposed.of(input, weight, stride, padding, output_padding, groups, dilation)
     bias = _checked_bias(bias, weight, window.in_channels)
     x, channels_last = as_images(input)
+    bias = None if bias is None else as_contiguous(bias)
     out = empty_images((x.shape[0], *shape[-3:]), x.dtype, channels_last)
     tile = _input_gradient_tile(window, weight, out.shape, "auto")
     if out.size:

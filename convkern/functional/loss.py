@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, as_contiguous, cut_at, from_memory, memory_order, to_memory
+from convkern.arrays import (
+    as_array,
+    as_contiguous,
+    check_plain,
+    cut_at,
+    from_memory,
+    memory_order,
+    to_memory,
+)
 from convkern.functional.activation import sigmoid
 from convkern.geometry import LIMIT, integer, number
 from convkern.threads import get_num_threads
@@ -78,6 +86,7 @@ class _Sum(NamedTuple):
             weights = as_array(weight, "weight", (1,), like=x).astype(np.float64)
             if weights.shape != (classes,):
                 raise ValueError(f"weight must have shape ({classes},), got {weights.shape}")
+        check_plain(target, "target")
         if not isinstance(target, np.ndarray):
             raise TypeError(f"target must be a NumPy array, got {type(target).__name__}")
         # Samples stay in their order: classes are where they are, or last in channels-last scores.

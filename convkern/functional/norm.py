@@ -174,10 +174,12 @@ def _statistics(
     """Return mean and biased variance per channel in float64."""
     if not training:
         if running_mean is None or running_var is None:
-            raise ValueError("running_mean and running_var are needed outside training")
+            raise ValueError("running_mean and running_var are needed outside training, got None")
         return running_mean, running_var
     if cut[0] * cut[2] == 1:
-        raise ValueError("training needs more than one value per channel, got one")
+        raise ValueError(
+            f"input must have more than one value per channel in training, got one of {cut[1]}"
+        )
     if not memory.size:
         return np.zeros(cut[1]), np.zeros(cut[1])
     mean, var = _kernels.moments(memory, cut, get_num_threads())
@@ -259,6 +261,24 @@ def batch_norm(
     >>> batch_norm(x, mean, var, training=True).ravel().round(4), mean, var
     (array([-1.,  1.]), array([0.2]), array([1.1]))
     """
+    return normalise(input, running_mean, running_var, weight, bias, training, momentum, eps)[0]
+
+
+#: The mean and the biased variance of every channel, in float64.
+Statistics = tuple[np.ndarray, np.ndarray]
+
+
+def normalise(
+    input: np.ndarray,
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[np.ndarray, Statistics]:
+    """Return what `batch_norm` does, and the statistics that it used."""
     input = as_array(input, "input", tuple(range(2, 33)))
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
@@ -278,10 +298,12 @@ def batch_norm(
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
         with np.errstate(invalid="ignore"):  # infinite elements leave NaN
-            running_mean[...] = (1 - momentum) * running_mean + momentum * mean
             unbiased = var * (count / (count - 1))
-            running_var[...] = (1 - momentum) * running_var + momentum * unbiased
-    return from_memory(out, order)
+            moved_mean = (1 - momentum) * running_mean + momentum * mean
+            moved_var = (1 - momentum) * running_var + momentum * unbiased
+        # Both or none, should memory run out.
+        running_mean[...], running_var[...] = moved_mean, moved_var
+    return from_memory(out, order), (mean, var)
 
 
 def _check_running(running_mean: Any, running_var: Any) -> None:
@@ -340,17 +362,34 @@ def batch_norm_backward(
     (array([1.]), array([1.]))
     """
     input = as_array(input, "input", tuple(range(2, 33)))
+    old_mean = _per_channel(running_mean, "running_mean", input)
+    old_var = _per_channel(running_var, "running_var", input)
+    order = memory_order(input)
+    memory, cut = to_memory(input, order), cut_at(input, 1, order)
+    statistics = _statistics(memory, cut, old_mean, old_var, training)
+    return normalise_backward(grad_output, input, statistics, weight, training, eps, output_mask)
+
+
+def normalise_backward(
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    statistics: Statistics,
+    weight: np.ndarray | None,
+    training: bool,
+    eps: float,
+    output_mask: Sequence[bool],
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Return the gradients of `normalise`, from the statistics that it used."""
+    input = as_array(input, "input", tuple(range(2, 33)))
     grad = as_array(grad_output, "grad_output", (input.ndim,), like=input)
     if grad.shape != input.shape:
         raise ValueError(f"grad_output must have the input's shape {input.shape}, got {grad.shape}")
     scale = _per_channel(weight, "weight", input)
-    old_mean = _per_channel(running_mean, "running_mean", input)
-    old_var = _per_channel(running_var, "running_var", input)
     want_input, want_weight, want_bias = checked_mask(output_mask)
     eps = _checked_eps(eps, training)
+    mean, var = statistics
     order = memory_order(input)
     memory, cut, g = to_memory(input, order), cut_at(input, 1, order), to_memory(grad, order)
-    mean, var = _statistics(memory, cut, old_mean, old_var, training)
     factor = 1 / np.sqrt(var + eps)
     sums = products = zeros = np.zeros(cut[1])
     if g.size and (want_weight or want_bias or (want_input and training)):

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, as_contiguous, as_images, empty_images, in_layout
+from convkern.arrays import (
+    as_array,
+    as_contiguous,
+    as_images,
+    check_plain,
+    empty_images,
+    in_layout,
+)
 from convkern.geometry import IntPair, integer, number, output_size, pair, window_extent
 from convkern.threads import get_num_threads
 
@@ -171,11 +178,11 @@ def _pixels(x: np.ndarray, channels_last: bool) -> np.ndarray:
     return as_contiguous(x).reshape(-1, x.shape[2] * x.shape[3], 1)
 
 
-def _sizes(input_shape: Any) -> tuple[int, ...]:
+def _sizes(shape: Any, name: str = "input_shape") -> tuple[int, ...]:
     """Return the sizes of a shape, or raise."""
-    if not hasattr(input_shape, "__len__") or isinstance(input_shape, str):
-        raise TypeError(f"input_shape must be a sequence of integers, got {input_shape!r}")
-    return tuple(integer(size, "input_shape", 0) for size in input_shape)
+    if not hasattr(shape, "__len__") or isinstance(shape, str):
+        raise TypeError(f"{name} must be a sequence of integers, got {shape!r}")
+    return tuple(integer(size, name, 0) for size in shape)
 
 
 def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
@@ -194,6 +201,7 @@ def _input_shape(input_shape: Any, grad_output: np.ndarray) -> tuple[int, ...]:
 
 def _check_indices(indices: Any, shape: tuple[int, ...]) -> None:
     """Raise unless there is an int64 index for every value."""
+    check_plain(indices, "indices")
     if not isinstance(indices, np.ndarray) or indices.dtype != np.int64:
         given = indices.dtype if isinstance(indices, np.ndarray) else type(indices).__name__
         raise TypeError(f"indices must be an int64 array, got {given}")
@@ -255,7 +263,7 @@ def max_unpool2d(
     pads = pair(padding, "padding", 0)
     size = tuple((input.shape[i - 2] - 1) * steps[i] - 2 * pads[i] + kernel[i] for i in (0, 1))
     if output_size is not None:
-        wanted = tuple(integer(s, "output_size", 0) for s in output_size)
+        wanted = _sizes(output_size, "output_size")
         if len(wanted) not in (2, 4, input.ndim):
             raise ValueError(f"output_size must be (OH, OW), got {wanted}")
         for given, usual, step in zip(wanted[-2:], size, steps, strict=True):
@@ -265,7 +273,7 @@ def max_unpool2d(
                 )
         size = (wanted[-2], wanted[-1])
     if min(size) < 1:
-        raise ValueError(f"the output would have size {size}: the padding is too large")
+        raise ValueError(f"padding must leave an output, got {padding!r}: its size would be {size}")
     return _scattered(input, indices, size, add=False)
 
 
@@ -340,11 +348,17 @@ def _box_shares(
     grad: np.ndarray, size: tuple[int, ...], rows: _Boxes, columns: _Boxes
 ) -> np.ndarray:
     """Return the gradient of `_box_means` by its input, of the given size."""
+    _check_room((*grad.shape[:-2], *size), grad.dtype)
     each = (
         _Boxes(np.arange(n), np.arange(1, n + 1), axis.divisors)
         for n, axis in zip(grad.shape[-2:], (rows, columns), strict=True)
     )
     return _box_sums(_box_means(grad, *each), rows.turned(size[0]), columns.turned(size[1]))
+
+
+def _check_room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise MemoryError if there is no room for a result, before its windows take up some."""
+    np.empty(shape, dtype)
 
 
 def _is_whole(images: np.ndarray, rows: _Boxes, columns: _Boxes) -> bool:
@@ -409,7 +423,7 @@ def _average_windows(
     if divisor_override is None:
         return rows, columns
     if integer(divisor_override, "divisor_override", -(2**31) + 1) == 0:
-        raise ValueError("divisor_override must not be 0")
+        raise ValueError(f"divisor_override must not be 0, got {divisor_override!r}")
     return (
         rows._replace(divisors=np.full(len(rows.begin), int(divisor_override))),
         columns._replace(divisors=np.ones(len(columns.begin))),
@@ -533,7 +547,7 @@ def _lp_window(norm_type: Any, kernel_size: IntPair) -> tuple[float, int]:
     """Return the norm and the number of elements in a window."""
     norm = number(norm_type, "norm_type")
     if norm == 0:
-        raise ValueError("norm_type must not be 0")
+        raise ValueError(f"norm_type must not be 0, got {norm_type!r}")
     rows, columns = pair(kernel_size, "kernel_size")
     return norm, rows * columns
 
@@ -651,6 +665,8 @@ def lp_pool2d_backward(
     """
     norm, elements = _lp_window(norm_type, kernel_size)
     input = as_array(input, "input", (3, 4))
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
     output = as_array(output, "output", (input.ndim,), like=input)
     grad_output = _output_gradient(grad_output, output.shape, input)
     with np.errstate(all="ignore"):
@@ -956,6 +972,7 @@ def adaptive_avg_pool2d(
         size if wanted is None else integer(wanted, "output_size", 1)
         for wanted, size in zip(sizes, (height, width), strict=True)
     )
+    _check_room((*input.shape[:-2], rows, columns), input.dtype)
     return _box_means(input, _parts(height, rows), _parts(width, columns))
 
 

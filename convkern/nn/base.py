@@ -319,6 +319,23 @@ class Layer(ABC):
         """Return the parameters, each once, in the order of `named_parameters`."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def generators(self) -> list[np.random.Generator]:
+        """Return the random generators of the layers inside, each once.
+
+        Their states belong to those of a training run, as those of the optimiser do.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from convkern.nn import Dropout, Sequential
+        >>> rng = np.random.default_rng(0)
+        >>> Sequential(Dropout(rng=rng), Dropout(rng=rng)).generators() == [rng]
+        True
+        """
+        own = [value for value in vars(self).values() if isinstance(value, np.random.Generator)]
+        inside = [generator for _, child in self._children() for generator in child.generators()]
+        return list({id(generator): generator for generator in own + inside}.values())
+
     def num_parameters(self) -> int:
         """Return how many numbers the parameters hold together."""
         return sum(parameter.data.size for parameter in self.parameters())
@@ -334,6 +351,19 @@ class Layer(ABC):
         for child_name, child in self._children():
             for name, owner, attribute in child._entries():
                 yield join_names(child_name, name), owner, attribute
+
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
+        """Yield ``(name, array)`` of what is saved but not trained, such as running statistics.
+
+        Examples
+        --------
+        >>> from convkern.nn import BatchNorm2d
+        >>> [name for name, _ in BatchNorm2d(3).named_buffers()]
+        ['running_mean', 'running_var', 'num_batches_tracked']
+        """
+        for name, owner, attribute in self._entries():
+            if not isinstance(owner, Parameter):
+                yield name, getattr(owner, attribute)
 
     def state_dict(self) -> dict[str, Array]:
         """Return all parameters and buffers by name, as ``torch.nn.Module`` names them.

@@ -10,17 +10,17 @@ import numpy.typing as npt
 
 from convkern import functional
 from convkern.arrays import as_array
+from convkern.functional.norm import Statistics, normalise, normalise_backward
 from convkern.geometry import integer
 from convkern.nn.base import Array, Layer, Parameter, Shape
 from convkern.nn.common import add_grads, as_dtype, check_channels, options
 
 
-class _Statistics(NamedTuple):
+class _Call(NamedTuple):
     """What one call of `BatchNorm2d` normalised, and by what."""
 
     input: Array
-    running_mean: Array | None
-    running_var: Array | None
+    statistics: Statistics
     training: bool
 
 
@@ -96,49 +96,44 @@ class BatchNorm2d(Layer):
         """Return the normalised input, as `convkern.batch_norm`."""
         return self.record(input)[0]
 
-    def record(self, input: Array) -> tuple[Array, _Statistics]:
+    def record(self, input: Array) -> tuple[Array, _Call]:
         """Return the normalised input, and it with the statistics."""
         input = as_array(input, "input", (3, 4))
         check_channels(input.shape, self.num_features)
-        statistics = _Statistics(
-            input if input.ndim == 4 else input[None],
-            self.running_mean,
-            self.running_var,
-            self.training or self.running_mean is None,
-        )
+        images = input if input.ndim == 4 else input[None]
+        training = self.training or self.running_mean is None
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0
             if self.num_batches_tracked is not None:
                 momentum /= float(self.num_batches_tracked) + 1
-        output = functional.batch_norm(
-            statistics.input,
+        output, statistics = normalise(
+            images,
             self.running_mean,
             self.running_var,
             None if self.weight is None else self.weight.data,
             None if self.bias is None else self.bias.data,
-            statistics.training,
+            training,
             momentum,
             self.eps,
         )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
-        return output if input.ndim == 4 else output[0], statistics
+        return output if input.ndim == 4 else output[0], _Call(images, statistics, training)
 
     def gradient(
-        self, grad_output: Array, kept: _Statistics, input_gradient: bool = True
+        self, grad_output: Array, kept: _Call, input_gradient: bool = True
     ) -> Array | None:
         """Return the gradient of the input."""
         learns = self.weight is not None
-        grad_input, grad_weight, grad_bias = functional.batch_norm_backward(
+        grad_input, grad_weight, grad_bias = normalise_backward(
             grad_output if grad_output.ndim == 4 else grad_output[None],
             kept.input,
-            kept.running_mean,
-            kept.running_var,
+            kept.statistics,
             None if self.weight is None else self.weight.data,
             kept.training,
             self.eps,
-            output_mask=(input_gradient, learns, learns),
+            (input_gradient, learns, learns),
         )
         add_grads((self.weight, self.bias), (grad_weight, grad_bias))
         return grad_input if grad_input is None else grad_input.reshape(grad_output.shape)

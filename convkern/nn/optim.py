@@ -137,11 +137,11 @@ class Optimizer(ABC):
 
     def _apply(self, due: list[tuple[Parameter, Options]]) -> None:
         """Update parameters that have each a memory of their own, all at once."""
-        updates, copies = [], []
+        updates, copies, states = [], [], {}
         for parameter, options in due:
             state = self._completed(parameter, options)
             state["step"] += 1
-            self.state[parameter] = state
+            states[parameter] = state
             arrays = [parameter.data, *(state[name] for name in self._names(options))]
             order = memory_order(parameter.data)
             memory = [to_memory(array, order) for array in arrays]
@@ -151,6 +151,7 @@ class Optimizer(ABC):
             grad = to_memory(parameter.grad, order)
             updates.append((grad, memory, self._rule(options, state["step"])))
         self._update(updates)
+        self.state.update(states)
         for array, dense in copies:
             array[...] = dense
 

@@ -285,6 +285,8 @@ typedef struct {
     /* dst[r*width + i] = src[r*src_row + i] for i < n, 0 for n <= i < width; r < rows */
     void (*copy_rows)(const void *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t n, void *dst,
                       ptrdiff_t width);
+    /* dst[i*step + j] = src[i*unit + j] for i < units, j < unit */
+    void (*spread)(const void *src, ptrdiff_t unit, ptrdiff_t units, void *dst, ptrdiff_t step);
     /* dst[s*dst_row + i] = src[s*tap + i*stride] for s < taps, i < n, in the same way */
     void (*gather_taps)(const void *src, ptrdiff_t stride, ptrdiff_t tap, ptrdiff_t taps, void *dst,
                         ptrdiff_t dst_row, ptrdiff_t n);
@@ -348,8 +350,9 @@ uint64_t ck_fp_default(void);
 void ck_fp_restore(uint64_t saved);
 
 /* How many threads a parallel region of the calling thread may have, at most `wanted`; looks
- * whether they can be started, because the OpenMP runtime ends the process where they cannot. */
-int ck_grow_team(int wanted);
+ * whether they can be started, because the OpenMP runtime ends the process where they cannot.
+ * The caller holds the GIL, and `start` starts them at once: nobody else takes their places. */
+int ck_grow_team(int wanted, void (*start)(int threads));
 
 /* Floating-point operations, or what takes as long; less is not worth waking a thread for.  Checkers
  * (tools/sanitize.py) see threads at the smallest work. */
@@ -362,9 +365,15 @@ int ck_grow_team(int wanted);
 #ifdef _OPENMP
 #include <omp.h>
 static inline int ck_in_parallel(void) { return omp_in_parallel(); }
+static inline void ck_start_team(int threads)
+{
+#pragma omp parallel num_threads(threads)
+    __asm__ volatile("");
+}
 enum { CK_OPENMP = _OPENMP };
 #else
 static inline int ck_in_parallel(void) { return 0; }
+static inline void ck_start_team(int threads) { (void)threads; }
 enum { CK_OPENMP = 0 };
 #endif
 

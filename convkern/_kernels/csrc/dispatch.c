@@ -2,6 +2,8 @@
  * environment; how many threads may be started. */
 #include "ck.h"
 
+#include <ctype.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define CK_TABLES(isa) extern const ck_kernels ck_f32_table__##isa, ck_f64_table__##isa;
@@ -98,12 +100,53 @@ void ck_fp_restore(uint64_t saved) { (void)saved; }
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
-static void *wait_for_release(void *release)
+/* The stack that libgomp gives to its threads, or 0 for the usual one. */
+static size_t stack_size(void)
 {
-    pthread_mutex_lock(release);
-    pthread_mutex_unlock(release);
-    return NULL;
+    const char *text = getenv("OMP_STACKSIZE");
+    char *unit = NULL;
+    if (text == NULL)
+        return 0;
+    const unsigned long long count = strtoull(text, &unit, 10);
+    while (isspace((unsigned char)*unit))
+        unit++;
+    int shift = 10;
+    switch (tolower((unsigned char)*unit)) {
+    case 'b': shift = 0; break;
+    case 'm': shift = 20; break;
+    case 'g': shift = 30; break;
+    }
+    return count > SIZE_MAX >> shift ? 0 : (size_t)count << shift;
+}
+
+static pthread_mutex_t release = PTHREAD_MUTEX_INITIALIZER;
+
+/* The thread of a probe: leaves its number and waits. */
+static void *wait_for_release(void *number)
+{
+#if defined(__linux__)
+    *(long *)number = syscall(SYS_gettid);
+#endif
+    pthread_mutex_lock(&release);
+    pthread_mutex_unlock(&release);
+    return number;
+}
+
+/* Wait until a thread that has ended does not count any more: joining it comes before that. */
+static void wait_for_end(long number)
+{
+#if defined(__linux__)
+    for (int i = 0; i < 100000 && syscall(SYS_tgkill, getpid(), number, 0) == 0; i++)
+        sched_yield();
+#else
+    (void)number;
+#endif
 }
 
 /* How many of `wanted` further threads can live at once, found by starting them. */
@@ -111,26 +154,36 @@ static int probe_threads(int wanted)
 {
     enum { MOST = 1024 };
     pthread_t threads[MOST];
-    pthread_mutex_t release = PTHREAD_MUTEX_INITIALIZER;
+    long numbers[MOST];
+    pthread_attr_t attributes;
     int started = 0;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, stack_size()); /* one too small is refused, as there */
     pthread_mutex_lock(&release);
     while (started < wanted && started < MOST
-           && pthread_create(&threads[started], NULL, wait_for_release, &release) == 0)
+           && pthread_create(&threads[started], &attributes, wait_for_release,
+                             &numbers[started]) == 0)
         started++;
+    pthread_attr_destroy(&attributes);
     pthread_mutex_unlock(&release);
-    for (int i = 0; i < started; i++)
+    for (int i = 0; i < started; i++) {
         pthread_join(threads[i], NULL);
+        wait_for_end(numbers[i]);
+    }
     return started;
 }
 #else
 static int probe_threads(int wanted) { return wanted; }
 #endif
 
-int ck_grow_team(int wanted)
+int ck_grow_team(int wanted, void (*start)(int threads))
 {
     static _Thread_local int team = 1; /* what this thread's pool held at its last region */
-    if (wanted > team)
-        wanted = 1 + probe_threads(wanted - 1);
+    if (wanted > team) {
+        const int places = probe_threads(wanted);
+        wanted = places > 1 ? places : 1; /* one place is left for others */
+        start(wanted);
+    }
     team = wanted;
     return wanted;
 }

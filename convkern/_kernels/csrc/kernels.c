@@ -79,6 +79,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .add = CK_SYMBOL(add),
     .gather_row = CK_SYMBOL(gather_row),
     .copy_rows = CK_SYMBOL(copy_rows),
+    .spread = CK_SYMBOL(spread),
     .gather_taps = CK_SYMBOL(gather_taps),
     .scatter_row = CK_SYMBOL(scatter_row),
     .activate = CK_SYMBOL(activate),

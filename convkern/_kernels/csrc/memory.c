@@ -24,6 +24,7 @@ typedef struct {
 static header *idle[MOST_IDLE]; /* oldest first */
 static int idle_count;
 static size_t idle_bytes;
+static long until_failure; /* blocks to come up to the one that is refused; 0: none is */
 
 static header *remove_idle(int i)
 {
@@ -36,7 +37,7 @@ static header *remove_idle(int i)
 
 void *ck_take(size_t size)
 {
-    if (size > SIZE_MAX / 2)
+    if (size > SIZE_MAX / 2 || (until_failure > 0 && --until_failure == 0))
         return NULL;
     /* The block given back last is the one most likely to be in the caches. */
     int best = idle_count - 1;
@@ -100,3 +101,10 @@ void ck_release_idle(void)
 }
 
 size_t ck_idle_bytes(void) { return idle_bytes; }
+
+long ck_fail(long count)
+{
+    const long left = until_failure;
+    until_failure = count;
+    return left;
+}

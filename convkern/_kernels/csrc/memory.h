@@ -18,5 +18,7 @@ void ck_give(void *block);
 /* Return all idle blocks to the system. */
 void ck_release_idle(void);
 size_t ck_idle_bytes(void);
+/* For tests: refuse the block that is `count` from now, 0 for none; return what was left of that. */
+long ck_fail(long count);
 
 #endif

@@ -1,0 +1,209 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=False
+"""The gradient of the weight of a 1x1 window: a matrix product over the pixels.
+
+    dw[k][c] = sum over pixels p of g[p][k] * x[p][c]
+
+It runs on the tile of the convolution: channels take the place of pixels, and a chunk of
+pixels that of the channels which are summed over.  For that a chunk of x is packed as rows of
+one channel each, and one of g as panels whose rows are a block of filters.
+"""
+
+from libc.string cimport memset
+
+cimport numpy as cnp
+
+from convkern._kernels.core cimport (
+    CK_FIRST,
+    CK_MAX_VECTORS,
+    Axis,
+    Block,
+    Images,
+    block_of,
+    ceil_div,
+    ck_chunk,
+    ck_kernels,
+    ck_tile_layout,
+    give,
+    images_of,
+    kernels_of,
+    run,
+    take,
+)
+
+cnp.import_array()
+
+cdef enum:
+    PIXELS = 256   # of a chunk: products summed in registers, as in the convolution
+    SIDE = 256     # channels, and filters, of an item: they share what it packs
+    ITEMS = 16     # wanted for the threads' sake
+    ROW = PIXELS + 16  # of packed x: a line more, so that not all fall into the same cache sets
+
+cdef struct PointwiseJob:
+    const ck_kernels *kernels
+    Images x, g
+    bint planes       # they are contiguous NCHW, and a pixel one element
+    bint flat         # all pixels of an image are one step apart
+    Axis h, w
+    Py_ssize_t channels, out_channels, groups, vectors, blocks
+    Py_ssize_t pixels, total  # of an image, of all images
+    # An item: a slice of the pixels, which has a sum of its own, a group, some channels and blocks.
+    Py_ssize_t slices, ranges, block_ranges
+    char *dw          # (slice, group, block, channel, filter)
+    Py_ssize_t dw_slice
+    char *grad_weight
+
+
+cdef Py_ssize_t together(const PointwiseJob *job, Py_ssize_t pixel, Py_ssize_t stop) noexcept nogil:
+    """Count the pixels from one on, before `stop`, that lie one step apart in x and in g."""
+    if job.flat:
+        return min(stop, (pixel // job.pixels + 1) * job.pixels) - pixel
+    return min(stop, (pixel // job.w.out + 1) * job.w.out) - pixel
+
+
+cdef void pack(const PointwiseJob *job, const Images *images, const Axis *h, const Axis *w,
+               bint across, Py_ssize_t pixel, Py_ssize_t count, Py_ssize_t first,
+               Py_ssize_t channels, char *packed, Py_ssize_t row) noexcept nogil:
+    """Copy some channels of `count` pixels: each into a row, or `across` from row to row.
+
+    h and w tell the size of the images and how far the window moves on them.
+    """
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, place = pixel % job.pixels, plane = h.size * w.size, c
+    cdef Py_ssize_t at = (place // job.w.out * h.stride * w.size + place % job.w.out * w.stride)
+    cdef const char *src = images.data + pixel // job.pixels * images.image * size
+    if not job.planes:
+        src += (place // job.w.out * h.stride * images.row
+                + place % job.w.out * w.stride * images.column + first) * size
+        if across:
+            kernels.copy_rows(src, w.stride * images.column, count, channels, packed, row)
+        else:
+            kernels.transpose(src, w.stride * images.column, packed, row, count, channels)
+        return
+    src += (first * plane + at) * size
+    if across:
+        if channels < row:
+            memset(packed, 0, <size_t>(count * row * size))
+        kernels.transpose(src, plane, packed, row, channels, count)
+        return
+    for c in range(channels):
+        kernels.gather_row(src + c * plane * size, w.stride, 0, count, packed + c * row * size,
+                           count)
+
+
+cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One slice of the pixels, group, range of channels and of blocks of filters."""
+    cdef const PointwiseJob *job = <const PointwiseJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, index, tile, tiles, c, c_stop
+    cdef Py_ssize_t part = item % job.slices, pixel, stop, chunk, count, done, first_block, last_block
+    cdef Py_ssize_t end = job.total * (part + 1) // job.slices
+    pixel = job.total * part // job.slices
+    item //= job.slices
+    cdef Py_ssize_t begin = job.channels * (item % job.ranges) // job.ranges
+    cdef Py_ssize_t channels = job.channels * (item % job.ranges + 1) // job.ranges - begin
+    item //= job.ranges
+    first_block = job.blocks * (item % job.block_ranges) // job.block_ranges
+    last_block = job.blocks * (item % job.block_ranges + 1) // job.block_ranges
+    cdef Py_ssize_t group = item // job.block_ranges, first
+    cdef char *panel = scratch + channels * ROW * size
+    cdef char *zeros = panel + CK_MAX_VECTORS * lanes * PIXELS * size
+    cdef char *dw
+    cdef Axis dense_h = Axis(job.h.out, job.h.out, 1, 1, 0, 1)
+    cdef Axis dense_w = Axis(job.w.out, job.w.out, 1, 1, 0, 1)
+    cdef Block block
+    cdef ck_tile_layout layout
+    cdef ck_chunk sums
+    memset(&layout, 0, sizeof(layout))
+    memset(zeros, 0, <size_t>(CK_MAX_VECTORS * lanes * size))
+    layout.tail, layout.x_pixel = <int>lanes, ROW
+    sums.rows = sums.columns = 1
+    sums.ahead, sums.ahead_step, sums.flags = scratch, 0, CK_FIRST
+    while pixel < end:
+        stop = min(end, pixel + PIXELS)
+        sums.run = chunk = stop - pixel
+        done = 0
+        while done < chunk:
+            count = together(job, pixel + done, stop)
+            pack(job, &job.x, &job.h, &job.w, False, pixel + done, count,
+                 group * job.channels + begin, channels, scratch + done * size, ROW)
+            done += count
+        for index in range(first_block, last_block):
+            block = block_of(kernels, job.vectors, job.blocks, index)
+            first = group * job.out_channels + block.first
+            done = 0
+            while done < chunk:
+                count = together(job, pixel + done, stop)
+                pack(job, &job.g, &dense_h, &dense_w, True, pixel + done, count, first,
+                     min(block.width, job.out_channels - block.first),
+                     panel + done * block.width * size, block.width)
+                done += count
+            layout.out_pixel = block.width
+            dw = job.dw + (part * job.dw_slice + (group * job.vectors * lanes + block.first)
+                           * job.channels + begin * block.width) * size
+            tiles = ceil_div(channels, kernels.max_pixels[block.vectors])
+            c = 0
+            for tile in range(tiles):
+                c_stop = channels * (tile + 1) // tiles
+                kernels.tile[block.vectors][c_stop - c](
+                    &layout, &sums, scratch + c * ROW * size, panel, zeros,
+                    dw + c * block.width * size)
+                c = c_stop
+        sums.flags = 0
+        pixel = stop
+
+
+cdef void store_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Add up the slices of one block of filters, and bring it into the order of the weight."""
+    cdef const PointwiseJob *job = <const PointwiseJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Block block = block_of(kernels, job.vectors, job.blocks, item % job.blocks)
+    cdef Py_ssize_t group = item // job.blocks, size = kernels.itemsize, part
+    cdef char *dw = job.dw + (group * job.vectors * kernels.lanes + block.first) * job.channels * size
+    for part in range(1, job.slices):
+        kernels.add(dw + part * job.dw_slice * size, dw, block.width * job.channels)
+    kernels.transpose(dw, block.width,
+                      job.grad_weight + (group * job.out_channels + block.first) * job.channels * size,
+                      job.channels, job.channels, min(block.width, job.out_channels - block.first))
+
+
+cdef int pointwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, Axis h,
+                                   Axis w, Py_ssize_t groups, bint channels_last,
+                                   int threads) except -1:
+    """Write the gradient of a 1x1 weight into grad_weight; no window hangs over an edge.
+
+    Arrays are channels-last, or contiguous NCHW.
+    """
+    cdef PointwiseJob job
+    cdef const ck_kernels *kernels = kernels_of(x)
+    cdef Py_ssize_t size = kernels.itemsize, widest = CK_MAX_VECTORS, items, channels
+    while kernels.max_pixels[widest] == 0:
+        widest -= 1
+    job.kernels, job.groups, job.h, job.w = kernels, groups, h, w
+    job.x, job.g, job.planes = images_of(x), images_of(grad), not channels_last
+    job.channels, job.out_channels = x.shape[1] // groups, grad.shape[1] // groups
+    job.vectors = ceil_div(job.out_channels, kernels.lanes)
+    job.blocks = ceil_div(job.vectors, widest)
+    job.pixels = h.out * w.out
+    job.flat = h.stride == 1 and w.stride == 1 and (job.planes or (
+        job.x.row == w.size * job.x.column and job.g.row == w.out * job.g.column))
+    job.total = x.shape[0] * job.pixels
+    job.ranges, job.block_ranges = ceil_div(job.channels, SIDE), ceil_div(job.out_channels, SIDE)
+    job.block_ranges = min(job.block_ranges, job.blocks)
+    items = groups * job.ranges * job.block_ranges
+    # All of it follows from the shape, so that the sums do not depend on the threads.
+    job.slices = max(1, min(ceil_div(ITEMS, items), ceil_div(job.total, PIXELS)))
+    job.dw_slice = groups * job.vectors * kernels.lanes * job.channels
+    job.grad_weight = <char *>cnp.PyArray_DATA(grad_weight)
+    channels = ceil_div(job.channels, job.ranges)
+    cdef size_t scratch = <size_t>(
+        (channels * ROW + CK_MAX_VECTORS * kernels.lanes * (PIXELS + 1)) * size)
+    cdef double work = 2.0 * job.total * job.channels * job.out_channels * groups
+    job.dw = take(<size_t>(job.slices * job.dw_slice * size))
+    try:
+        run(pointwise_item, &job, items * job.slices, work / (items * job.slices), threads, scratch)
+        run(store_item, &job, groups * job.blocks,
+            4.0 * widest * kernels.lanes * job.channels * job.slices, threads, 0)
+    finally:
+        give(job.dw)
+    return 0
