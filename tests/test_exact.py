@@ -1,5 +1,7 @@
 """Bit-for-bit results: with small integers every float sum is exact, so nothing may differ."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from convkern import functional, num_threads, reference
 from .memory import guarded
 
 DTYPES = (np.float32, np.float64)
-SHAPES = 10_000
+SHAPES = int(os.environ.get("CONVKERN_TEST_SHAPES", "10000"))
 
 
 def integers(rng, shape, dtype, most=8):

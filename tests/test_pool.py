@@ -5,9 +5,10 @@ import pytest
 
 from convkern import functional, num_threads, reference
 
+from . import test_exact
 from .test_exact import DTYPES, integers, random_layout, random_size
 
-SHAPES = 3000
+SHAPES = min(3000, test_exact.SHAPES)
 
 
 def any_layout(rng, x):
