@@ -91,6 +91,18 @@ def test_random_shapes(monkeypatch, outputs):
             assert (y.strides == convert(y).strides) and got[0].strides == convert(got[0]).strides
 
 
+@pytest.mark.parametrize("outputs", (2, 5))
+def test_rows_of_many_tiles(monkeypatch, outputs):
+    """A row of tiles of planes is cut into pieces if it is very long."""
+    only(monkeypatch, outputs)
+    rng = np.random.default_rng(8)
+    x, w = normal(rng, 2, 3, 7, 300 * outputs - 1), normal(rng, 5, 3, 3, 3)
+    exact = reference.conv2d(*wide(x, w), padding=1)
+    for threads in (1, 3):
+        with num_threads(threads):
+            assert error(conv2d(x, w, padding=1, algorithm="winograd"), exact) < HIGH
+
+
 @pytest.mark.parametrize("convert", (np.ascontiguousarray, to_channels_last))
 def test_strided_windows_by_blocks_of_pixels(monkeypatch, convert):
     """Forward and back, and wherever it can be done, however little it is worth."""

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = Path("convkern", "_kernels")
 #: The least share of faults that must be caught.
 WANTED = 0.95
-#: A run of the tests that takes longer than this many seconds has no end.
+#: A file of tests that takes longer than this many seconds has no end.
 PATIENCE = 900
 #: Fewer random shapes and calls than usual, and two threads: some faults are those of sharing.
 ENVIRONMENT = {"CONVKERN_TEST_SHAPES": "400", "CONVKERN_NUM_THREADS": "2"}
@@ -870,15 +870,19 @@ class Tree:
             timeout=PATIENCE,
         )
 
-    def test(self, tests: list[str]) -> str:
-        """Run tests until one fails; return how it fails, or an empty string."""
+    def test(self, files: list[str]) -> str:
+        """Run files of tests until one fails; return how it fails, or an empty string."""
+        return next(filter(None, map(self.test_file, files)), "")
+
+    def test_file(self, file: str) -> str:
+        """Run one file of tests until one of them fails."""
         options = ["-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
         try:
-            done = self.run(*options, *tests)
+            done = self.run(*options, file)
         except subprocess.TimeoutExpired:
-            return f"no end in {PATIENCE} s"
+            return f"{file}: no end in {PATIENCE} s"
         if done.returncode < 0:
-            return f"killed by signal {-done.returncode}"
+            return f"{file}: killed by signal {-done.returncode}"
         if done.returncode == 0:
             return ""
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
