@@ -18,10 +18,11 @@ from convkern import _kernels, functional, set_float32_precision
 
 from .calls import answer, arguments, floating, generate, in_float64, in_magnitude
 from .registry import OPERATORS
+from .test_exact import SHAPES
 from .torch_calls import torch_call
 from .window_operators import winograd_window
 
-CALLS = 5000 if _kernels.isa == _kernels.isa_names()[-1] else 500
+CALLS = min(5000 if _kernels.isa == _kernels.isa_names()[-1] else 500, SHAPES)
 #: Operators whose results are elements of the input: a zero keeps its sign.
 MOVING = ("im2col", "max_pool2d", "max_unpool2d", "flatten", "max_pool_channels")
 #: Operators of which nothing has the layout of an image.

@@ -220,6 +220,37 @@ def test_special_values():
         )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_of_many_items(dtype):
+    """Planes, rows and lists of elements so long that they are cut, the last part being short."""
+    rng = np.random.default_rng(3)
+    tolerance = 1e-4 if dtype == np.float32 else 1e-11
+    for shape in ((2, 5, 130, 131), (5, 7, 40, 41), (40_000, 3)):
+        x, g = (rng.standard_normal((2, *shape)) + 3).astype(dtype)
+        mean, bias = rng.standard_normal((2, shape[1])).astype(dtype)
+        given, exact = (mean, mean**2), (mean.astype(float), mean.astype(float) ** 2)
+        y = functional.batch_norm(x, *given, None, bias, True)
+        expected = reference.batch_norm(x, *exact, None, bias, True)
+        for mine, true in zip((y, *given), (expected, *exact), strict=True):
+            np.testing.assert_allclose(mine, true, tolerance, tolerance)
+        dx, dw, db = functional.batch_norm_backward(g, x, None, None, np.ones_like(bias), True)
+        axes = (0, *range(2, x.ndim))
+        normal = reference.batch_norm(x, None, None, training=True)
+        products = (g * normal).mean(axes, keepdims=True)
+        deviation = np.sqrt(x.astype(float).var(axes, keepdims=True) + 1e-5)
+        true = (g - g.astype(float).mean(axes, keepdims=True) - normal * products) / deviation
+        np.testing.assert_allclose(dx, true, tolerance, tolerance)
+        np.testing.assert_allclose(dw, (g * normal).sum(axes), tolerance, 100 * tolerance)
+        np.testing.assert_allclose(db, g.sum(axes, float), tolerance)
+        y = functional.activation.add(x, -g, "relu")
+        np.testing.assert_array_equal(y, np.maximum(x - g, 0))
+    x, g = rng.standard_normal((2, 1001, 10)).astype(dtype)
+    y = functional.softmax(x)
+    np.testing.assert_allclose(y, reference.softmax(x), tolerance)
+    got, true = functional.softmax_backward(g, y), y * (g - (g * y).sum(1, keepdims=True))
+    np.testing.assert_allclose(got, true, tolerance, tolerance)
+
+
 @pytest.mark.parametrize("channels_last", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_for_every_thread_count(dtype, channels_last):

@@ -1,5 +1,7 @@
 """Bit-for-bit results: with small integers every float sum is exact, so nothing may differ."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,41 @@ def test_conv2d_backward(dtype):
         for wanted, mine, whole in zip(mask, part, got, strict=True):
             assert (mine is not None) == wanted
             assert mine is None or mine.tobytes() == whole.tobytes(), message
+
+
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_depthwise_with_every_stride(dtype, channels_last):
+    """Some strides of three columns have a kernel of their own, and rows are done by eights."""
+    rng = np.random.default_rng(0)
+    for stride, dilation, columns in itertools.product((1, 2, 3, 4), (1, 2, 3), (2, 3)):
+        for channels in (1, 9, 17):
+            x = integers(rng, (1, channels, 14, 43), dtype)
+            x = functional.to_channels_last(x) if channels_last else x
+            w = integers(rng, (channels, 1, 3, columns), dtype)
+            window = (stride, 2, dilation, channels)
+            y = functional.conv2d(x, w, None, *window)
+            expected = reference.conv2d(x, w, None, *window)
+            np.testing.assert_array_equal(y, expected, f"{w.shape} {window}")
+
+
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv2d_of_many_channels(dtype, channels_last):
+    """Sums of several chunks, in which a chunk is less than the channels of a tap."""
+    for channels, kernel in ((257, 1), (514, 2), (775, 3), (301, 3)):
+        rng = np.random.default_rng(channels)
+        x = integers(rng, (2, channels, 5, 6), dtype)
+        x = functional.to_channels_last(x) if channels_last else x
+        w, bias = integers(rng, (19, channels, kernel, kernel), dtype), integers(rng, 19, dtype)
+        options = {"padding": kernel // 2, "activation": "relu"}
+        y = functional.conv2d(x, w, bias, algorithm="direct", **options)
+        np.testing.assert_array_equal(y, reference.conv2d(x, w, bias, **options), f"{w.shape}")
+        grad = integers(rng, y.shape, dtype)
+        got = functional.conv2d_backward(grad, x, w, padding=kernel // 2, algorithm="direct")
+        expected = reference.conv2d_backward(grad, x, w, padding=kernel // 2)
+        for mine, true in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(mine, true, f"{w.shape}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -230,6 +267,17 @@ def test_same_bits_for_every_thread_count_and_batch(dtype, channels_last):
         np.testing.assert_allclose(functional.linear(features[n], matrix), first[3][n], 0, scale)
 
 
+def test_a_long_call_is_its_parts():
+    """Work of more than 10^9 operations a thread is interrupted to look for signals."""
+    rng = np.random.default_rng(3)
+    x, w = integers(rng, (8, 64, 58, 58), np.float32), integers(rng, (64, 64, 3, 3), np.float32)
+    y = np.full((8, 64, 56, 56), np.nan, np.float32)
+    with num_threads(1):
+        parts = [functional.conv2d(x[n : n + 1], w, algorithm="direct") for n in range(8)]
+        functional.conv2d(x, w, algorithm="direct", out=y)
+    np.testing.assert_array_equal(y, np.concatenate(parts))
+
+
 @pytest.mark.parametrize("at_end", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reads_stay_inside_the_arrays(dtype, at_end):
@@ -240,12 +288,15 @@ def test_reads_stay_inside_the_arrays(dtype, at_end):
             nchw = guarded(integers(rng, (1, channels, 6, width), dtype), at_end)
             w = guarded(integers(rng, (19, channels, 3, 3), dtype), at_end)
             depthwise = guarded(integers(rng, (channels, 1, 3, 3), dtype), at_end)
+            pointwise = guarded(integers(rng, (19, channels, 1, 1), dtype), at_end)
             bias = guarded(integers(rng, 19, dtype), at_end)
             for x in (nhwc.transpose(0, 3, 1, 2), nchw):
                 for stride, padding in ((1, 1), (2, 0), (1, (2, 0))):
                     y = functional.conv2d(x, w, bias, stride, padding, algorithm="direct")
                     expected = reference.conv2d(x, w, bias, stride, padding)
                     np.testing.assert_array_equal(y, expected)
+                y = functional.conv2d(x, pointwise, algorithm="direct")
+                np.testing.assert_array_equal(y, reference.conv2d(x, pointwise))
                 y = functional.conv2d(x, depthwise, padding=1, groups=channels)
                 expected = reference.conv2d(x, depthwise, padding=1, groups=channels)
                 np.testing.assert_array_equal(y, expected)

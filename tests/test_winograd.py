@@ -92,6 +92,38 @@ def test_random_shapes(monkeypatch, outputs):
             assert (y.strides == convert(y).strides) and got[0].strides == convert(got[0]).strides
 
 
+@pytest.mark.parametrize("outputs", (2, 5))
+def test_rows_of_many_tiles(monkeypatch, outputs):
+    """A row of tiles of planes is cut into pieces if it is very long."""
+    only(monkeypatch, outputs)
+    rng = np.random.default_rng(8)
+    x, w = normal(rng, 2, 3, 7, 300 * outputs - 1), normal(rng, 5, 3, 3, 3)
+    exact = reference.conv2d(*wide(x, w), padding=1)
+    for threads in (1, 3):
+        with num_threads(threads):
+            assert error(conv2d(x, w, padding=1, algorithm="winograd"), exact) < HIGH
+
+
+@pytest.mark.parametrize("convert", (np.ascontiguousarray, to_channels_last))
+def test_strided_windows_by_blocks_of_pixels(monkeypatch, convert):
+    """Forward and back, and wherever it can be done, however little it is worth."""
+    monkeypatch.setattr(algorithm, "winograd_cost", lambda *_: 0.0)
+    monkeypatch.setattr(algorithm, "PHASES_GRADIENT", 0.0)
+    rng = np.random.default_rng(7)
+    for kernel, stride, C in ((11, 4, 3), (9, 4, 1), (17, 4, 4), (5, 2, 7), (10, 2, 3), (8, 3, 2)):
+        for padding in (0, 1, ((3, 0), (2, 5)), 6):
+            x, w = normal(rng, 2, C, 25, 38), normal(rng, 19, C, kernel, kernel)
+            b, where = normal(rng, 19), {"stride": stride, "padding": padding}
+            exact = reference.conv2d(*wide(x, w, b), **where)
+            note = f"{x.shape} {w.shape} {where}"
+            assert error(conv2d(convert(x), w, b, **where), exact) < HIGH, note
+            g = normal(rng, *exact.shape)
+            exact_gradients = reference.conv2d_backward(*wide(g, x, w), **where)
+            got = conv2d_backward(convert(g), convert(x), w, **where)
+            for mine, true in zip(got, exact_gradients, strict=True):
+                assert error(mine, true) < HIGH, note
+
+
 @pytest.mark.parametrize("level", ("high", "highest"))
 def test_errors_over_the_shape_list(level):
     """Forward and both gradients; the channels are what the error depends on, the image is cut."""

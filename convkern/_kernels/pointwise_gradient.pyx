@@ -185,7 +185,8 @@ cdef int pointwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray 
     job.vectors = ceil_div(job.out_channels, kernels.lanes)
     job.blocks = ceil_div(job.vectors, widest)
     job.pixels = h.out * w.out
-    job.flat = h.stride == 1 and w.stride == 1 and (job.planes or (
+    # A transposed convolution may have pixels at the end of a row that no window reaches.
+    job.flat = h.stride == 1 and w.stride == 1 and w.size == w.out and (job.planes or (
         job.x.row == w.size * job.x.column and job.g.row == w.out * job.g.column))
     job.total = x.shape[0] * job.pixels
     job.ranges, job.block_ranges = ceil_div(job.channels, SIDE), ceil_div(job.out_channels, SIDE)

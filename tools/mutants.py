@@ -1,0 +1,956 @@
+"""Plant faults in the kernels, one at a time, and see whether the tests notice them.
+
+    python tools/mutants.py                # all faults, about 20 seconds each
+    python tools/mutants.py --only pool    # those whose file or description says so
+    python tools/mutants.py --list
+
+The tree is copied to a temporary folder and built there with one instruction set and little
+optimisation.  A fault replaces a text that occurs once in its file, so that a change of the kernel
+asks for a look at its fault; then its module is built and the tests run, those of its operator
+first, until one fails.  A crash and a run without end count as caught, a fault that cannot be built
+does not.  Without any fault all tests must pass.  The exit status is 1 if fewer than 95 % are
+caught.  It needs what the tests need, best with torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = Path("convkern", "_kernels")
+#: The least share of faults that must be caught.
+WANTED = 0.95
+#: A file of tests that takes longer than this many seconds has no end.
+PATIENCE = 900
+#: Fewer random shapes and calls than usual, and two threads: some faults are those of sharing.
+#: Waiting threads sleep, as the processors may have other work.
+ENVIRONMENT = {
+    "CONVKERN_TEST_SHAPES": "400",
+    "CONVKERN_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "passive",
+}
+
+#: All tests of a fault, in this order but for those that `FIRST` names for its file.
+TESTS = [
+    "tests/test_exact.py",
+    "tests/test_pool.py",
+    "tests/test_winograd.py",
+    "tests/test_training.py",
+    "tests/test_functional.py",
+    "tests/test_dense.py",
+    "tests/test_properties.py",
+    "tests/test_freeze.py",
+    "tests/test_against_torch.py",
+]
+_POOL = ["tests/test_pool.py", "tests/test_exact.py"]
+_DENSE = ["tests/test_dense.py"]
+_OPTIMIZER = ["tests/test_training.py"]
+_WINOGRAD = ["tests/test_winograd.py"]
+FIRST = {
+    "pool.inc": _POOL,
+    "pool.pyx": _POOL,
+    "activation.inc": _DENSE,
+    "activation.pyx": _DENSE,
+    "channels.inc": _DENSE,
+    "channels.pyx": _DENSE,
+    "optimizer.inc": _OPTIMIZER,
+    "optimizer.pyx": _OPTIMIZER,
+    "winograd.inc": _WINOGRAD,
+    "winograd.pyx": _WINOGRAD,
+    "winograd_gradient.pyx": _WINOGRAD,
+    "blocks.pyx": _WINOGRAD,
+}
+
+
+class Fault(NamedTuple):
+    """One wrong line: its file, what stands there, what is put there, what is wrong with that."""
+
+    file: str
+    old: str
+    new: str
+    what: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file stands in the tree."""
+        return KERNELS / self.file if self.file.endswith(".pyx") else KERNELS / "csrc" / self.file
+
+    @property
+    def module(self) -> str:
+        """The extension module that is built of it."""
+        return self.file.removesuffix(".pyx") if self.file.endswith(".pyx") else "core"
+
+    @property
+    def tests(self) -> list[str]:
+        """What is run, most likely to fail first."""
+        first = FIRST.get(self.file, [])
+        return first + [test for test in TESTS if test not in first]
+
+
+FAULTS = [
+    # ------------------------------------------------------------ conv.inc
+    Fault(
+        "conv.inc",
+        "vec a = v_set1((base[i / 3] + (i % 3) * x_pixel)[k]);",
+        "vec a = v_set1((base[i / 3] + (i % 2) * x_pixel)[k]);",
+        "the third pixel of a base pointer is its first",
+    ),
+    Fault(
+        "conv.inc",
+        ": v_load(bias + j * VL);",
+        ": v_load(bias);",
+        "every vector of channels gets the bias of the first",
+    ),
+    Fault(
+        "conv.inc",
+        "ptrdiff_t k = chunk->run;",
+        "ptrdiff_t k = chunk->run & ~(ptrdiff_t)3;",
+        "the last one to three products of a run are lost",
+    ),
+    Fault(
+        "conv.inc",
+        "v_store_n(out + i * out_pixel + j * VL, acc[i][j], j < NV - 1 ? VL : tail);",
+        "v_store_n(out + i * out_pixel + j * VL, acc[i][j], VL);",
+        "the last vector is stored whole, over the next pixel",
+    ),
+    Fault(
+        "conv.inc",
+        "if ((chunk->flags & CK_LAST) && layout->activation != CK_IDENTITY) {",
+        "if (layout->activation != CK_IDENTITY) {",
+        "the activation is applied to partial sums",
+    ),
+    Fault(
+        "conv.inc",
+        "acc[i][j] += v_load_n(out + i * out_pixel + j * VL, j < NV - 1 ? VL : tail);",
+        "acc[i][j] += v_load_n(out + i * out_pixel, j < NV - 1 ? VL : tail);",
+        "a later chunk adds to the first vector of the outputs",
+    ),
+    Fault(
+        "conv.inc",
+        "const real *xp = x + r * layout->x_row, *gp = g + r * layout->g_row;",
+        "const real *xp = x + r * layout->x_row, *gp = g + r * layout->x_row;",
+        "rows of gradients are as far apart as those of pixels",
+    ),
+    Fault(
+        "conv.inc",
+        "v_store(d, v_load(d) + acc[i][j]);",
+        "v_store(d, acc[i][j]);",
+        "products replace the gradient of the weight instead of being added",
+    ),
+    Fault(
+        "conv.inc",
+        "depthwise_outer(1, t, x + c, g + c, dw + c, channels - c < VL ? channels - c : VL);",
+        "depthwise_outer(1, t, x + c, g, dw + c, channels - c < VL ? channels - c : VL);",
+        "the last channels take the gradients of the first",
+    ),
+    Fault(
+        "conv.inc",
+        "for (int j = 0; j < (PIXELS - 1) * STRIDE + COLUMNS; j++) {",
+        "for (int j = 0; j < (PIXELS - 1) * STRIDE + COLUMNS - 1; j++) {",
+        "the last tap of a block's last pixel is skipped",
+    ),
+    Fault(
+        "conv.inc",
+        "if (c < t->channels)",
+        "if (c + 1 < t->channels)",
+        "a single channel behind whole vectors is forgotten",
+    ),
+    Fault(
+        "conv.inc",
+        "else if (t->columns == 3 && t->x_pixel == 2 * t->x_column)",
+        "else if (t->columns == 3 && t->x_pixel == 3 * t->x_column)",
+        "a stride of 3 is taken for one of 2",
+    ),
+    Fault(
+        "conv.inc",
+        "acc[i] = v_fma(v_load(tap + i * t->x_step), b, acc[i]);",
+        "acc[i] = v_fma(v_load(tap + i * t->x_tap), b, acc[i]);",
+        "rows of outputs are as far apart as rows of taps: stride and dilation swapped",
+    ),
+    Fault(
+        "conv.inc",
+        "i -= 4, x += 4 * t->x_step, out += 4 * t->columns;",
+        "i -= 4, out += 4 * t->columns;",
+        "the rows behind a block of four read from its beginning",
+    ),
+    # ------------------------------------------------------------ columns.inc
+    Fault(
+        "columns.inc",
+        "span = 4 * lanes - 3;",
+        "span = 4 * lanes - 4;",
+        "every fourth element: the last one is lost",
+    ),
+    Fault(
+        "columns.inc",
+        "for (ptrdiff_t i = end; i < n; i++)",
+        "for (ptrdiff_t i = end + 1; i < n; i++)",
+        "the first element in the right padding is not filled",
+    ),
+    Fault(
+        "columns.inc",
+        "left > 0 ? v_load_n(src + i, least(left, VL)) : (vec){0};",
+        "left > 0 ? v_load(src + i) : (vec){0};",
+        "a row is read beyond its end",
+    ),
+    Fault(
+        "columns.inc",
+        "dst[stride * i] += src[i];",
+        "dst[stride * i] = src[i];",
+        "col2im replaces instead of adding where the stride is not 1",
+    ),
+    Fault(
+        "columns.inc",
+        "memcpy(dst, src, 4 * sizeof(real));",
+        "memcpy(dst, src, 3 * sizeof(real));",
+        "a block of four pixels loses its last",
+    ),
+    # ------------------------------------------------------------ dense.inc
+    Fault(
+        "dense.inc",
+        "(vec){0} : partial[i * NR + j];",
+        "(vec){0} : partial[j * MR + i];",
+        "partial sums come back with rows and columns swapped",
+    ),
+    Fault(
+        "dense.inc",
+        "const ptrdiff_t left = layout->length - k, n = left < VL ? left : VL;",
+        "const ptrdiff_t n = VL;",
+        "dot products go on beyond the end",
+    ),
+    Fault(
+        "dense.inc",
+        "(bias ? bias[j] : 0);",
+        "(bias ? bias[0] : 0);",
+        "four outputs get the bias of the first",
+    ),
+    Fault(
+        "dense.inc",
+        "transpose_block(s, src_row, d, dst_row, r < VL ? r : VL, c < VL ? c : VL);",
+        "transpose_block(s, src_row, d, dst_row, c < VL ? c : VL, r < VL ? r : VL);",
+        "a block at the edge is transposed with its sizes swapped",
+    ),
+    Fault(
+        "dense.inc",
+        "if (k < c && offsets[j + k] >= 0)",
+        "if (k + 1 < c && offsets[j + k] >= 0)",
+        "the last tap of the weights is not packed",
+    ),
+    # ------------------------------------------------------------ pool.inc
+    Fault(
+        "pool.inc",
+        "v_greater(v, *max) | v_unordered(v, v);",
+        "v_greater(v, *max);",
+        "NaN is no maximum",
+    ),
+    Fault(
+        "pool.inc",
+        "const choice take = ordered ? v_greater(v, *max) :",
+        "const choice take = ordered ? ~v_greater(*max, v) :",
+        "the last of equal maxima wins",
+    ),
+    Fault(
+        "pool.inc",
+        "where = load_offsets(t.first + i);",
+        "where = load_offsets(t.first);",
+        "all vectors of a row begin with the offsets of the first",
+    ),
+    Fault(
+        "pool.inc",
+        "i + VL <= t.width ? i : t.width - VL, VL, out, indices, index);",
+        "i, VL, out, indices, index);",
+        "the last vector of a row hangs over its end",
+    ),
+    Fault(
+        "pool.inc",
+        "real *odd = dst + (left + 1) % 2 * length + (left + 1) / 2;",
+        "real *odd = dst + (left + 1) % 2 * length + left / 2;",
+        "odd elements are one off where the padding is odd",
+    ),
+    Fault(
+        "pool.inc",
+        "fill_least(phase, rows, row, end, used);",
+        "fill_least(phase, rows, row, end + 1, used);",
+        "the first element in the right padding is not filled",
+    ),
+    Fault(
+        "pool.inc",
+        "*place = add ? *place + src[c] : src[c];",
+        "*place = src[c];",
+        "gradients of overlapping windows are not added up",
+    ),
+    Fault(
+        "pool.inc",
+        "ready = next;",
+        "ready = next + 1;",
+        "some places are not zeroed",
+    ),
+    Fault(
+        "pool.inc",
+        "out[i] += first[i] + s < past[i] ? sum : 0;",
+        "out[i] += first[i] + s <= past[i] ? sum : 0;",
+        "a box has one column too many",
+    ),
+    Fault(
+        "pool.inc",
+        "if (r == 0 || begin[r] != begin[r - 1] || end[r] != end[r - 1])",
+        "if (r == 0 || begin[r] != begin[r - 1])",
+        "a box that begins like the one above has no column sums",
+    ),
+    # ------------------------------------------------------------ winograd.inc
+    Fault(
+        "winograd.inc",
+        "const int inside = j >= patch->first && j < patch->last; \\",
+        "const int inside = j >= patch->first && j <= patch->last; \\",
+        "the first column of the right padding is not zero",
+    ),
+    Fault(
+        "winograd.inc",
+        "if (j < target->columns) \\",
+        "if (j < TO) \\",
+        "tiles at the right edge write into the next row",
+    ),
+    Fault(
+        "winograd.inc",
+        "const vec shift = bias ? v_load_n(bias + c, lanes) : (vec){0}; \\",
+        "const vec shift = bias ? v_load_n(bias, lanes) : (vec){0}; \\",
+        "every vector of channels gets the bias of the first",
+    ),
+    Fault(
+        "winograd.inc",
+        "activate(y[j] + shift, target->activation, slope), lanes); \\",
+        "y[j] + shift, lanes); \\",
+        "the activation is lost",
+    ),
+    # ------------------------------------------------------------ channels.inc
+    Fault(
+        "channels.inc",
+        "total += j < n - i ? sum[0][j] + last[j] : sum[0][j];",
+        "total += j <= n - i ? sum[0][j] + last[j] : sum[0][j];",
+        "an element behind the last enters the sum of squares",
+    ),
+    Fault(
+        "channels.inc",
+        "sum[0] += sum[1] + (sum[2] + sum[3]);",
+        "sum[0] += sum[1] + sum[2];",
+        "one of four partial sums is lost",
+    ),
+    Fault(
+        "channels.inc",
+        "if (g)\n            g += channels;",
+        "",
+        "all pixels take the gradient of the first",
+    ),
+    Fault(
+        "channels.inc",
+        "const ptrdiff_t before = size / 2;",
+        "const ptrdiff_t before = (size - 1) / 2;",
+        "windows of even size lie one channel off",
+    ),
+    Fault(
+        "channels.inc",
+        "v_store_n(terms + (size - 1) / 2 + c,",
+        "v_store_n(terms + size / 2 + c,",
+        "on the way back windows of even size lie one channel off",
+    ),
+    # ------------------------------------------------------------ activation.inc, kernels.c
+    Fault(
+        "activation.inc",
+        "(scale ? v_load_n(scale + j, n) : v_set1(1))",
+        "(scale ? v_load_n(scale, n) : v_set1(1))",
+        "every vector of columns has the factors of the first",
+    ),
+    Fault(
+        "activation.inc",
+        "p++, x += channels, g += channels, y += channels)",
+        "p++, x += channels, y += channels)",
+        "all pixels take the gradient of the first",
+    ),
+    Fault(
+        "activation.inc",
+        "result = v_select(v <= zero, zero, grad);",
+        "result = v_select(v < zero, zero, grad);",
+        "the gradient passes where the output is zero",
+    ),
+    Fault(
+        "activation.inc",
+        "return sum * v_power_of_two(half) * v_power_of_two(n - half);",
+        "return sum * v_power_of_two(n);",
+        "exponents out of range wrap around",
+    ),
+    Fault(
+        "kernels.c",
+        "return v_select(v < zero, zero, v);",
+        "return v_select(v > zero, v, zero);",
+        "ReLU makes zero of NaN",
+    ),
+    # ------------------------------------------------------------ optimizer.inc
+    Fault(
+        "optimizer.inc",
+        "down = rule->nesterov ? down + speed * kept : speed;",
+        "down = rule->nesterov ? speed * kept : speed;",
+        "Nesterov's step forgets the gradient",
+    ),
+    Fault(
+        "optimizer.inc",
+        "second = v_select(second <= before, before, second);",
+        "second = v_select(second >= before, before, second);",
+        "AMSGrad keeps the smallest square",
+    ),
+    Fault(
+        "optimizer.inc",
+        "g + p * v_set1((real)weight_decay) : g;",
+        "g - p * v_set1((real)weight_decay) : g;",
+        "weights grow instead of decaying",
+    ),
+    # ------------------------------------------------------------ memory.c, core.pyx
+    Fault(
+        "memory.c",
+        "const size_t bytes = (size + LINE + unit - 1) / unit * unit;",
+        "const size_t bytes = (size + unit - 1) / unit * unit;",
+        "a block is one line too small",
+    ),
+    Fault(
+        "core.pyx",
+        "function(job, i, scratch + scratch_bytes * <size_t>threadid())",
+        "function(job, i, scratch)",
+        "threads share their scratch memory",
+    ),
+    Fault(
+        "core.pyx",
+        "            start = stop\n",
+        "            start = stop + 1\n",
+        "after a look at pending signals an item is skipped",
+    ),
+    Fault(
+        "core.pyx",
+        "min(a.kernel, ceil_div(-origin, a.dilation))",
+        "min(a.kernel, -origin // a.dilation)",
+        "a dilated window begins one tap outside the image",
+    ),
+    Fault(
+        "core.pyx",
+        "(image * job.dst_image + start * job.dst_row) * size,",
+        "(image * job.dst_image + start * job.src_row) * size,",
+        "later blocks of a transpose go to wrong rows",
+    ),
+    # ------------------------------------------------------------ conv.pyx, strips.pyx
+    Fault(
+        "conv.pyx",
+        "        if r >= tap_rows:\n",
+        "        if r + row_step >= tap_rows:\n",
+        "a sum of several chunks ends before the last",
+    ),
+    Fault(
+        "conv.pyx",
+        "        chunk.flags = 0\n",
+        "        chunk.flags = CK_FIRST\n",
+        "every chunk begins anew from the bias",
+    ),
+    Fault(
+        "conv.pyx",
+        "e1 = run_length if piece == pieces - 1 else",
+        "e1 = run_length if pieces == 1 else",
+        "of many channels in several pieces the last one to three are lost",
+    ),
+    Fault(
+        "conv.pyx",
+        "cdef const char *bias = job.bias + (group * job.vectors * lanes + block.first) * size",
+        "cdef const char *bias = job.bias + block.first * size",
+        "every group gets the bias of the first",
+    ),
+    Fault(
+        "conv.pyx",
+        "((rows.first * job.w.kernel + columns.first) * job.groups + first) * size",
+        "(rows.first * job.w.kernel * job.groups + first) * size",
+        "depthwise: at the left edge the first tap stands for the first inside",
+    ),
+    Fault(
+        "conv.pyx",
+        "return max(0, (count - 1) * h.stride + (h.kernel - 1) * h.dilation + 1)",
+        "return max(0, (count - 1) * h.stride + h.kernel)",
+        "strips are too short for dilated windows",
+    ),
+    Fault(
+        "conv.pyx",
+        "if job.h.kernel == 1 and job.h.pad == 0 and",
+        "if job.h.kernel == 1 and",
+        "rows of windows of one row ignore the padding",
+    ),
+    Fault(
+        "conv.pyx",
+        "cdef Py_ssize_t rows = ceil_div(job.h.out, job.row_blocks)",
+        "cdef Py_ssize_t rows = job.h.out // job.row_blocks",
+        "scratch memory is a row too small where rows are not shared out evenly",
+    ),
+    Fault(
+        "conv.pyx",
+        "(part.first_row * out.row + part.first_column * out.column",
+        "(part.first_row * out.column + part.first_column * out.row",
+        "phases of a stride go to transposed places",
+    ),
+    Fault(
+        "strips.pyx",
+        "kernels.transpose(strip + y * width * pixel * size, pixel,",
+        "kernels.transpose(strip + y * width * channels * size, pixel,",
+        "rows of outputs are read without their padding",
+    ),
+    Fault(
+        "strips.pyx",
+        "first * plane + region.top * planes.row + region.left) * size\n    if area",
+        "first * plane + region.top * planes.row) * size\n    if area",
+        "strips always begin at the left edge",
+    ),
+    # ------------------------------------------------------------ planes.pyx, planes_gradient.pyx
+    Fault(
+        "planes.pyx",
+        "y = row * job.h.stride + r * job.h.dilation - job.h.pad",
+        "y = row * job.h.stride + r - job.h.pad",
+        "rows of taps are not dilated",
+    ),
+    Fault(
+        "planes.pyx",
+        "moved(bias, row * size) if layout.bias_by_pixel else zeros,",
+        "moved(bias, 0) if layout.bias_by_pixel else zeros,",
+        "every tile of filters gets the bias of the first",
+    ),
+    Fault(
+        "planes.pyx",
+        "layout.tail = <int>min(lanes, job.pixels - column - (vectors - 1) * lanes)",
+        "layout.tail = <int>lanes",
+        "the last vector of a plane is stored whole, over the next plane",
+    ),
+    Fault(
+        "planes.pyx",
+        "    memset(zeros, 0, <size_t>(job.width * size))\n",
+        "",
+        "what stands for a missing bias is not cleared",
+    ),
+    Fault(
+        "planes.pyx",
+        "<size_t>(((job.group * job.chunk + 1) * job.width + line) * kernels.itemsize))",
+        "<size_t>((job.group * job.chunk * job.width + line) * kernels.itemsize))",
+        "scratch memory is a row too small",
+    ),
+    Fault(
+        "planes_gradient.pyx",
+        "flags = (CK_FIRST if chunk == first else 0)",
+        "flags = (CK_FIRST if chunk == 0 else 0)",
+        "later slices begin from what was in memory",
+    ),
+    Fault(
+        "planes_gradient.pyx",
+        "for part in range(1, job.slices):",
+        "for part in range(2, job.slices):",
+        "the second slice is lost",
+    ),
+    Fault(
+        "planes_gradient.pyx",
+        "partial + (i * taps + rows * j) * vector,",
+        "partial + (i * taps + j) * vector,",
+        "partial sums of neighbouring tiles overlap",
+    ),
+    # ------------------------------------------------------------ convgrad.pyx
+    Fault(
+        "convgrad.pyx",
+        "start[0] = max(start[0], ceil_div(max(0, lead), a.stride))",
+        "start[0] = max(start[0], max(0, lead) // a.stride)",
+        "the first output of a tap lies in the padding",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "dw + (s * job.channels + c) * block.width * size, &layout, c_stop - c, block)",
+        "dw + s * job.channels * block.width * size, &layout, c_stop - c, block)",
+        "later ranges of channels go to the first",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "lead = (count - 1) * gap - (first + pad - taps[0] * dilation) // stride",
+        "lead = (count - 1) * gap - (first + pad) // stride",
+        "a phase of the stride begins at a wrong output where windows are dilated",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "a = max(a, inner_stop)",
+        "a = max(a, inner)",
+        "outputs whose taps are folded count twice",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "(out, count, steps + reach, steps, reach - first * steps, 1), pad % block",
+        "(out, count, steps + reach, steps, reach - first * steps, 1), pad % stride",
+        "blocks of several strides begin at a wrong pixel",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "    for part in range(1, job.slices):\n        kernels.add(dw + part",
+        "    for part in range(1, job.slices - 1):\n        kernels.add(dw + part",
+        "the last slice is lost",
+    ),
+    # ------------------------------------------------------------ packing.pyx, blocks.pyx
+    Fault(
+        "packing.pyx",
+        "tap = (job.rows.first + r * job.rows.step) * job.kw",
+        "tap = (job.rows.first + r) * job.kw",
+        "rows of taps are taken one after the other whatever their step",
+    ),
+    Fault(
+        "packing.pyx",
+        "weight += count * taps * (job.out_channels if job.transposed else 1) * size",
+        "weight += count * taps * size",
+        "transposed weights: later channels are read from a wrong place",
+    ),
+    Fault(
+        "packing.pyx",
+        "memset(self.bias, 0, <size_t>((padded + lanes) * size))",
+        "memset(self.bias, 0, <size_t>(lanes * size))",
+        "what stands for a missing bias is cleared for the first vector only",
+    ),
+    Fault(
+        "packing.pyx",
+        "memcpy(self.bias + g * self.vectors * lanes * size,",
+        "memcpy(self.bias + g * biases * size,",
+        "the bias of later groups lies a few lanes off",
+    ),
+    Fault(
+        "blocks.pyx",
+        "    memset(to, 0, <size_t>(job.unit * job.size))\n    memcpy",
+        "    memcpy",
+        "the padding of blocks at the edge is not zeroed",
+    ),
+    Fault(
+        "blocks.pyx",
+        "cdef Py_ssize_t place = (row + job.top) % job.block_rows",
+        "cdef Py_ssize_t place = row % job.block_rows",
+        "rows come from a wrong place of their block where there is padding",
+    ),
+    Fault(
+        "blocks.pyx",
+        "min(job.columns, (job.width + job.left) // job.unit))",
+        "min(job.columns, ceil_div(job.width + job.left, job.unit)))",
+        "the last block of a row reads beyond it",
+    ),
+    # ------------------------------------------------------------ winograd.pyx
+    Fault(
+        "winograd.pyx",
+        "chunk.run, chunk.flags = c_stop - c, 0 if piece else CK_FIRST",
+        "chunk.run, chunk.flags = c_stop - c, CK_FIRST",
+        "of many channels only the last chunk is summed",
+    ),
+    Fault(
+        "winograd.pyx",
+        "job.bias + padded * size, group * job.out_channels + part.first,",
+        "job.bias + part.first * size, group * job.out_channels + part.first,",
+        "every group gets the bias of the first",
+    ),
+    Fault(
+        "winograd.pyx",
+        "            + job.unit * piece // job.pieces)",
+        "            + 0 * piece)",
+        "of rows cut into pieces only some are computed",
+    ),
+    Fault(
+        "winograd.pyx",
+        "return (ceil_div(tiles, job.across) * outputs + margin) * width",
+        "return tiles // job.across * outputs * width",
+        "scratch memory is too small for the rows that strips have",
+    ),
+    Fault(
+        "winograd.pyx",
+        "(group * elements * job.v_element + begin * job.v_tile) * size",
+        "group * elements * job.v_element * size",
+        "groups of tiles all read the first where the threads share them",
+    ),
+    Fault(
+        "winograd.pyx",
+        "min(height, (last // job.across + 1) * outputs + margin - top))",
+        "min(height, (last // job.across + 1) * outputs - top))",
+        "strips lack the rows that the last tiles share with the next",
+    ),
+    # ------------------------------------------------------------ winograd_gradient.pyx
+    Fault(
+        "winograd_gradient.pyx",
+        "count = min(lanes, job.channels - c)",
+        "count = lanes",
+        "channels behind the last are added to the next block",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
+        "        memset(job.sums, 0, bytes)\n",
+        "",
+        "the sums do not begin with zero",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
+        "for slice_ in range(1, job.slices):",
+        "for slice_ in range(1, job.slices - 1):",
+        "the last slice is lost",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
+        "y + (block.first * job.most + place * block.width) * size, job.y_element,",
+        "y + (block.first + place * block.width) * size, job.y_element,",
+        "blocks of filters overlap",
+    ),
+    # ------------------------------------------------------------ pool.pyx
+    Fault(
+        "pool.pyx",
+        "pool.index = at_row * job.w.size + at_column",
+        "pool.index = at_row * job.w.out + at_column",
+        "channels-last: indices count with the width of the output",
+    ),
+    Fault(
+        "pool.pyx",
+        "many = image * job.size * job.channels + first",
+        "many = image * job.size * job.channels",
+        "later blocks of channels go to the first",
+    ),
+    Fault(
+        "pool.pyx",
+        "job.boxes.run_begin, job.boxes.run_end = start, j\n",
+        "job.boxes.run_begin, job.boxes.run_end = start, min(j + 1, job.width)\n",
+        "the run of equal boxes has one too many",
+    ),
+    Fault(
+        "pool.pyx",
+        "\n                  and (job.w.out - 1) * stride + extent <= job.w.size)",
+        ")",
+        "windows over the right edge see the next row",
+    ),
+    Fault(
+        "pool.pyx",
+        "s = max(0, ceil_div(job.w.pad - o * stride, job.w.dilation))",
+        "s = max(0, (job.w.pad - o * stride) // job.w.dilation)",
+        "a dilated window of padding alone has an index outside the image",
+    ),
+    # ------------------------------------------------------------ columns.pyx, dense.pyx
+    Fault(
+        "columns.pyx",
+        "min(a.out, 0 if past <= 0 else ceil_div(past, a.stride)))",
+        "min(a.out, 0 if past <= 0 else past // a.stride))",
+        "the last window of a tap is taken for one in the padding",
+    ),
+    Fault(
+        "columns.pyx",
+        "if at < 0 or at % job.h.stride or at // job.h.stride >= job.h.out:",
+        "if at < 0 or at // job.h.stride >= job.h.out:",
+        "rows that a tap does not meet get its columns too",
+    ),
+    Fault(
+        "dense.pyx",
+        "            layout.flags &= ~CK_FIRST\n",
+        "",
+        "every chunk of a long sum begins anew",
+    ),
+    Fault(
+        "dense.pyx",
+        "scratch + ((i - batch) * LINEAR_ROWS + rows * (j - begin)) * vector,",
+        "scratch + rows * (j - begin) * vector,",
+        "rows of the batch share their partial sums",
+    ),
+    Fault(
+        "dense.pyx",
+        "product(job.kernels, job.weight, job.bias, x, out,",
+        "product(job.kernels, job.weight, NULL, x, out,",
+        "a large batch loses its bias",
+    ),
+    # ------------------------------------------------------------ depthwise.pyx
+    Fault(
+        "depthwise.pyx",
+        "if source != copied:",
+        "if copied < 0:",
+        "all planes of an item are convolved from the first",
+    ),
+    Fault(
+        "depthwise.pyx",
+        "offsets[s] = s * job.w.dilation % job.w.stride * job.phase + (",
+        "offsets[s] = s % job.w.stride * job.phase + (",
+        "dilated taps lie in a wrong phase of the stride",
+    ),
+    # ------------------------------------------------------------ channels.pyx
+    Fault(
+        "channels.pyx",
+        "other[c] += count * shift * shift",
+        "other[c] += shift * shift",
+        "the means of the pieces have no weight in the variance",
+    ),
+    Fault(
+        "channels.pyx",
+        "return min(job.images, job.outer - n) * min(job.part, job.inner - p)",
+        "return min(job.images, job.outer - n) * job.part",
+        "the last piece of a plane counts as a whole one",
+    ),
+    Fault(
+        "channels.pyx",
+        "job.coefficients + plane % job.channels * size, job.channels)",
+        "job.coefficients + (plane - first) % job.channels * size, job.channels)",
+        "items begin with the coefficients of the first channel",
+    ),
+    # ------------------------------------------------------------ activation.pyx, optimizer.pyx
+    Fault(
+        "activation.pyx",
+        "+ first * (job.length if job.inner == 1 else 1)) * size",
+        "+ first) * size",
+        "later blocks of rows begin at wrong places",
+    ),
+    Fault(
+        "activation.pyx",
+        "        if job.activation:\n",
+        "        if job.activation and i == item * BLOCK:\n",
+        "only the first piece of a sum is activated",
+    ),
+    Fault(
+        "optimizer.pyx",
+        "if job.tensors[middle].first <= item:",
+        "if job.tensors[middle].first < item:",
+        "the first item of a tensor belongs to the one before",
+    ),
+    Fault(
+        "optimizer.pyx",
+        "piece.start = (item - piece.tensor.first) * BLOCK",
+        "piece.start = (item - piece.tensor.first) * BLOCK // 2",
+        "items of a large tensor overlap",
+    ),
+]
+
+#: Builds modules of the tree it stands in: with the second instruction set if there are several,
+#: in the place of the portable one, and with little optimisation.
+BUILD = """
+import sys
+from distutils.core import run_setup
+import setuptools
+
+wanted = sys.argv[1:]
+distribution = run_setup("setup.py", ["-q", "build_ext", "--inplace", "--force"], "commandline")
+settings = distribution.cmdclass["build_ext"].compile_kernels.__globals__
+settings["FLAGS"][0] = "-O1"
+isas = settings["ISAS"]
+name = list(isas)[min(1, len(isas) - 1)]
+settings["ISAS"] = {"baseline": [*isas[name], f"-DCK_ISA_{name.upper()}"]}
+distribution.ext_modules = [
+    extension
+    for extension in distribution.ext_modules
+    if not wanted or extension.name.rpartition(".")[2] in wanted
+]
+distribution.run_commands()
+"""
+
+
+class Tree:
+    """A built copy of the tree in which one fault at a time is planted."""
+
+    def __init__(self, folder: str) -> None:
+        self.root = Path(folder, "tree")
+        self.kept = Path(folder, "kept")
+        unwanted = shutil.ignore_patterns(".*", "build", "*.so", "__pycache__")
+        shutil.copytree(ROOT, self.root, ignore=unwanted)
+        built = self.build()
+        if built.returncode:
+            sys.exit(f"the tree cannot be built:\n{built.stdout}")
+        shutil.copytree(self.root / KERNELS, self.kept)
+
+    def build(self, *modules: str) -> subprocess.CompletedProcess[str]:
+        """Build some extension modules, or all of them."""
+        return self.run("-c", BUILD, *modules)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python in the tree."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env={**os.environ, **ENVIRONMENT},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+        )
+
+    def test(self, files: list[str]) -> str:
+        """Run files of tests until one fails; return how it fails, or an empty string."""
+        return next(filter(None, map(self.test_file, files)), "")
+
+    def test_file(self, file: str) -> str:
+        """Run one file of tests until one of them fails."""
+        options = ["-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+        try:
+            done = self.run(*options, file)
+        except subprocess.TimeoutExpired:
+            return f"{file}: no end in {PATIENCE} s"
+        if done.returncode < 0:
+            return f"{file}: killed by signal {-done.returncode}"
+        if done.returncode == 0:
+            return ""
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return failed[-1].split(" - ")[0].split()[1] if failed else done.stdout[-2000:]
+
+    @contextmanager
+    def changed(self, fault: Fault) -> Iterator[None]:
+        """Have a fault in the source, and take back afterwards all that was made with it."""
+        path = self.root / fault.path
+        path.write_text(path.read_text().replace(fault.old, fault.new))
+        try:
+            yield
+        finally:
+            # With their times, or what has not changed would be built again.
+            made = [self.kept / fault.path.relative_to(KERNELS)]
+            made += [*self.kept.glob(f"{fault.module}.c"), *self.kept.glob(f"{fault.module}.*.so")]
+            for file in made:
+                shutil.copy2(file, self.root / KERNELS / file.relative_to(self.kept))
+
+    def catches(self, fault: Fault) -> bool:
+        """Plant a fault, print what becomes of it, and tell whether a test has caught it."""
+        start = time.monotonic()
+        with self.changed(fault):
+            built = self.build(fault.module)
+            found = self.test(fault.tests) if built.returncode == 0 else ""
+        outcome = f"caught: {found}" if found else "SURVIVED"
+        if built.returncode:
+            outcome = f"NOT BUILT\n{built.stdout}"
+        seconds = time.monotonic() - start
+        print(f"{fault.file}: {fault.what}\n    {outcome} ({seconds:.0f} s)", flush=True)
+        return bool(found)
+
+
+def misplaced(faults: list[Fault]) -> list[str]:
+    """Return what is wrong with the table: every old text must stand once in its file."""
+    counts = [(fault, (ROOT / fault.path).read_text().count(fault.old)) for fault in faults]
+    return [
+        f"{fault.file}: {fault.what}: its text occurs {count} times, must be once"
+        for fault, count in counts
+        if count != 1
+    ]
+
+
+def main() -> int:
+    """Plant the faults and return the exit status."""
+    parser = argparse.ArgumentParser(description="Plant faults; see whether the tests notice them.")
+    parser.add_argument("--only", default="", help="faults whose file or description has this text")
+    parser.add_argument("--list", action="store_true", help="print the faults and end")
+    chosen = parser.parse_args()
+    faults = [fault for fault in FAULTS if chosen.only in f"{fault.file}: {fault.what}"]
+    if wrong := misplaced(FAULTS):
+        sys.exit("\n".join(wrong))
+    if chosen.list:
+        print(*(f"{fault.file}: {fault.what}" for fault in faults), sep="\n")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Tree(folder)
+        if failed := tree.test(TESTS):
+            sys.exit(f"without any fault a test fails: {failed}")
+        caught = sum(tree.catches(fault) for fault in faults)
+    print(f"caught {caught} of {len(faults)}")
+    return int(caught < WANTED * len(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
