@@ -20,8 +20,12 @@ _T = TypeVar("_T")
 
 
 def cases(most: int) -> int:
-    """Return how many random cases a test tries: at most CONVKERN_TEST_SHAPES."""
-    return min(most, int(os.environ.get("CONVKERN_TEST_SHAPES", most)))
+    """Return how many random cases a test tries: usually `most`.
+
+    CONVKERN_TEST_SHAPES is a smaller limit, or, above 10,000, what stands for every 10,000.
+    """
+    limit = int(os.environ.get("CONVKERN_TEST_SHAPES", 10_000))
+    return min(most, limit) if limit <= 10_000 else most * limit // 10_000
 
 
 # Layouts
