@@ -6,7 +6,7 @@ import os
 import pytest
 
 # What pytest would import in search of examples, and what that needs.
-NEEDS = {"readers.py": ["PIL", "safetensors"]}
+NEEDS = {"readers.py": ["PIL", "safetensors"], "torch_models.py": ["torch"]}
 collect_ignore = [
     file for file, modules in NEEDS.items() if not all(map(importlib.util.find_spec, modules))
 ]
