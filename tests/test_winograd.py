@@ -107,7 +107,7 @@ def test_rows_of_many_tiles(monkeypatch, outputs):
 @pytest.mark.parametrize("convert", (np.ascontiguousarray, to_channels_last))
 def test_strided_windows_by_blocks_of_pixels(monkeypatch, convert):
     """Forward and back, and wherever it can be done, however little it is worth."""
-    monkeypatch.setattr(algorithm, "winograd_cost", lambda *_: 0.0)
+    monkeypatch.setattr(algorithm, "_cheapest", lambda problem, instead, tiles, *_: tiles[-1])
     monkeypatch.setattr(algorithm, "PHASES_GRADIENT", 0.0)
     rng = np.random.default_rng(7)
     for kernel, stride, C in ((11, 4, 3), (9, 4, 1), (17, 4, 4), (5, 2, 7), (10, 2, 3), (8, 3, 2)):

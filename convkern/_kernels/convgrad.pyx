@@ -8,6 +8,7 @@ That of the weight is a sum of outer products over the pixels.
 """
 
 from libc.string cimport memcpy, memset
+from functools import lru_cache
 from math import gcd
 
 cimport numpy as cnp
@@ -135,24 +136,30 @@ def dense_taps(dtype, channels, tuple rows, tuple columns, groups):
     return tuple((axis[0] - 1) // axis[1] + 1 for axis in (rows, columns))
 
 
-def block_steps(lanes, channels, rows, columns, groups):
+cdef Py_ssize_t block_steps(Py_ssize_t lanes, Py_ssize_t channels, tuple rows, tuple columns,
+                            Py_ssize_t groups) except -1:
     """Choose the pixel blocks of `blockwise_input_gradient`, in strides; 0: not worth while.
 
     Counted are multiplications of vectors per pixel and input channel.
     """
-    if groups > 1 or channels >= lanes or rows[3] * columns[3] > 1:
+    cdef Py_ssize_t kernel_h, stride_h, dilation_h, kernel_w, stride_w, dilation_w
+    cdef Py_ssize_t best = 0, steps, taps, pixels
+    cdef double cost, least
+    kernel_h, stride_h, _, dilation_h = rows
+    kernel_w, stride_w, _, dilation_w = columns
+    if groups > 1 or channels >= lanes or dilation_h * dilation_w > 1:
         return 0
-    phases = rows[1] * columns[1]
-    best, least = 0, 0.7 * rows[0] * columns[0] / phases
+    least = 0.7 * kernel_h * kernel_w / (stride_h * stride_w)
     for steps in (1, 2, 4):
-        taps = (steps + (rows[0] - 1) // rows[1]) * (steps + (columns[0] - 1) // columns[1])
-        pixels = phases * steps * steps
-        cost = taps * -(-channels * pixels // lanes) / pixels
+        taps = (steps + (kernel_h - 1) // stride_h) * (steps + (kernel_w - 1) // stride_w)
+        pixels = stride_h * stride_w * steps * steps
+        cost = <double>(taps * ceil_div(channels * pixels, lanes)) / pixels
         if cost < least:
             best, least = steps, cost
     return best
 
 
+@lru_cache(maxsize=256)
 def block_axis(Py_ssize_t size, Py_ssize_t out, Py_ssize_t kernel, Py_ssize_t stride,
                Py_ssize_t pad, Py_ssize_t steps):
     """Return one axis of `blockwise_input_gradient`: tap table, axis, first pixel's place.

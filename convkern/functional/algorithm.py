@@ -7,6 +7,7 @@ parts of the work against each other, and vary little between machines.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,9 +108,16 @@ def winograd_outputs(
         # The choice must not depend on the batch.
         problem, instead = problem._replace(images=16), instead._replace(images=16)
         prepacked = True
+    return _cheapest(problem, instead, tiles, prepacked, gradient)
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(
+    problem: Problem, instead: Problem, tiles: tuple[int, ...], prepacked: bool, gradient: bool
+) -> int:
+    """Return the best of the Winograd tiles for a problem, or 0 for the other one, directly."""
     pack = PACK_GRADIENT if gradient else 0.0 if prepacked else PACK
     transform = TRANSFORM_GRADIENT if gradient else TRANSFORM
-
     phases = PHASES_GRADIENT if gradient else 0.0
 
     def cost(outputs: int) -> float:
@@ -127,6 +135,7 @@ def fills_planes(problem: Problem) -> bool:
     return pixels > 0.8 * lanes * -(-pixels // lanes)
 
 
+@lru_cache(maxsize=4096)
 def prefers_planes(problem: Problem) -> bool:
     """Tell whether contiguous NCHW images are better convolved directly where they lie.
 
