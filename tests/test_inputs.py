@@ -1,12 +1,14 @@
 """What is refused, with words that help, and what is accepted however it lies in memory."""
 
+import copy
+import math
 import re
 import sys
 
 import numpy as np
 import pytest
 
-from convkern import functional
+from convkern import _kernels, functional
 
 from . import calls, draws  # noqa: F401 - calls registers the operators
 from .memory import guarded
@@ -243,6 +245,28 @@ def results(name, given):
         result = getattr(functional, name)(**given)
     parts = result if isinstance(result, tuple) else (result,)
     return [np.asarray(part) for part in parts if part is not None]
+
+
+@pytest.mark.parametrize("at_end", (False, True))
+@pytest.mark.parametrize("name", OPERATORS)
+def test_results_are_written_whole_and_nothing_beside_them(name, at_end, monkeypatch):
+    """Their memory ends, or begins, where nobody may touch, and holds NaN or -1 before."""
+
+    def empty(shape, dtype, channels_last=False):
+        physical = [shape[i] for i in (0, 2, 3, 1)] if channels_last else shape
+        unset = np.full(math.prod(physical) * dtype.itemsize, 0xFF, np.uint8).view(dtype)
+        array = guarded(unset, at_end).reshape(physical) if unset.size else unset.reshape(physical)
+        return array.transpose(0, 3, 1, 2) if channels_last else array
+
+    for seed in range(2 * DRAWS):
+        given, _ = valid(name, seed)
+        given.pop("out", None)
+        expected = results(name, copy.deepcopy(given))
+        with monkeypatch.context() as patch:
+            patch.setattr(_kernels, "empty", empty)
+            got = results(name, given)
+        for mine, usual in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(mine, usual, f"seed {seed}")
 
 
 def test_indices_of_swapped_bytes_are_refused():
