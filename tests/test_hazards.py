@@ -95,9 +95,9 @@ def test_interrupt_in_a_long_call(name):
 
 UNPRIVILEGED = """
 import resource
+expected = convkern.max_pool2d(x, 3)  # all that is imported late is, before files are out of reach
 if os.getuid() == 0:
     os.setgid(60001), os.setuid(60001)  # limits do not bind the superuser
-expected = convkern.max_pool2d(x, 3)
 with convkern.num_threads(1):
     convolved = convkern.conv2d(x, w)
 running = len(os.listdir("/proc/self/task"))
@@ -120,9 +120,10 @@ def test_a_limit_of_processes(more):
 
 MANY_AT_THE_LIMIT = """
 import resource
+big = np.concatenate([x] * 4)
+convkern.max_pool2d(big, 3)
 if os.getuid() == 0:
     os.setgid(60001), os.setuid(60001)
-big = np.concatenate([x] * 4)
 convkern.set_num_threads(6)
 gate = threading.Barrier(9)
 def work():

@@ -172,7 +172,7 @@ cdef void give(void *block) noexcept:
 
 # Work is counted in floating-point operations or what takes as long.
 cdef double WORK_PER_REGION = 1e9   # per thread, between two looks at pending signals: < 100 ms
-cdef double WORK_OF_LITTLE = 2.5e8  # the same of little items: they mostly move memory
+cdef double WORK_OF_LITTLE = 6e7    # the same of little items: they mostly move memory
 
 
 cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
@@ -277,16 +277,21 @@ cdef struct TransposeJob:
     const char *src
     char *dst
     # One image: `rows` x `columns` elements, rows `src_row` apart, become columns.
-    Py_ssize_t rows, columns, src_image, dst_image, src_row, dst_row, blocks, block
+    Py_ssize_t rows, columns, src_image, dst_image, src_row, dst_row, blocks, block, bands
+
+cdef enum:
+    BAND = 1024  # rows of an item
 
 
 cdef void transpose_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     cdef const TransposeJob *job = <const TransposeJob *>job_
-    cdef Py_ssize_t image = item // job.blocks, start = item % job.blocks * job.block
+    cdef Py_ssize_t start = item % job.blocks * job.block, band = item // job.blocks % job.bands
+    cdef Py_ssize_t image = item // job.blocks // job.bands, row = band * BAND
     cdef Py_ssize_t stop = min(start + job.block, job.columns), size = job.kernels.itemsize
-    job.kernels.transpose(job.src + (image * job.src_image + start) * size, job.src_row,
-                          job.dst + (image * job.dst_image + start * job.dst_row) * size,
-                          job.dst_row, job.rows, stop - start)
+    job.kernels.transpose(
+        job.src + (image * job.src_image + row * job.src_row + start) * size, job.src_row,
+        job.dst + (image * job.dst_image + start * job.dst_row + row) * size, job.dst_row,
+        min(<Py_ssize_t>BAND, job.rows - row), stop - start)
 
 
 cdef int transpose(const ck_kernels *kernels, const char *src, char *dst, Py_ssize_t images,
@@ -298,9 +303,9 @@ cdef int transpose(const ck_kernels *kernels, const char *src, char *dst, Py_ssi
     job.src_image = job.dst_image = rows * columns
     job.src_row, job.dst_row = columns, rows
     job.block = max(64, 16384 // max(rows, 1) // 64 * 64)
-    job.blocks = ceil_div(columns, job.block)
-    return run(transpose_item, &job, images * job.blocks, 4.0 * rows * min(job.block, columns),
-               threads, 0)
+    job.blocks, job.bands = ceil_div(columns, job.block), ceil_div(rows, BAND)
+    return run(transpose_item, &job, images * job.blocks * job.bands,
+               4.0 * min(rows, <Py_ssize_t>BAND) * min(job.block, columns), threads, 0)
 
 
 def to_channels_last(cnp.ndarray x, cnp.ndarray out, int threads):
