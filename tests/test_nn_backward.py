@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -213,7 +214,8 @@ def test_gradient_through_padding_is_the_transpose(mode, padding):
 
 
 def test_fused_layers_train_as_they_do_apart():
-    parts = [nn.Conv2d(3, 5, 3, dtype=np.float64), nn.ReLU(), nn.Conv2d(5, 2, 1, dtype=np.float64)]
+    fixed = {"rng": np.random.default_rng(5), "dtype": np.float64}
+    parts = [nn.Conv2d(3, 5, 3, **fixed), nn.ReLU(), nn.Conv2d(5, 2, 1, **fixed)]
     net = nn.Sequential(nn.Sequential(parts[0]), *parts[1:])
     x = normal((2, 3, 6, 6))
     y = net(x)
@@ -765,3 +767,28 @@ def up(*args, **options):
     layer = nn.ConvTranspose2d(1, 1, *args, bias=False, dtype=np.float64, **options)
     layer.weight.data[...] = 1
     return layer
+
+
+@pytest.mark.parametrize("convert", (np.ascontiguousarray, to_channels_last))
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_relu_within_normalisation(dtype, convert):
+    """A `ReLU` after a `BatchNorm2d` runs in its passes; the two one by one say the same."""
+    rng = np.random.default_rng(12)
+    tolerance = 1e-4 if dtype == np.float32 else 1e-11
+    shapes = ((3, 1, 2, 2), (2, 17, 6, 5), (4, 40, 23, 9), (3, 530, 3, 3), (1, 3, 131, 130))
+    for training, affine, shape in itertools.product((True, False), (True, False), shapes):
+        norm = nn.BatchNorm2d(shape[1], affine=affine, dtype=dtype)
+        if affine:
+            norm.weight.data[:], norm.bias.data[:] = rng.standard_normal((2, shape[1]))
+        norm.train(training)
+        x, g = (convert(rng.standard_normal(shape).astype(dtype)) for _ in range(2))
+        single = copy.deepcopy(norm)
+        y, kept = nn.Sequential(norm, nn.ReLU()).record(x)
+        before, of_norm = single.record(x)
+        np.testing.assert_array_equal(y, functional.relu(before))
+        mine = nn.Sequential(norm, nn.ReLU()).gradient(g, kept)
+        true = single.gradient(functional.relu_backward(g, before), of_norm)
+        for layer, gradient in ((norm, mine), (single, true)):
+            layer.answers = [gradient, *(p.grad for p in layer.parameters())]
+        for a, b in zip(norm.answers, single.answers, strict=True):
+            np.testing.assert_allclose(a, b, tolerance, tolerance * abs(b).max())

@@ -4,7 +4,12 @@ def moments(
     x: np.ndarray, cut: tuple[int, int, int], threads: int
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def gradient_sums(
-    grad: np.ndarray, x: np.ndarray, center: np.ndarray, cut: tuple[int, int, int], threads: int
+    grad: np.ndarray,
+    x: np.ndarray,
+    center: np.ndarray,
+    cut: tuple[int, int, int],
+    threads: int,
+    rectified: np.ndarray | None = None,
 ) -> np.ndarray: ...
 def totals(x: np.ndarray, cut: tuple[int, int, int], threads: int) -> np.ndarray: ...
 def negative_products(
@@ -17,6 +22,8 @@ def affine(
     coefficients: np.ndarray,
     cut: tuple[int, int, int],
     threads: int,
+    relu: bool = False,
+    rectified: np.ndarray | None = None,
 ) -> None: ...
 def local_response_norm(
     x: np.ndarray,

@@ -12,6 +12,7 @@ import numpy as np
 from convkern._kernels.core cimport (
     CK_NEGATIVE_PRODUCTS,
     CK_PRODUCTS,
+    CK_RELU,
     CK_SQUARES,
     CK_SUM,
     ceil_div,
@@ -45,6 +46,9 @@ cdef struct SumsJob:
     const char *x
     const char *g
     const double *center
+    # Coefficients of the affine map before the ReLU that g is behind, or NULL: to compute that
+    # map once more from x is cheaper than to read its output again.
+    const char *rectified
     double *partial          # (2, pieces, channels)
     double *sums             # (2, channels)
     Py_ssize_t outer, channels, inner
@@ -69,6 +73,23 @@ cdef double planes_sum(const SumsJob *job, int term, const char *x, const char *
     return total
 
 
+cdef void rectified_planes_sums(const SumsJob *job, const char *x, const char *g, char *scratch,
+                                Py_ssize_t c0, Py_ssize_t channels, Py_ssize_t images,
+                                Py_ssize_t length, double *first, double *second) noexcept nogil:
+    """Sum gradients that pass a ReLU, of some channels of a piece."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t n, c, start, size = kernels.itemsize
+    for c in range(channels):
+        first[c] = second[c] = 0
+        for n in range(images):
+            start = (n * job.channels + c) * job.inner * size
+            kernels.rectify_plane(x + start, g + start, scratch, length,
+                                  job.rectified + (c0 + c) * size, job.channels)
+            first[c] += kernels.plane_sum(CK_SUM, scratch, scratch, 0.0, length)
+            second[c] += kernels.plane_sum(CK_PRODUCTS, x + start, scratch, job.center[c0 + c],
+                                           length)
+
+
 cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """A group of channels of one piece."""
     cdef const SumsJob *job = <const SumsJob *>job_
@@ -88,6 +109,12 @@ cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     g = moved(job.g, start)
     if g == NULL:
         g = x
+    if job.rectified != NULL and job.inner > 1:
+        rectified_planes_sums(job, x, g, scratch, c0, channels, images, length, first, second)
+        return
+    if job.rectified != NULL:
+        kernels.rectify_pixels(x, g, scratch, images, job.rectified, channels)
+        g = scratch
     if job.inner == 1:
         if job.what == NEGATIVE:
             kernels.pixel_sums(CK_NEGATIVE_PRODUCTS, x, g, NULL, images, job.channels, channels,
@@ -150,26 +177,31 @@ cdef void combine_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
 
 
 cdef cnp.ndarray channel_sums(Sums what, cnp.ndarray x, cnp.ndarray grad, cnp.ndarray center,
-                              tuple cut, int threads):
+                              tuple cut, int threads, cnp.ndarray rectified=None):
     """Return the sums of every channel as a float64 array (2, channels)."""
     cdef SumsJob job
     cdef cnp.ndarray sums = np.empty((2, cut[1]))
     job.kernels, job.what = kernels_of(x), what
     job.x, job.g = <const char *>cnp.PyArray_DATA(x), data_of(grad)
     job.center = <const double *>data_of(center)
-    job.sums = <double *>cnp.PyArray_DATA(sums)
+    job.rectified, job.sums = data_of(rectified), <double *>cnp.PyArray_DATA(sums)
     job.outer, job.channels, job.inner = cut
     job.part = min(job.inner, <Py_ssize_t>BLOCK)
     job.group = min(job.channels, max(1, min(<Py_ssize_t>CHANNELS, BLOCK // job.part)))
+    if rectified is not None and job.inner == 1:
+        job.group = job.channels  # whole pixels
     job.images = max(1, BLOCK // (job.part * job.group))
     job.parts = ceil_div(job.inner, job.part)
     job.pieces = ceil_div(job.outer, job.images) * job.parts
     job.groups = ceil_div(job.channels, job.group)
     cdef double work = 8.0 * job.images * job.part * job.group
+    cdef size_t scratch = <size_t>job.group * sizeof(double)
+    if rectified is not None:
+        scratch = <size_t>(job.part * (job.images * job.group if job.inner == 1 else 1)
+                           * job.kernels.itemsize)
     job.partial = <double *>take(<size_t>(2 * job.pieces * job.channels) * sizeof(double) + 1)
     try:
-        run(sums_item, &job, job.pieces * job.groups, work, threads,
-            <size_t>job.group * sizeof(double))
+        run(sums_item, &job, job.pieces * job.groups, work, threads, scratch)
         run(combine_item, &job, ceil_div(job.channels, CHANNELS), 4.0 * job.pieces * CHANNELS,
             threads, 0)
     finally:
@@ -184,9 +216,14 @@ def moments(cnp.ndarray x, tuple cut, int threads):
     return mean, squares
 
 
-def gradient_sums(cnp.ndarray grad, cnp.ndarray x, cnp.ndarray center, tuple cut, int threads):
-    """Return sum grad and sum grad * (x - center) of every channel, in float64."""
-    return channel_sums(GRADIENTS, x, grad, center, cut, threads)
+def gradient_sums(cnp.ndarray grad, cnp.ndarray x, cnp.ndarray center, tuple cut, int threads,
+                  cnp.ndarray rectified=None):
+    """Return sum grad and sum grad * (x - center) of every channel, in float64.
+
+    `rectified` are the coefficients of an affine map of x, (4, channels), if grad is the
+    gradient behind the ReLU that follows that.
+    """
+    return channel_sums(GRADIENTS, x, grad, center, cut, threads, rectified)
 
 
 def totals(cnp.ndarray x, tuple cut, int threads):
@@ -206,48 +243,64 @@ cdef struct AffineJob:
     const char *x
     const char *g
     const char *coefficients
+    const char *rectified
     char *y
     Py_ssize_t outer, channels, inner, block
+    int activation
 
 
 cdef void affine_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     cdef const AffineJob *job = <const AffineJob *>job_
-    cdef Py_ssize_t first = item * job.block
-    cdef Py_ssize_t start = first * job.channels * job.kernels.itemsize
-    job.kernels.affine_pixels(job.x + start, moved(job.g, start),
-                              job.y + start, min(job.block, job.outer - first), job.coefficients,
-                              job.channels)
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t first = item * job.block, pixels = min(job.block, job.outer - first)
+    cdef Py_ssize_t start = first * job.channels * kernels.itemsize
+    cdef const char *x = job.x + start
+    cdef const char *g = moved(job.g, start)
+    if job.rectified != NULL:
+        kernels.rectify_pixels(x, g, scratch, pixels, job.rectified, job.channels)
+        g = scratch
+    kernels.affine_pixels(x, g, job.y + start, pixels, job.coefficients, job.channels,
+                          job.activation)
 
 
 cdef void affine_planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     cdef const AffineJob *job = <const AffineJob *>job_
-    cdef Py_ssize_t first = item * job.block, size = job.kernels.itemsize, plane, start
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t first = item * job.block, size = kernels.itemsize, plane, start, c
+    cdef const char *x
+    cdef const char *g
     for plane in range(first, min(first + job.block, job.outer * job.channels)):
-        start = plane * job.inner * size
-        job.kernels.affine_plane(job.x + start, moved(job.g, start),
-                                 job.y + start, job.inner,
-                                 job.coefficients + plane % job.channels * size, job.channels)
+        start, c = plane * job.inner * size, plane % job.channels
+        x, g = job.x + start, moved(job.g, start)
+        if job.rectified != NULL:
+            kernels.rectify_plane(x, g, scratch, job.inner, job.rectified + c * size, job.channels)
+            g = scratch
+        kernels.affine_plane(x, g, job.y + start, job.inner, job.coefficients + c * size,
+                             job.channels, job.activation)
 
 
 def affine(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray y, cnp.ndarray coefficients, tuple cut,
-           int threads):
+           int threads, bint relu=False, cnp.ndarray rectified=None):
     """Compute y = (x - center) * scale + shift + grad * gain per channel; grad may be None.
 
-    `coefficients` is (4, channels): center, scale, shift, gain.
+    `coefficients` is (4, channels): center, scale, shift, gain.  With `relu` no y is negative;
+    `rectified` is as for `gradient_sums`.
     """
     cdef AffineJob job
+    cdef Py_ssize_t items, length
     job.kernels = kernels_of(x)
     job.x, job.y = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(y)
     job.g, job.coefficients = data_of(grad), <const char *>cnp.PyArray_DATA(coefficients)
+    job.rectified, job.activation = data_of(rectified), CK_RELU if relu else 0
     job.outer, job.channels, job.inner = cut
-    if job.inner == 1:
-        job.block = max(1, BLOCK // job.channels)
-        run(affine_pixels_item, &job, ceil_div(job.outer, job.block),
-            8.0 * job.block * job.channels, threads, 0)
-    else:
-        job.block = max(1, BLOCK // job.inner)
-        run(affine_planes_item, &job, ceil_div(job.outer * job.channels, job.block),
-            8.0 * job.block * job.inner, threads, 0)
+    length = job.channels if job.inner == 1 else job.inner
+    job.block = max(1, BLOCK // length)
+    items = ceil_div(job.outer if job.inner == 1 else job.outer * job.channels, job.block)
+    cdef size_t scratch = 0
+    if rectified is not None:
+        scratch = <size_t>((job.block if job.inner == 1 else 1) * length * job.kernels.itemsize)
+    run(affine_pixels_item if job.inner == 1 else affine_planes_item, &job, items,
+        8.0 * job.block * length, threads, scratch)
 
 
 # ---------------------------------------------------------------- local response normalisation

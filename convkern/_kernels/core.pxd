@@ -9,7 +9,7 @@ cdef extern from "csrc/ck.h" nogil:
     const double CK_WORK_PER_THREAD
     enum: CK_FIRST, CK_LAST, CK_STREAM, CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_SOFTMAX_COLUMNS
     enum: CK_AHEAD, CK_WINOGRAD_TILES_COUNT
-    enum: CK_LEAKY_RELU
+    enum: CK_RELU, CK_LEAKY_RELU
     enum: CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS
     ctypedef struct ck_tile_layout:
         ptrdiff_t x_pixel, x_row, x_column, w_row, out_pixel
@@ -126,9 +126,13 @@ cdef extern from "csrc/ck.h" nogil:
         void (*pixel_sums)(int, const void *, const void *, const double *, ptrdiff_t, ptrdiff_t,
                            ptrdiff_t, double *) noexcept nogil
         void (*affine_plane)(const void *, const void *, void *, ptrdiff_t, const void *,
-                             ptrdiff_t) noexcept nogil
+                             ptrdiff_t, int) noexcept nogil
         void (*affine_pixels)(const void *, const void *, void *, ptrdiff_t, const void *,
+                              ptrdiff_t, int) noexcept nogil
+        void (*rectify_plane)(const void *, const void *, void *, ptrdiff_t, const void *,
                               ptrdiff_t) noexcept nogil
+        void (*rectify_pixels)(const void *, const void *, void *, ptrdiff_t, const void *,
+                               ptrdiff_t) noexcept nogil
         void (*local_response_norm)(const void *, void *, ptrdiff_t, ptrdiff_t, double, double,
                                     double, void *) noexcept nogil
         void (*local_response_norm_backward)(const void *, const void *, void *, ptrdiff_t,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from convkern.arrays import (
     to_contiguous,
     to_memory,
 )
+from convkern.functional.activation import relu_backward
 from convkern.geometry import integer, number
 from convkern.threads import get_num_threads
 
@@ -194,17 +195,26 @@ def _checked_eps(eps: float, training: bool) -> float:
     return checked
 
 
+def _coefficients(dtype: np.dtype[Any], *rows: np.ndarray) -> np.ndarray:
+    """Return center, scale, shift and gain of every channel, (4, C)."""
+    return np.array(rows).astype(dtype)
+
+
 def _affine(
     memory: np.ndarray,
     grad: np.ndarray | None,
     cut: tuple[int, int, int],
-    coefficients: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    coefficients: np.ndarray,
+    relu: bool = False,
+    rectified: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return (x - center) * scale + shift + grad * gain per channel."""
+    """Return (x - center) * scale + shift + grad * gain per channel.
+
+    With `relu` that is rectified; `rectified` are the coefficients of what grad is behind.
+    """
     out: np.ndarray = _kernels.empty(memory.shape, memory.dtype)
     if out.size:
-        rows = np.array(coefficients).astype(memory.dtype)
-        _kernels.affine(memory, grad, out, rows, cut, get_num_threads())
+        _kernels.affine(memory, grad, out, coefficients, cut, get_num_threads(), relu, rectified)
     return out
 
 
@@ -264,8 +274,13 @@ def batch_norm(
     return normalise(input, running_mean, running_var, weight, bias, training, momentum, eps)[0]
 
 
-#: The mean and the biased variance of every channel, in float64.
-Statistics = tuple[np.ndarray, np.ndarray]
+class Statistics(NamedTuple):
+    """What a normalisation was made with."""
+
+    mean: np.ndarray  #: of every channel, in float64
+    var: np.ndarray  #: biased
+    #: Of the affine map, (4, C), if a ReLU followed it.
+    rectified: np.ndarray | None = None
 
 
 def normalise(
@@ -277,8 +292,9 @@ def normalise(
     training: bool,
     momentum: float,
     eps: float,
+    relu: bool = False,
 ) -> tuple[np.ndarray, Statistics]:
-    """Return what `batch_norm` does, and the statistics that it used."""
+    """Return what `batch_norm` does, or the ReLU of that, and the statistics that it used."""
     input = as_array(input, "input", tuple(range(2, 33)))
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
@@ -294,7 +310,8 @@ def normalise(
     factor = 1 / np.sqrt(var + eps)
     if scale is not None:
         factor *= scale
-    out = _affine(memory, None, cut, (mean, factor, zeros if shift is None else shift, zeros))
+    rows = _coefficients(memory.dtype, mean, factor, zeros if shift is None else shift, zeros)
+    out = _affine(memory, None, cut, rows, relu)
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
         with np.errstate(invalid="ignore"):  # infinite elements leave NaN
@@ -303,7 +320,7 @@ def normalise(
             moved_var = (1 - momentum) * running_var + momentum * unbiased
         # Both or none, should memory run out.
         running_mean[...], running_var[...] = moved_mean, moved_var
-    return from_memory(out, order), (mean, var)
+    return from_memory(out, order), Statistics(mean, var, rows if relu else None)
 
 
 def _check_running(running_mean: Any, running_var: Any) -> None:
@@ -366,7 +383,7 @@ def batch_norm_backward(
     old_var = _per_channel(running_var, "running_var", input)
     order = memory_order(input)
     memory, cut = to_memory(input, order), cut_at(input, 1, order)
-    statistics = _statistics(memory, cut, old_mean, old_var, training)
+    statistics = Statistics(*_statistics(memory, cut, old_mean, old_var, training))
     return normalise_backward(grad_output, input, statistics, weight, training, eps, output_mask)
 
 
@@ -387,23 +404,27 @@ def normalise_backward(
     scale = _per_channel(weight, "weight", input)
     want_input, want_weight, want_bias = checked_mask(output_mask)
     eps = _checked_eps(eps, training)
-    mean, var = statistics
+    mean, var, rectified = statistics
     order = memory_order(input)
     memory, cut, g = to_memory(input, order), cut_at(input, 1, order), to_memory(grad, order)
+    if rectified is not None and not training:
+        g = relu_backward(g, _affine(memory, None, cut, rectified))
     factor = 1 / np.sqrt(var + eps)
     sums = products = zeros = np.zeros(cut[1])
     if g.size and (want_weight or want_bias or (want_input and training)):
-        sums, products = _kernels.gradient_sums(g, memory, mean, cut, get_num_threads())
+        passed = rectified if training else None
+        sums, products = _kernels.gradient_sums(g, memory, mean, cut, get_num_threads(), passed)
     grad_input = None
     if want_input:
         gain = factor if scale is None else factor * scale
         if training and g.size:
             # The mean and the variance move with every element.
             step = -gain / (cut[0] * cut[2])
-            coefficients = (mean, step * factor**2 * products, step * sums, gain)
-            grad_input = from_memory(_affine(memory, g, cut, coefficients), order)
+            rows = _coefficients(g.dtype, mean, step * factor**2 * products, step * sums, gain)
+            gradient = _affine(memory, g, cut, rows, rectified=rectified)
         else:
-            grad_input = from_memory(_affine(g, None, cut, (zeros, gain, zeros, zeros)), order)
+            gradient = _affine(g, None, cut, _coefficients(g.dtype, zeros, gain, zeros, zeros))
+        grad_input = from_memory(gradient, order)
     return (
         grad_input,
         (products * factor).astype(input.dtype) if want_weight else None,

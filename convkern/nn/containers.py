@@ -119,8 +119,8 @@ class Sequential(_LayerList):
     Notes
     -----
     Inside a net with convolutions activations travel channels-last, and a
-    `ReLU` right after a `Conv2d` or a `Residual` is computed within that.  Neither
-    changes `layers` or what the net computes, and training does the same.
+    `ReLU` right after a `Conv2d`, a `BatchNorm2d` or a `Residual` is computed within that.
+    Neither changes `layers` or what the net computes, and training does the same.
 
     A layer with the empty name adds nothing to the names of what is inside it:
     ``Sequential(("", Linear(2, 3)))`` has a ``weight``, not a ``0.weight``.
@@ -210,7 +210,9 @@ class Sequential(_LayerList):
             name, layer = leaves.popleft()
             # Exact types: a subclass may compute something else.
             before_relu = bool(leaves) and type(leaves[0][1]) is ReLU
-            if before_relu and (type(layer) is Conv2d or type(layer) is Residual):
+            if before_relu and (
+                type(layer) is Conv2d or type(layer) is BatchNorm2d or type(layer) is Residual
+            ):
                 layer = _Fused(layer, leaves.popleft()[1])
             try:
                 input, kept = layer.record(input) if keep else (layer.forward(input), None)
@@ -433,26 +435,28 @@ class Concat(_LayerList):
 
 
 class _Fused(Layer):
-    """A convolution or `Residual`, and the ReLU after it in the same pass over the output."""
+    """A layer, and the ReLU after it in the same pass over the output."""
 
-    def __init__(self, layer: Conv2d | Residual, activation: Layer) -> None:
+    def __init__(self, layer: Conv2d | BatchNorm2d | Residual, activation: Layer) -> None:
         self.layer, self.activation = layer, activation
 
     def forward(self, input: Array) -> Array:
         """Return the activated output."""
         return self.layer.forward(input, activation="relu")
 
-    def record(self, input: Array) -> tuple[Array, tuple[Any, Array]]:
+    def record(self, input: Array) -> tuple[Array, tuple[Any, Array | None]]:
         """Return the activated output; it tells where the layer's own was positive."""
         output, kept = self.layer.record(input, activation="relu")
-        return output, (kept, output)
+        # A normalisation takes its gradient through the ReLU by itself.
+        return output, (kept, None if type(self.layer) is BatchNorm2d else output)
 
     def gradient(
-        self, grad_output: Array, kept: tuple[Any, Array], input_gradient: bool = True
+        self, grad_output: Array, kept: tuple[Any, Array | None], input_gradient: bool = True
     ) -> Array | None:
         """Return the gradient of the input."""
         of_layer, output = kept
-        grad_output = functional.relu_backward(grad_output, output)
+        if output is not None:
+            grad_output = functional.relu_backward(grad_output, output)
         return self.layer.gradient(grad_output, of_layer, input_gradient)
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:

@@ -92,12 +92,12 @@ class BatchNorm2d(Layer):
             np.zeros((), np.int64) if track_running_stats else None
         )
 
-    def forward(self, input: Array) -> Array:
-        """Return the normalised input, as `convkern.batch_norm`."""
-        return self.record(input)[0]
+    def forward(self, input: Array, *, activation: str | None = None) -> Array:
+        """Return the normalised input, as `convkern.batch_norm`; with ``"relu"`` rectified."""
+        return self.record(input, activation=activation)[0]
 
-    def record(self, input: Array) -> tuple[Array, _Call]:
-        """Return the normalised input, and it with the statistics."""
+    def record(self, input: Array, *, activation: str | None = None) -> tuple[Array, _Call]:
+        """Return the same, and the input with the statistics."""
         input = as_array(input, "input", (3, 4))
         check_channels(input.shape, self.num_features)
         images = input if input.ndim == 4 else input[None]
@@ -116,6 +116,7 @@ class BatchNorm2d(Layer):
             training,
             momentum,
             self.eps,
+            relu=activation == "relu",
         )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1

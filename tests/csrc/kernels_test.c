@@ -629,6 +629,16 @@ static double term_of(int term, double x, double g, double center)
     }
 }
 
+/* Element i of the affine map of channel c, activated. */
+static double affine_of(ptrdiff_t c, ptrdiff_t channels, const void *x, const void *g, ptrdiff_t i,
+                        const void *coefficients, int activation)
+{
+    const double offset = at(coefficients, 2 * channels + c);
+    const double y = (at(x, i) - at(coefficients, c)) * at(coefficients, channels + c) + offset
+        + (g ? at(g, i) * at(coefficients, 3 * channels + c) : 0);
+    return activation == CK_RELU && y < 0 ? 0 : y;
+}
+
 static void test_channels(void)
 {
     const ptrdiff_t channels = draw(1, 70), pixels = draw(1, 9), row = channels + draw(0, 3);
@@ -658,23 +668,30 @@ static void test_channels(void)
         }
     }
     const void *coefficients = integers(4 * channels), *xs = integers(pixels * channels);
-    const void *gs = draw(0, 1) ? integers(pixels * channels) : NULL;
-    output y = new_output(pixels * channels), plane = new_output(pixels);
-    for (ptrdiff_t i = 0; i < pixels * channels; i++) {
-        const ptrdiff_t c = i % channels;
-        y.true_[i] = (at(xs, i) - at(coefficients, c)) * at(coefficients, channels + c)
-            + at(coefficients, 2 * channels + c)
-            + (gs ? at(gs, i) * at(coefficients, 3 * channels + c) : 0);
-    }
-    kernels->affine_pixels(xs, gs, y.mine, pixels, coefficients, channels);
-    compare("affine_pixels", y, 0);
+    const void *gradients = integers(pixels * channels), *gs = draw(0, 1) ? gradients : NULL;
+    const int activation = draw(0, 1) ? CK_RELU : CK_IDENTITY;
     const ptrdiff_t c = draw(0, channels - 1);
-    for (ptrdiff_t i = 0; i < pixels; i++)
-        plane.true_[i] = (at(xs, i) - at(coefficients, c)) * at(coefficients, channels + c)
-            + at(coefficients, 2 * channels + c)
-            + (gs ? at(gs, i) * at(coefficients, 3 * channels + c) : 0);
-    kernels->affine_plane(xs, gs, plane.mine, pixels, further(coefficients, c), channels);
+    output y = new_output(pixels * channels), plane = new_output(pixels);
+    output passed = new_output(pixels * channels), of_plane = new_output(pixels);
+    for (ptrdiff_t i = 0; i < pixels * channels; i++) {
+        y.true_[i] = affine_of(i % channels, channels, xs, gs, i, coefficients, activation);
+        const double map = affine_of(i % channels, channels, xs, NULL, i, coefficients, CK_IDENTITY);
+        passed.true_[i] = map <= 0 ? 0 : at(gradients, i);
+    }
+    for (ptrdiff_t i = 0; i < pixels; i++) {
+        plane.true_[i] = affine_of(c, channels, xs, gs, i, coefficients, activation);
+        const double map = affine_of(c, channels, xs, NULL, i, coefficients, CK_IDENTITY);
+        of_plane.true_[i] = map <= 0 ? 0 : at(gradients, i);
+    }
+    kernels->affine_pixels(xs, gs, y.mine, pixels, coefficients, channels, activation);
+    compare("affine_pixels", y, 0);
+    kernels->rectify_pixels(xs, gradients, passed.mine, pixels, coefficients, channels);
+    compare("rectify_pixels", passed, 0);
+    const void *of_c = further(coefficients, c);
+    kernels->affine_plane(xs, gs, plane.mine, pixels, of_c, channels, activation);
     compare("affine_plane", plane, 0);
+    kernels->rectify_plane(xs, gradients, of_plane.mine, pixels, of_c, channels);
+    compare("rectify_plane", of_plane, 0);
 }
 
 static void test_local_response_norm(void)

@@ -314,13 +314,19 @@ typedef struct {
     /* sums[c] = the sum of the terms of channel c over pixels that lie `row` apart */
     void (*pixel_sums)(int term, const void *x, const void *g, const double *center,
                        ptrdiff_t pixels, ptrdiff_t row, ptrdiff_t channels, double *sums);
-    /* y = (x - center)*scale + shift + g*gain, the last not where g is NULL; coefficients holds
-     * four rows of `channels`: center, scale, shift, gain.  A plane is n elements of the channel
-     * that coefficients points to. */
+    /* y = activation((x - center)*scale + shift + g*gain), the last not where g is NULL; an
+     * activation has no slope here.  coefficients holds four rows of `channels`: center, scale,
+     * shift, gain.  A plane is n elements of the channel that coefficients points to. */
     void (*affine_plane)(const void *x, const void *g, void *y, ptrdiff_t n,
-                         const void *coefficients, ptrdiff_t channels);
+                         const void *coefficients, ptrdiff_t channels, int activation);
     void (*affine_pixels)(const void *x, const void *g, void *y, ptrdiff_t pixels,
+                          const void *coefficients, ptrdiff_t channels, int activation);
+    /* y = g, or 0 where (x - center)*scale + shift <= 0: to the last bit what a ReLU lets pass
+     * after an affine map with these coefficients and without g */
+    void (*rectify_plane)(const void *x, const void *g, void *y, ptrdiff_t n,
                           const void *coefficients, ptrdiff_t channels);
+    void (*rectify_pixels)(const void *x, const void *g, void *y, ptrdiff_t pixels,
+                           const void *coefficients, ptrdiff_t channels);
     /* y[c] = x[c] / (k + alpha/size * sum of x^2 over the window of `size` channels around c)^beta;
      * `scratch` holds channels + size elements, for the gradient twice as many */
     void (*local_response_norm)(const void *x, void *y, ptrdiff_t channels, ptrdiff_t size,
