@@ -261,13 +261,8 @@ def test_published_files_load(tmp_path, torch, twins, counters):
 def test_blocks_can_be_taken_apart():
     net = models.resnet18(3).eval()
     assert isinstance(net["layer2"][0], nn.Sequential)
-    assert [step.name for step in net.walk(np.zeros((1, 3, 32, 32), np.float32))][:6] == [
-        "conv1",
-        "bn1",
-        "maxpool",
-        "layer1.0",
-        "layer1.1",
-    ]
+    names = [step.name for step in net.walk(np.zeros((1, 3, 32, 32), np.float32))]
+    assert names[:5] == ["conv1", "bn1", "maxpool", "layer1.0", "layer1.1"]
 
 
 @pytest.mark.parametrize("name", SIZES)
