@@ -21,6 +21,8 @@ from convkern._kernels.packing import PackedConv
 
 from convkern._kernels.conv cimport GROUP_BYTES
 from convkern._kernels.core cimport (
+    CK_AHEAD,
+    CK_FIRST,
     CK_MAX_VECTORS,
     Axis,
     Block,
@@ -28,8 +30,10 @@ from convkern._kernels.core cimport (
     axis,
     block_of,
     ceil_div,
+    ck_chunk,
     ck_kernels,
     ck_outer_layout,
+    ck_tile_layout,
     give,
     images_of,
     kernels_of,
@@ -223,6 +227,16 @@ def blockwise_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray b
 cdef enum:
     CHUNK_BYTES = 24 << 10  # gradients of one sum's pixels, in the first-level cache
     MOST_SLICES = 64
+    RANGE = 32              # channels of an item
+    TURNED_RANGE = 64       # the same where they are turned round
+    TURNED_BLOCKS = 4       # and blocks of filters, which share that
+    TURNED_PIXELS = 256     # of one sum, as many products as in the convolution
+    # What is not turned round: so few sums in registers that they would wait for each other, or
+    # elements of so few uses that it would not pay.
+    FEW_SUMS = 8
+    FEW_USES = 12
+    TURNED_BYTES = 1 << 20  # at most, of an item
+    LINE = 64               # bytes of a cache line
     UNPACK_CHANNELS = 16    # transposed at a time
 
 cdef struct WeightJob:
@@ -240,6 +254,13 @@ cdef struct WeightJob:
     bint fold
     bint dense   # g is NCHW
     bint direct  # g is read where it is: channels-last, one block of full vectors
+    # Turned round, a row of each channel has `phases` of the horizontal stride, one after the
+    # other, with the padding: column f + q*stride - pad is element q of phase f.
+    bint turned, planes  # planes: x is NCHW
+    Py_ssize_t phases, phase, row, channel  # phases, and elements of a phase, a row, a channel
+    Py_ssize_t block_ranges
+    bint fresh                # dw has no sums yet
+    const char *zeros
 
 
 cdef void pack_gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -375,6 +396,115 @@ cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         weight_chunk(job, x, g, dw, block, tap_row, row, row_stop, column, column_stop, c, c_stop)
 
 
+cdef void turn(const WeightJob *job, const char *x, Py_ssize_t channels, Py_ssize_t top,
+               Py_ssize_t bottom, char *turned) noexcept nogil:
+    """Copy some rows of an image, channel by channel; x: the first channel's first element."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, stride = job.w.stride, h, f, c, begin, end, last
+    cdef const char *src
+    cdef char *dst
+    for h in range(max(0, top), min(bottom, job.h.size)):
+        for f in range(job.phases):
+            begin, last = ceil_div(max(0, job.w.pad - f), stride), job.w.size - 1 + job.w.pad - f
+            end = 0 if last < 0 else min(job.phase, last // stride + 1)
+            if end <= begin:
+                continue
+            src = x + (h * job.x.row + (f + begin * stride - job.w.pad) * job.x.column) * size
+            dst = turned + ((h - top) * job.row + f * job.phase + begin) * size
+            if not job.planes:
+                kernels.transpose(src, stride * job.x.column, dst, job.channel, end - begin,
+                                  channels)
+                continue
+            for c in range(channels):
+                kernels.gather_row(src + c * job.h.size * job.x.row * size, stride, 0, end - begin,
+                                   dst + c * job.channel * size, end - begin)
+
+
+cdef struct Piece:
+    # Some output rows of an image; first: of a sum.
+    Py_ssize_t image, row, row_stop
+    bint first
+
+
+cdef void turned_block(const WeightJob *job, const Piece *piece, Py_ssize_t group, Block block,
+                       Py_ssize_t c, Py_ssize_t channels, const char *turned,
+                       char *dw) noexcept nogil:
+    """Add the products of a piece to the rows of dw of some channels and a block of filters."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, r, s, tile, i, i_stop, begin, stop
+    cdef Py_ssize_t first = group * job.vectors * lanes + block.first, row = block.width * size
+    cdef Py_ssize_t tiles = ceil_div(channels, kernels.max_pixels[block.vectors]), g_pixel
+    cdef const char *g = job.packed + (piece.image * job.groups * job.vectors * lanes + first) * (
+        job.h.out * job.w.out * size)
+    cdef const char *x
+    cdef char *sum
+    cdef ck_tile_layout layout
+    cdef ck_chunk sums
+    memset(&layout, 0, sizeof(layout))
+    layout.tail, layout.x_pixel, layout.out_pixel = <int>lanes, job.channel, block.width
+    layout.x_row = job.h.stride * job.row
+    layout.w_row, g_pixel = gradient_strides(job, block)
+    sums.columns, sums.run, sums.ahead_step = 1, job.w.out, CK_AHEAD
+    sums.flags = CK_FIRST if piece.first else 0
+    if job.direct:
+        g = job.g.data + piece.image * job.g.image * size
+    dw += (first * job.h.kernel * job.w.kernel * job.channels + c * block.width) * size
+    for r in range(job.h.kernel):
+        begin, stop = piece.row, piece.row_stop
+        valid(&job.h, r, &begin, &stop)
+        sums.rows = max(0, stop - begin)
+        if sums.rows == 0 and not piece.first:
+            continue
+        for s in range(job.w.kernel):
+            x = turned + (((begin - piece.row) * job.h.stride + r * job.h.dilation) * job.row
+                          + s * job.w.dilation % job.w.stride * job.phase
+                          + s * job.w.dilation // job.w.stride) * size
+            i = 0
+            for tile in range(tiles):
+                i_stop = channels * (tile + 1) // tiles
+                # What the sum is added to arrives while it is formed.
+                sums.ahead = sum = dw + ((r * job.w.kernel + s) * job.channels + i) * row
+                kernels.tile[block.vectors][i_stop - i](
+                    &layout, &sums, x + i * job.channel * size, g + begin * layout.w_row * size,
+                    job.zeros, sum)
+                i = i_stop
+
+
+cdef void turned_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One slice of the chunks, group, range of blocks of output channels and of channels.
+
+    The tile of the convolution adds up the products: a channel's pixels take the place of a
+    pixel's channels, and gradients that of the weights.
+    """
+    cdef const WeightJob *job = <const WeightJob *>job_
+    cdef Py_ssize_t part = item % job.slices, chunk, row, index
+    item //= job.slices
+    cdef Py_ssize_t c = job.channels * (item % job.ranges) // job.ranges
+    cdef Py_ssize_t channels = job.channels * (item % job.ranges + 1) // job.ranges - c
+    item //= job.ranges
+    cdef Py_ssize_t first_block = job.blocks * (item % job.block_ranges) // job.block_ranges
+    cdef Py_ssize_t last_block = job.blocks * (item % job.block_ranges + 1) // job.block_ranges
+    cdef Py_ssize_t group = item // job.block_ranges, size = job.kernels.itemsize
+    cdef Py_ssize_t total = job.images * job.row_chunks
+    cdef Py_ssize_t begin = total * part // job.slices, end = total * (part + 1) // job.slices
+    cdef const char *x
+    cdef Piece piece
+    memset(scratch, 0, <size_t>(channels * job.channel * size))  # the padding, once
+    for chunk in range(begin, end):
+        piece.image = chunk // job.row_chunks
+        row = job.h.out * (chunk % job.row_chunks) // job.row_chunks
+        piece.row, piece.first = row, job.fresh and chunk == begin
+        piece.row_stop = job.h.out * (chunk % job.row_chunks + 1) // job.row_chunks
+        x = job.x.data + (piece.image * job.x.image + (group * job.channels + c) * (
+            job.h.size * job.x.row if job.planes else 1)) * size
+        turn(job, x, channels, row * job.h.stride - job.h.pad,
+             (piece.row_stop - 1) * job.h.stride - job.h.pad
+             + (job.h.kernel - 1) * job.h.dilation + 1, scratch)
+        for index in range(first_block, last_block):
+            turned_block(job, &piece, group, block_of(job.kernels, job.vectors, job.blocks, index),
+                         c, channels, scratch, job.dw + part * job.dw_slice * size)
+
+
 cdef void depthwise_weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """One slice of the chunks and tap row of a depthwise convolution, all channels."""
     cdef const WeightJob *job = <const WeightJob *>job_
@@ -433,6 +563,26 @@ cdef void unpack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         c += count
 
 
+cdef bint turns_round(WeightJob *job) noexcept nogil:
+    """Choose whether to turn the input round; if so, lay out a channel of an item."""
+    cdef Py_ssize_t span = (job.w.kernel - 1) * job.w.dilation, line = LINE // job.kernels.itemsize
+    cdef Py_ssize_t rows = min(job.h.out, max(1, TURNED_PIXELS // job.w.out))
+    rows = (rows - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1
+    job.phases, job.phase = min(job.w.stride, span + 1), job.w.out + span // job.w.stride
+    job.row = job.phases * job.phase
+    if max(rows, job.row) > TURNED_BYTES:
+        return False
+    # An odd number of lines, so that channels do not meet in the same sets of the cache.
+    job.channel = (ceil_div(rows * job.row, line) | 1) * line
+    cdef Py_ssize_t vectors = ceil_div(job.vectors, job.blocks)
+    cdef Py_ssize_t sums = min(job.channels, job.kernels.max_pixels[vectors]) * vectors
+    # Vectors that each turned element is multiplied with.
+    cdef double uses = <double>(job.h.kernel * job.w.kernel) / (job.h.stride * job.w.stride) * min(
+        job.vectors, TURNED_BLOCKS * vectors)
+    return (sums >= FEW_SUMS and uses >= FEW_USES and job.channel * job.kernels.itemsize
+            * min(job.channels, <Py_ssize_t>TURNED_RANGE) <= TURNED_BYTES)
+
+
 cdef inline bint is_point(const Axis *a) noexcept nogil:
     """Tell whether a window is one element that never hangs over an edge."""
     return a.kernel == 1 and a.pad == 0 and (a.out - 1) * a.stride < a.size
@@ -472,7 +622,10 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, pixels = job.h.out * job.w.out
     cdef Py_ssize_t x_image = x.shape[1] * x.shape[2] * x.shape[3], g_image = outputs * pixels
     cdef Py_ssize_t sum_pixels = CHUNK_BYTES // (ceil_div(job.vectors, job.blocks) * lanes * size)
-    job.column_chunks = 1 if depthwise else ceil_div(job.w.out, sum_pixels)
+    job.turned = not depthwise and turns_round(&job)
+    if job.turned:
+        sum_pixels = TURNED_PIXELS
+    job.column_chunks = 1 if depthwise or job.turned else ceil_div(job.w.out, sum_pixels)
     job.row_chunks = ceil_div(job.h.out, max(1, sum_pixels * job.column_chunks // job.w.out))
     cdef Py_ssize_t items = (1 if depthwise else groups * job.blocks) * job.h.kernel
     # Images held at a time: many items read the same pixels, which then stay in the second-level
@@ -481,26 +634,37 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     cdef Py_ssize_t group = max(1, min(images, held // ((x_image + g_image) * size)))
     # Enough items for many threads: ranges of channels, then slices of the pixels with sums of
     # their own.  All of it follows from the shape.
-    job.ranges = 1 if depthwise else min(ceil_div(job.channels, 32), ceil_div(32, items))
-    job.slices = min(ceil_div(32, items * job.ranges), group * job.row_chunks * job.column_chunks)
+    job.ranges = ceil_div(job.channels, TURNED_RANGE)
+    job.block_ranges = ceil_div(job.blocks, TURNED_BLOCKS)
+    if job.turned:
+        items = groups * job.block_ranges
+    else:
+        job.ranges = 1 if depthwise else min(ceil_div(job.channels, RANGE), ceil_div(32, items))
+    job.slices = min(ceil_div(16 if job.turned else 32, items * job.ranges), group * job.row_chunks * job.column_chunks)
     job.slices = max(1, min(job.slices, MOST_SLICES))
     job.dw_slice = outputs * job.channels * taps
     cdef size_t dw_bytes = <size_t>(job.slices * job.dw_slice * size)
-    cdef char *sums = take(dw_bytes)
+    cdef size_t zeros = <size_t>(CK_MAX_VECTORS * lanes * size)
+    cdef char *sums = take(dw_bytes + zeros)
     cdef char *copies = NULL
-    job.dw = sums
-    memset(sums, 0, dw_bytes)
-    cdef bint copy_x = not channels_last
+    job.dw, job.zeros = sums, sums + dw_bytes
+    if not job.turned:
+        memset(sums, 0, dw_bytes)
+    memset(sums + dw_bytes, 0, zeros)
+    cdef bint copy_x = not channels_last and not job.turned
     cdef const char *x_data = <const char *>cnp.PyArray_DATA(x)
     cdef char *g_data = <char *>cnp.PyArray_DATA(grad)
     cdef double flops
     try:
         copies = take(<size_t>((x_image * copy_x + g_image) * group * size) + 1)
         job.packed = copies + x_image * copy_x * group * size
+        job.planes = not channels_last and not copy_x
         if channels_last:
             job.x = images_of(x)
-        else:
+        elif copy_x:
             job.x = packed_images(copies, x)
+        else:
+            job.x = Images(<char *>x_data, x_image, x.shape[3], 1)
         job.fold = (job.channels < 8 and groups == 1 and job.w.dilation == 1
                     and job.x.column == job.channels)
         n = 0
@@ -514,6 +678,8 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
                 if copy_x:
                     transpose(kernels, x_data + n * x_image * size, copies, count, x.shape[1],
                               x.shape[2] * x.shape[3], threads)
+                else:
+                    job.x.data = <char *>x_data + n * x_image * size
                 job.g = Images(g_data + n * grad.shape[1] * pixels * size, grad.shape[1] * pixels,
                                0, 0)
             job.dense = not channels_last
@@ -526,15 +692,22 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
                 run(depthwise_weight_item, &job, job.slices * job.h.kernel, flops, threads, 0)
             else:
                 job.direct = (channels_last and groups == 1 and job.blocks == 1
-                              and job.out_channels == job.vectors * lanes)
+                              and job.out_channels == job.vectors * lanes
+                              and (not job.turned or job.g.column == job.out_channels))
                 if not job.direct:
                     run(pack_gradient_item, &job, count * groups * job.blocks,
                         2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
-                flops = 2.0 * count * pixels * job.w.kernel * job.channels * job.out_channels
-                flops /= job.slices * job.ranges * job.blocks
-                run(weight_item, &job,
-                    job.slices * groups * job.blocks * job.h.kernel * job.ranges, flops,
-                    threads, 0)
+                flops = 2.0 * count * pixels * taps * job.channels * job.out_channels
+                flops /= job.slices * job.ranges
+                job.fresh = n == 0
+                if job.turned:
+                    run(turned_item, &job, job.slices * groups * job.block_ranges * job.ranges,
+                        flops / job.block_ranges, threads,
+                        <size_t>(ceil_div(job.channels, job.ranges) * job.channel * size))
+                else:
+                    run(weight_item, &job,
+                        job.slices * groups * job.blocks * job.h.kernel * job.ranges,
+                        flops / (job.blocks * job.h.kernel), threads, 0)
             n += count
         if depthwise:
             for k in range(1, job.slices):

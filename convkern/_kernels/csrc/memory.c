@@ -1,4 +1,5 @@
-/* The kept blocks of memory.h: a short list of idle blocks, latest taken, oldest released first. */
+/* The kept blocks of memory.h: a short list of idle blocks, the closest in size taken, the oldest
+ * released first. */
 #include "memory.h"
 
 #include <stdint.h>
@@ -8,13 +9,13 @@
 #include <sys/mman.h>
 #endif
 
-enum { LINE = 64, HUGE_PAGE = 2 << 20, MOST_IDLE = 64 };
+enum { LINE = 64, HUGE_PAGE = 2 << 20, MOST_IDLE = 256 };
 #ifdef CK_CHECKED /* checkers see what lies beyond blocks of the exact size, and freed ones */
 enum { KEEP = 0 };
 #else
 enum { KEEP = 1 };
 #endif
-#define IDLE_LIMIT (KEEP * (size_t)512 << 20)
+#define IDLE_LIMIT (KEEP * (size_t)768 << 20)
 
 /* A block starts with one line that holds its capacity. */
 typedef struct {
@@ -39,10 +40,13 @@ void *ck_take(size_t size)
 {
     if (size > SIZE_MAX / 2 || (until_failure > 0 && --until_failure == 0))
         return NULL;
-    /* The block given back last is the one most likely to be in the caches. */
-    int best = idle_count - 1;
-    while (best >= 0 && (idle[best]->capacity < size || idle[best]->capacity / 4 > size))
-        best--;
+    /* The smallest that fits, and is not much too large for that; of equals the one given back
+     * last, which is the most likely to be in the caches. */
+    int best = -1;
+    for (int i = idle_count - 1; i >= 0; i--)
+        if (idle[i]->capacity >= size && idle[i]->capacity / 4 <= size
+            && (best < 0 || idle[i]->capacity < idle[best]->capacity))
+            best = i;
     header *block;
     if (best >= 0) {
         block = remove_idle(best);
