@@ -6,6 +6,8 @@ Channels lie in memory as (outer, channels, inner): an `inner` of 1 means pixels
 neighbouring channels, otherwise planes of one channel each.
 """
 
+from libc.math cimport isfinite
+
 cimport numpy as cnp
 import numpy as np
 
@@ -120,15 +122,20 @@ cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
             kernels.pixel_sums(CK_NEGATIVE_PRODUCTS, x, g, NULL, images, job.channels, channels,
                                first)
             return
-        kernels.pixel_sums(CK_SUM, g if job.what == GRADIENTS else x, NULL, NULL, images,
-                           job.channels, channels, first)
-        if job.what == MOMENTS:
-            for c in range(channels):
-                mean[c] = first[c] / count
-            kernels.pixel_sums(CK_SQUARES, x, NULL, mean, images, job.channels, channels, second)
-        elif job.what == GRADIENTS:
-            kernels.pixel_sums(CK_PRODUCTS, x, g, job.center + c0, images, job.channels, channels,
-                               second)
+        if job.what == GRADIENTS:
+            kernels.pixel_pairs(x, g, job.center + c0, images, job.channels, channels, first, second)
+            return
+        kernels.pixel_sums(CK_SUM, x, NULL, NULL, images if job.what == TOTAL else 1, job.channels,
+                           channels, first)
+        if job.what == TOTAL:
+            return
+        # About the first pixel, which is among them, squares lose nothing that matters.
+        for c in range(channels):
+            mean[c] = first[c] if isfinite(first[c]) else 0
+        kernels.pixel_pairs(x, NULL, mean, images, job.channels, channels, first, second)
+        for c in range(channels):
+            second[c] -= first[c] * first[c] / count
+            first[c] += count * mean[c]
         return
     for c in range(channels):
         if job.what == NEGATIVE:

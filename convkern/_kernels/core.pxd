@@ -125,6 +125,8 @@ cdef extern from "csrc/ck.h" nogil:
         double (*plane_sum)(int, const void *, const void *, double, ptrdiff_t) noexcept nogil
         void (*pixel_sums)(int, const void *, const void *, const double *, ptrdiff_t, ptrdiff_t,
                            ptrdiff_t, double *) noexcept nogil
+        void (*pixel_pairs)(const void *, const void *, const double *, ptrdiff_t, ptrdiff_t,
+                            ptrdiff_t, double *, double *) noexcept nogil
         void (*affine_plane)(const void *, const void *, void *, ptrdiff_t, const void *,
                              ptrdiff_t, int) noexcept nogil
         void (*affine_pixels)(const void *, const void *, void *, ptrdiff_t, const void *,

@@ -667,6 +667,26 @@ static void test_channels(void)
             failures++;
         }
     }
+    double *second = guarded((size_t)channels * sizeof *second, 0);
+    for (int gradients = 0; gradients < 2; gradients++) {
+        kernels->pixel_pairs(x, gradients ? g : NULL, center, pixels, row, channels, sums, second);
+        checks++;
+        for (ptrdiff_t c = 0; c < channels; c++) {
+            double sum = 0, products = 0;
+            for (ptrdiff_t p = 0; p < pixels; p++) {
+                const double v = at(x, p * row + c) - center[c];
+                const double other = gradients ? at(g, p * row + c) : v;
+                sum += other;
+                products += v * other;
+            }
+            if (sums[c] != sum || second[c] != products) {
+                printf("%s pixel_pairs: channel %td is %g and %g, not %g and %g\n", isa, c, sums[c],
+                       second[c], sum, products);
+                failures++;
+                break;
+            }
+        }
+    }
     const void *coefficients = integers(4 * channels), *xs = integers(pixels * channels);
     const void *gradients = integers(pixels * channels), *gs = draw(0, 1) ? gradients : NULL;
     const int activation = draw(0, 1) ? CK_RELU : CK_IDENTITY;

@@ -314,6 +314,10 @@ typedef struct {
     /* sums[c] = the sum of the terms of channel c over pixels that lie `row` apart */
     void (*pixel_sums)(int term, const void *x, const void *g, const double *center,
                        ptrdiff_t pixels, ptrdiff_t row, ptrdiff_t channels, double *sums);
+    /* first[c] and second[c] = the sums of v = x - center and of v*v, or with g those of g and of v*g,
+     * in the same way */
+    void (*pixel_pairs)(const void *x, const void *g, const double *center, ptrdiff_t pixels,
+                        ptrdiff_t row, ptrdiff_t channels, double *first, double *second);
     /* y = activation((x - center)*scale + shift + g*gain), the last not where g is NULL; an
      * activation has no slope here.  coefficients holds four rows of `channels`: center, scale,
      * shift, gain.  A plane is n elements of the channel that coefficients points to. */

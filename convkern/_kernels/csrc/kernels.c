@@ -89,6 +89,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .softmax_backward = CK_SYMBOL(softmax_backward),
     .plane_sum = CK_SYMBOL(plane_sum),
     .pixel_sums = CK_SYMBOL(pixel_sums),
+    .pixel_pairs = CK_SYMBOL(pixel_pairs),
     .affine_plane = CK_SYMBOL(affine_plane),
     .affine_pixels = CK_SYMBOL(affine_pixels),
     .rectify_plane = CK_SYMBOL(rectify_plane),
