@@ -124,6 +124,40 @@ def test_conv2d_of_many_channels(dtype, channels_last):
             np.testing.assert_array_equal(mine, true, f"{w.shape}")
 
 
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weight_gradient_in_parts(dtype, channels_last):
+    """Several groups of images, ranges of channels and of filters, not of one size."""
+    rng = np.random.default_rng(3)
+    x, w = integers(rng, (5, 70, 13, 13), dtype), np.zeros((410, 70, 3, 3), dtype)
+    grad = integers(rng, (5, 410, 13, 13), dtype)
+    if channels_last:
+        x, grad = functional.to_channels_last(x), functional.to_channels_last(grad)
+    window, mask = (1, 1, 1, 1), (False, True, False)
+    got = functional.conv2d_backward(grad, x, w, *window, output_mask=mask, algorithm="direct")[1]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    for r, s in itertools.product(range(3), repeat=2):
+        seen = padded[:, :, r : r + 13, s : s + 13]
+        expected = np.tensordot(grad, seen, ((0, 2, 3), (0, 2, 3)))
+        np.testing.assert_array_equal(got[:, :, r, s], expected, f"tap {r}, {s}")
+
+
+@pytest.mark.parametrize("filters", (8, 16, 32))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weight_gradient_of_some_channels(dtype, filters):
+    """Channels-last gradients between which those of other filters lie."""
+    rng = np.random.default_rng(filters)
+    x = functional.to_channels_last(integers(rng, (2, 19, 12, 9), dtype))
+    grad = functional.to_channels_last(integers(rng, (2, filters + 5, 9, 6), dtype))[:, :filters]
+    w = np.zeros((filters, 19, 4, 4), dtype)
+    for mine, true in zip(
+        functional.conv2d_backward(grad, x, w, algorithm="direct"),
+        reference.conv2d_backward(grad, x, w),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, true)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conv_transpose2d(dtype):
     for seed in range(SHAPES // 2):

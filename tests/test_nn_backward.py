@@ -780,6 +780,7 @@ def test_relu_within_normalisation(dtype, convert):
         norm = nn.BatchNorm2d(shape[1], affine=affine, dtype=dtype)
         if affine:
             norm.weight.data[:], norm.bias.data[:] = rng.standard_normal((2, shape[1]))
+            norm.weight.data[0] = norm.bias.data[0] = 0  # zeros have no gradient
         norm.train(training)
         x, g = (convert(rng.standard_normal(shape).astype(dtype)) for _ in range(2))
         single = copy.deepcopy(norm)

@@ -52,10 +52,12 @@ TESTS = [
     "tests/test_dense.py",
     "tests/test_properties.py",
     "tests/test_freeze.py",
+    "tests/test_nn_backward.py",
     "tests/test_against_torch.py",
 ]
 _POOL = ["tests/test_pool.py", "tests/test_exact.py"]
 _DENSE = ["tests/test_dense.py"]
+_CHANNELS = ["tests/test_dense.py", "tests/test_nn_backward.py"]
 _OPTIMIZER = ["tests/test_training.py"]
 _WINOGRAD = ["tests/test_winograd.py"]
 FIRST = {
@@ -63,8 +65,8 @@ FIRST = {
     "pool.pyx": _POOL,
     "activation.inc": _DENSE,
     "activation.pyx": _DENSE,
-    "channels.inc": _DENSE,
-    "channels.pyx": _DENSE,
+    "channels.inc": _CHANNELS,
+    "channels.pyx": _CHANNELS,
     "optimizer.inc": _OPTIMIZER,
     "optimizer.pyx": _OPTIMIZER,
     "winograd.inc": _WINOGRAD,
@@ -364,6 +366,18 @@ FAULTS = [
         "v_store_n(terms + size / 2 + c,",
         "on the way back windows of even size lie one channel off",
     ),
+    Fault(
+        "channels.inc",
+        "v_select(v_fma(x - center, scale, shift) <= (vec){0}, (vec){0}, g);",
+        "v_select(v_fma(x - center, scale, shift) < (vec){0}, (vec){0}, g);",
+        "the gradient passes where the normalised value is zero",
+    ),
+    Fault(
+        "channels.inc",
+        "p++, x += channels, g += channels, y += channels)",
+        "p++, x += channels, y += channels)",
+        "behind a ReLU all pixels take the gradient of the first",
+    ),
     # ------------------------------------------------------------ activation.inc, kernels.c
     Fault(
         "activation.inc",
@@ -422,6 +436,12 @@ FAULTS = [
         "a block is one line too small",
     ),
     Fault(
+        "memory.c",
+        "if (idle[i]->capacity >= size && idle[i]->capacity / 4 <= size",
+        "if (idle[i]->capacity / 4 <= size",
+        "a kept block is taken although it is too small",
+    ),
+    Fault(
         "core.pyx",
         "function(job, i, scratch + scratch_bytes * <size_t>threadid())",
         "function(job, i, scratch)",
@@ -441,9 +461,15 @@ FAULTS = [
     ),
     Fault(
         "core.pyx",
-        "(image * job.dst_image + start * job.dst_row) * size,",
-        "(image * job.dst_image + start * job.src_row) * size,",
+        "(image * job.dst_image + start * job.dst_row + row) * size,",
+        "(image * job.dst_image + start * job.src_row + row) * size,",
         "later blocks of a transpose go to wrong rows",
+    ),
+    Fault(
+        "core.pyx",
+        "ceil_div(columns, job.block), ceil_div(rows, BAND)",
+        "ceil_div(columns, job.block), max(1, rows // BAND)",
+        "the rows behind the last whole band of a transpose are lost",
     ),
     # ------------------------------------------------------------ conv.pyx, strips.pyx
     Fault(
@@ -597,6 +623,78 @@ FAULTS = [
         "    for part in range(1, job.slices):\n        kernels.add(dw + part",
         "    for part in range(1, job.slices - 1):\n        kernels.add(dw + part",
         "the last slice is lost",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "begin, last = ceil_div(max(0, job.w.pad - f), stride),",
+        "begin, last = max(0, job.w.pad - f) // stride,",
+        "turned round, the first pixel of a phase lies in the padding",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "min(job.phase, last // stride + 1)",
+        "min(job.phase, last // stride)",
+        "turned round, a phase lacks the last pixel",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "+ s * job.w.dilation % job.w.stride * job.phase\n",
+        "+ s % job.w.stride * job.phase\n",
+        "turned round, dilated taps lie in a wrong phase of the stride",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "    memset(scratch, 0, <size_t>(channels * job.channel * size))  # the padding, once\n",
+        "",
+        "turned round, the padding is not zeroed",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "rows = (rows - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1",
+        "rows = (rows - 1) * job.h.stride + job.h.kernel",
+        "turned round, channels of dilated windows overlap",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "sums.flags = CK_FIRST if piece.first else 0",
+        "sums.flags = 0",
+        "the first piece is added to what was in memory",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "job.fresh and chunk == begin",
+        "job.fresh",
+        "every piece begins its sums anew",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "job.fresh = n == 0",
+        "job.fresh = True",
+        "every group of images begins the sums anew",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "if sums.rows == 0 and not piece.first:",
+        "if sums.rows == 0:",
+        "sums without a row in the first piece do not begin with zero",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "last_block = job.blocks * (item % job.block_ranges + 1) // job.block_ranges",
+        "last_block = first_block + job.blocks // job.block_ranges",
+        "the last block of filters is lost where ranges are not equal",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "* job.channels + c * block.width) * size\n    for r in",
+        "* job.channels) * size\n    for r in",
+        "later ranges of turned channels go to the first",
+    ),
+    Fault(
+        "convgrad.pyx",
+        "                              and (not job.turned or job.g.column == job.out_channels))",
+        "                              )",
+        "gradients between which others lie are taken for dense ones",
     ),
     # ------------------------------------------------------------ packing.pyx, blocks.pyx
     Fault(
@@ -793,9 +891,40 @@ FAULTS = [
     ),
     Fault(
         "channels.pyx",
-        "job.coefficients + plane % job.channels * size, job.channels)",
-        "job.coefficients + (plane - first) % job.channels * size, job.channels)",
+        "start, c = plane * job.inner * size, plane % job.channels",
+        "start, c = plane * job.inner * size, (plane - first) % job.channels",
         "items begin with the coefficients of the first channel",
+    ),
+    Fault(
+        "channels.pyx",
+        "kernels.rectify_plane(x, g, scratch, job.inner, job.rectified + c * size, job.channels)",
+        "kernels.rectify_plane(x, g, scratch, job.inner, job.rectified, job.channels)",
+        "gradients of all planes pass the ReLU of the first channel",
+    ),
+    Fault(
+        "channels.pyx",
+        "job.rectified + (c0 + c) * size, job.channels)",
+        "job.rectified + c * size, job.channels)",
+        "sums of later groups of channels pass the ReLU of the first",
+    ),
+    Fault(
+        "channels.pyx",
+        "kernels.plane_sum(CK_SUM, scratch, scratch, 0.0, length)",
+        "kernels.plane_sum(CK_SUM, g + start, g + start, 0.0, length)",
+        "gradients of planes are summed as they are behind the ReLU",
+    ),
+    Fault(
+        "channels.pyx",
+        "        kernels.rectify_pixels(x, g, scratch, images, job.rectified, channels)\n"
+        "        g = scratch\n",
+        "        pass\n",
+        "gradients of pixels are summed as they are behind the ReLU",
+    ),
+    Fault(
+        "channels.pyx",
+        "        job.group = job.channels  # whole pixels\n",
+        "        pass\n",
+        "of many channels each group passes the ReLU as if it were all",
     ),
     # ------------------------------------------------------------ activation.pyx, optimizer.pyx
     Fault(
