@@ -16,7 +16,6 @@ try:
     )
     from convkern._kernels.columns import col2im, im2col
     from convkern._kernels.conv import conv2d, conv2d_planes
-    from convkern._kernels.convgrad import dense_taps, input_gradient, weight_gradient
     from convkern._kernels.core import (
         empty,
         empty_cache,
@@ -32,6 +31,8 @@ try:
     )
     from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
     from convkern._kernels.depthwise import depthwise_planes
+    from convkern._kernels.grad_input import dense_taps, input_gradient
+    from convkern._kernels.grad_weight import weight_gradient
     from convkern._kernels.optimizer import adam, sgd, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient

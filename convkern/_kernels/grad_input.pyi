@@ -19,14 +19,3 @@ def input_gradient(
     threads: int,
     winograd: int = 0,
 ) -> None: ...
-def weight_gradient(
-    x: np.ndarray,
-    grad: np.ndarray,
-    grad_weight: np.ndarray,
-    rows: Axis,
-    columns: Axis,
-    groups: int,
-    channels_last: bool,
-    threads: int,
-    winograd: int = 0,
-) -> None: ...
