@@ -18,13 +18,7 @@ from convkern._kernels.core import empty, lanes, to_channels_last
 from convkern._kernels.packing import PackedConv
 
 from convkern._kernels.conv cimport GROUP_BYTES
-from convkern._kernels.core cimport (
-    axis,
-    ceil_div,
-    kernels_of,
-    run,
-    transpose,
-)
+from convkern._kernels.core cimport ceil_div, kernels_of, run
 
 cnp.import_array()
 
