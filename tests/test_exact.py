@@ -142,6 +142,35 @@ def test_weight_gradient_in_parts(dtype, channels_last):
         np.testing.assert_array_equal(got[:, :, r, s], expected, f"tap {r}, {s}")
 
 
+@pytest.mark.parametrize("at_end", (True, False))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weight_gradient_of_long_rows(dtype, at_end):
+    """Rows and filters so many that the input is turned round, at the ends of memory."""
+    for seed in range(cases(40)):
+        rng = np.random.default_rng(seed)
+        groups = int(rng.choice([1, 1, 1, 2]))
+        C, K = groups * int(rng.integers(8, 40)), groups * int(rng.integers(60, 300) // groups)
+        kernel, dilation = rng.integers(2, 5, 2), rng.integers(1, 3, 2)
+        stride, size = rng.integers(1, 4, 2), np.array([rng.integers(9, 16), rng.integers(40, 70)])
+        pads = [tuple(int(p) for p in sides) for sides in rng.integers(0, 4, (2, 2))]
+        where = {"stride": tuple(map(int, stride)), "padding": tuple(pads)}
+        where |= {"dilation": tuple(map(int, dilation)), "groups": groups}
+        x = integers(rng, (int(rng.integers(1, 4)), C, *size), dtype)
+        w = np.zeros((K, C // groups, *kernel), dtype)
+        shape = functional.conv2d(x, w, **where).shape
+        arrays = integers(rng, shape, dtype), x
+        if rng.random() < 0.5:
+            grad, x = (guarded(array, at_end) for array in arrays)
+        else:
+            rows = (np.ascontiguousarray(array.transpose(0, 2, 3, 1)) for array in arrays)
+            grad, x = (guarded(array, at_end).transpose(0, 3, 1, 2) for array in rows)
+        mine = functional.conv2d_backward(
+            grad, x, w, **where, output_mask=(False, True, False), algorithm="direct"
+        )[1]
+        true = reference.conv2d_backward(grad, x, w, **where)[1]
+        np.testing.assert_array_equal(mine, true, f"{x.shape} {w.shape} {where}")
+
+
 @pytest.mark.parametrize("filters", (8, 16, 32))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weight_gradient_of_some_channels(dtype, filters):

@@ -46,10 +46,11 @@ cdef enum:
     TURNED_RANGE = 64       # the same where they are turned round
     TURNED_BLOCKS = 4       # and blocks of filters, which share that
     TURNED_PIXELS = 256     # of one sum, as many products as in the convolution
-    # What is not turned round: so few sums in registers that they would wait for each other, or
-    # elements of so few uses that it would not pay.
-    FEW_SUMS = 8
-    FEW_USES = 12
+    # What is not turned round: so few channels that `outer` takes the taps of a row together,
+    # short rows, and elements of so few uses, times a row's outputs, that it would not pay.
+    FEW_CHANNELS = 8
+    SHORT_ROW = 12
+    FEW_USES = 400
     TURNED_BYTES = 1 << 20  # at most, of an item
     LINE = 64               # bytes of a cache line
     UNPACK_CHANNELS = 16    # transposed at a time
@@ -389,13 +390,13 @@ cdef bint turns_round(WeightJob *job) noexcept nogil:
         return False
     # An odd number of lines, so that channels do not meet in the same sets of the cache.
     job.channel = (ceil_div(rows * job.row, line) | 1) * line
-    cdef Py_ssize_t vectors = ceil_div(job.vectors, job.blocks)
-    cdef Py_ssize_t sums = min(job.channels, job.kernels.max_pixels[vectors]) * vectors
     # Vectors that each turned element is multiplied with.
     cdef double uses = <double>(job.h.kernel * job.w.kernel) / (job.h.stride * job.w.stride) * min(
-        job.vectors, TURNED_BLOCKS * vectors)
-    return (sums >= FEW_SUMS and uses >= FEW_USES and job.channel * job.kernels.itemsize
-            * min(job.channels, <Py_ssize_t>TURNED_RANGE) <= TURNED_BYTES)
+        job.vectors, TURNED_BLOCKS * ceil_div(job.vectors, job.blocks))
+    if job.channels < FEW_CHANNELS or job.w.out < SHORT_ROW or uses * job.w.out < FEW_USES:
+        return False
+    return (job.channel * min(job.channels, <Py_ssize_t>TURNED_RANGE) * job.kernels.itemsize
+            <= TURNED_BYTES)
 
 
 cdef inline bint is_point(const Axis *a) noexcept nogil:
