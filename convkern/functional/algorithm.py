@@ -49,6 +49,8 @@ PICK_TAPS = 80.0
 #: Bringing a vector of pixels of planes into channels-last order, and of outputs back.
 GATHER = 10.0
 PLACE = 60.0
+#: Channels whose gradients of weights are made in planes.
+FEW_CHANNELS = 4
 
 
 class Problem(NamedTuple):
@@ -128,11 +130,14 @@ def _cheapest(
     return best if cost(best) < direct else 0
 
 
-def fills_planes(problem: Problem) -> bool:
-    """Tell whether the pixels of an output plane fill most of their vectors."""
+def gradient_in_planes(problem: Problem) -> bool:
+    """Tell whether the gradient of a weight is better made from contiguous NCHW as it lies.
+
+    That is for few channels, of images whose planes fill most of their vectors.
+    """
     lanes: int = _kernels.lanes(problem.dtype)
     pixels = problem.out_size[0] * problem.out_size[1]
-    return pixels > 0.8 * lanes * -(-pixels // lanes)
+    return problem.channels <= FEW_CHANNELS and pixels > 0.8 * lanes * -(-pixels // lanes)
 
 
 @lru_cache(maxsize=4096)

@@ -26,8 +26,8 @@ from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import (
     ALGORITHMS,
     Problem,
-    fills_planes,
     fills_rows,
+    gradient_in_planes,
     prefers_planes,
     winograd_outputs,
 )
@@ -545,7 +545,7 @@ def _weight_gradient(
             )
             return blocks.weight_gradient(gradient, weight.shape[1], channels_last)
     result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
-    in_planes = not channels_last and window.kernel != (1, 1) and fills_planes(problem)
+    in_planes = not channels_last and window.kernel != (1, 1) and gradient_in_planes(problem)
     if not tile and in_planes:
         _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
     else:
