@@ -176,8 +176,8 @@ def test_weight_gradient_of_long_rows(dtype, at_end):
 def test_weight_gradient_of_some_channels(dtype, filters):
     """Channels-last gradients between which those of other filters lie."""
     rng = np.random.default_rng(filters)
-    x = functional.to_channels_last(integers(rng, (2, 19, 12, 9), dtype))
-    grad = functional.to_channels_last(integers(rng, (2, filters + 5, 9, 6), dtype))[:, :filters]
+    x = functional.to_channels_last(integers(rng, (2, 19, 12, 30), dtype))
+    grad = functional.to_channels_last(integers(rng, (2, filters + 5, 9, 27), dtype))[:, :filters]
     w = np.zeros((filters, 19, 4, 4), dtype)
     for mine, true in zip(
         functional.conv2d_backward(grad, x, w, algorithm="direct"),
