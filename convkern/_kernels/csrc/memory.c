@@ -1,5 +1,4 @@
-/* The kept blocks of memory.h: a short list of idle blocks, the closest in size taken, the oldest
- * released first. */
+/* The kept blocks of memory.h: a short list of idle blocks, the oldest released first. */
 #include "memory.h"
 
 #include <stdint.h>
@@ -9,7 +8,7 @@
 #include <sys/mman.h>
 #endif
 
-enum { LINE = 64, HUGE_PAGE = 2 << 20, MOST_IDLE = 256 };
+enum { LINE = 64, HUGE_PAGE = 2 << 20, MOST_IDLE = 256, CACHED = 4 << 20 };
 #ifdef CK_CHECKED /* checkers see what lies beyond blocks of the exact size, and freed ones */
 enum { KEEP = 0 };
 #else
@@ -40,10 +39,10 @@ void *ck_take(size_t size)
 {
     if (size > SIZE_MAX / 2 || (until_failure > 0 && --until_failure == 0))
         return NULL;
-    /* The smallest that fits, and is not much too large for that; of equals the one given back
-     * last, which is the most likely to be in the caches. */
+    /* Of blocks that fit and are not much too large: what was given back last may still be in the
+     * caches; where that is more than they hold, the smallest, or large ones would be made anew. */
     int best = -1;
-    for (int i = idle_count - 1; i >= 0; i--)
+    for (int i = idle_count - 1; i >= 0 && (best < 0 || size >= CACHED); i--)
         if (idle[i]->capacity >= size && idle[i]->capacity / 4 <= size
             && (best < 0 || idle[i]->capacity < idle[best]->capacity))
             best = i;
