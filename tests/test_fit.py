@@ -522,7 +522,7 @@ def test_all_processes_stop_together(tmp_path, no_pictures):
             stop_at(loss, 6)
         run.fit(folder=tmp_path, loss=loss)
 
-    stopped = []
+    stops = {}
 
     def stop_at(loss, call):
         forward, calls = loss.forward, []
@@ -530,14 +530,14 @@ def test_all_processes_stop_together(tmp_path, no_pictures):
         def counted(input, target):
             calls.append(1)
             if len(calls) == call:
-                stopped[0].wanted = True
+                stops[threading.get_ident()].wanted = True
             return forward(input, target)
 
         loss.forward = counted
 
     class NotedStop(Stop):
         def __enter__(self):
-            stopped.append(self)
+            stops[threading.get_ident()] = self
             return super().__enter__()
 
     with pytest.MonkeyPatch.context() as patch:
