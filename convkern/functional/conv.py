@@ -103,6 +103,16 @@ class Window(NamedTuple):
         )
         return rows, columns
 
+    @property
+    def skips(self) -> bool:
+        """Whether the window is one pixel that steps over others of the image."""
+        inside = self.kernel == (1, 1) and self.padding == ((0, 0), (0, 0))
+        return inside and self.stride != (1, 1)
+
+    def of_steps(self) -> Window:
+        """Return the window that does the same on the pixels of every step alone."""
+        return self._replace(stride=(1, 1))
+
     def blocks(self) -> Blocks | None:
         """Return the blocks of pixels that make the convolution a dense one, if they may help."""
         return Blocks.of(self.in_channels, *self.axes(), self.groups)
@@ -277,6 +287,9 @@ def _compute(
             )
             return
     x, channels_last = in_layout(x, layouts[1]), layouts[1]
+    if window.skips and not channels_last:
+        x, window = _steps(x, window, result.shape[2:]), window.of_steps()
+        problem, axes = window.problem(weight, len(x), result.shape[2:]), window.axes()
     if not tile and not channels_last and fills_rows(problem):
         _kernels.depthwise_planes(x, weight, bias, result, *axes, *activation, threads)
     elif not tile and not channels_last and prefers_planes(problem):
@@ -285,6 +298,13 @@ def _compute(
         if (None, tile) not in kept:
             kept[None, tile] = _kernels.PackedConv(weight, bias, window.groups, threads, tile)
         _kernels.conv2d(x, kept[None, tile], result, *axes, *activation, channels_last, threads)
+
+
+def _steps(x: np.ndarray, window: Window, out_size: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels of contiguous NCHW images that a window which skips some meets."""
+    steps = empty_images((*x.shape[:2], *out_size), x.dtype, False)
+    _kernels.take_steps(x, steps, window.stride, get_num_threads())
+    return steps
 
 
 def _compute_in_blocks(
@@ -472,24 +492,9 @@ def conv2d_backward(
     want_input, want_weight, want_bias = checked_mask(output_mask)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
-    rows, columns = window.axes()
     grad_input = grad_weight = grad_bias = None
     if want_input:
-        grad_input = empty_images(x.shape, x.dtype, channels_last)
-        tile = _input_gradient_tile(window, weight, x.shape, algorithm)
-        if grad_input.size:
-            _kernels.input_gradient(
-                grad,
-                as_contiguous(weight),
-                None,
-                grad_input,
-                rows,
-                columns,
-                window.groups,
-                channels_last,
-                get_num_threads(),
-                tile,
-            )
+        grad_input = _input_gradient(grad, weight, window, x.shape, algorithm, channels_last)
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
@@ -497,6 +502,50 @@ def conv2d_backward(
     if want_bias:
         grad_bias = _bias_gradient(grad)
     return grad_input, grad_weight, grad_bias
+
+
+def _input_gradient(
+    grad: np.ndarray,
+    weight: np.ndarray,
+    window: Window,
+    shape: tuple[int, ...],
+    algorithm: str,
+    channels_last: bool,
+) -> np.ndarray:
+    """Choose how to compute the gradient of an input of this shape, and return it."""
+    result = empty_images(shape, weight.dtype, channels_last)
+    if not result.size:
+        return result
+    threads = get_num_threads()
+    if window.skips and not channels_last:
+        met = *shape[:2], *grad.shape[2:]
+        steps = _input_gradient(grad, weight, window.of_steps(), met, algorithm, False)
+        _kernels.spread_steps(steps, result, window.stride, threads)
+        return result
+    tile = _input_gradient_tile(window, weight, shape, algorithm)
+    rows, columns = window.axes()
+    problem = window.problem(weight, shape[0], shape[2:], transposed=True)
+    # A product of two matrices, as the convolution itself is.
+    product = window.kernel == (1, 1) and problem.dense and shape[2:] == grad.shape[2:]
+    if product and window.groups == 1 and not channels_last and prefers_planes(problem):
+        turned = as_contiguous(weight.transpose(1, 0, 2, 3))
+        _kernels.conv2d_planes(
+            grad, turned, None, result, rows, columns, 1, *ACTIVATIONS[None], threads
+        )
+    else:
+        _kernels.input_gradient(
+            grad,
+            as_contiguous(weight),
+            None,
+            result,
+            rows,
+            columns,
+            window.groups,
+            channels_last,
+            threads,
+            tile,
+        )
+    return result
 
 
 def _input_gradient_tile(
@@ -529,6 +578,8 @@ def _weight_gradient(
     """Choose how to compute the gradient of a weight, and return it."""
     if not len(x):
         return np.zeros_like(weight, order="C")
+    if window.skips and not channels_last:
+        x, window = _steps(x, window, grad.shape[2:]), window.of_steps()
     threads, axes, groups = get_num_threads(), window.axes(), window.groups
     problem = window.problem(weight, len(x), grad.shape[2:])
     tile = winograd_outputs(problem, algorithm, gradient=True)
