@@ -17,6 +17,7 @@ try:
     from convkern._kernels.columns import col2im, im2col
     from convkern._kernels.conv import conv2d, conv2d_planes
     from convkern._kernels.core import (
+        are_plain,
         empty,
         empty_cache,
         fma_peak,
@@ -24,6 +25,7 @@ try:
         isa,
         isa_names,
         lanes,
+        layout_of,
         openmp,
         spin_fma,
         to_channels_last,
