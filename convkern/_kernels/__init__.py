@@ -35,7 +35,14 @@ try:
     from convkern._kernels.depthwise import depthwise_planes
     from convkern._kernels.grad_input import dense_taps, input_gradient
     from convkern._kernels.grad_weight import weight_gradient
-    from convkern._kernels.optimizer import adam, sgd, squares
+    from convkern._kernels.loss import (
+        class_losses,
+        class_weights,
+        shares_of_samples,
+        subtract_shares,
+        wrong_class,
+    )
+    from convkern._kernels.optimizer import adam, are_alike, sgd, share_extents, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
     from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
@@ -51,7 +58,11 @@ __all__ = [
     "adam",
     "add",
     "affine",
+    "are_alike",
+    "are_plain",
     "box_sums",
+    "class_losses",
+    "class_weights",
     "col2im",
     "conv2d",
     "conv2d_planes",
@@ -69,6 +80,7 @@ __all__ = [
     "isa",
     "isa_names",
     "lanes",
+    "layout_of",
     "linear",
     "linear_input_gradient",
     "linear_weight_gradient",
@@ -81,11 +93,15 @@ __all__ = [
     "prelu",
     "scatter",
     "sgd",
+    "share_extents",
+    "shares_of_samples",
     "softmax",
     "spin_fma",
     "squares",
+    "subtract_shares",
     "to_channels_last",
     "to_contiguous",
     "totals",
     "weight_gradient",
+    "wrong_class",
 ]

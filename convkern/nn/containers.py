@@ -191,7 +191,7 @@ class Sequential(_LayerList):
         """
         # Of each step's input, and at the end of the output: whether somebody wants its gradient.
         wanted = list(
-            accumulate((bool(layer.parameters()) for layer, _ in kept), or_, initial=input_gradient)
+            accumulate((layer._learns() for layer, _ in kept), or_, initial=input_gradient)
         )
         gradient: Array | None = grad_output
         while kept and wanted[len(kept)]:
