@@ -26,6 +26,9 @@ def as_array(
 
     With `like`, the dtype must be that array's.
     """
+    if _kernels.is_operand(value, like) and value.ndim in ndims:
+        operand: np.ndarray = value
+        return operand
     if not isinstance(value, np.ndarray):
         if not hasattr(value, "__array__"):
             raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
@@ -147,9 +150,7 @@ def to_contiguous(x: np.ndarray) -> np.ndarray:
 
 def memory_order(x: np.ndarray) -> tuple[int, ...]:
     """Return the axes from the slowest to the fastest in memory; C order where that is unclear."""
-    if x.flags.c_contiguous or any(stride <= 0 for stride in x.strides):
-        return tuple(range(x.ndim))
-    return tuple(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
+    return _kernels.memory_order(x)
 
 
 def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:

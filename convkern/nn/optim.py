@@ -125,8 +125,11 @@ class Optimizer(ABC):
             options = self._checked(group)
             due += [(parameter, options) for parameter in group["params"] if parameter.has_grad]
         for parameter, _ in due:
-            check_writeable(parameter.data, "data")
-            _check_like(parameter.data, {"grad": parameter.grad, **self.state.get(parameter, {})})
+            state = self.state.get(parameter, {})
+            kept = [array for name, array in state.items() if name != "step"]
+            if not _kernels.are_alike([parameter.data, *kept], parameter.grad):
+                check_writeable(parameter.data, "data")
+                _check_like(parameter.data, {"grad": parameter.grad, **state})
         if _kernels.share_extents([parameter.data for parameter, _ in due]):
             for one in due:
                 self._apply([one])
