@@ -333,7 +333,9 @@ def _compute(
     """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
     kept = {} if packed is None else packed
     if route.blocks is not None:
-        _compute_in_blocks(x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept)
+        _compute_in_blocks(
+            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept
+        )
         return
     x_last, channels_last = layouts
     threads, tile = get_num_threads(), route.tile
@@ -561,7 +563,9 @@ def _input_gradient(
     tile = _input_gradient_tile(window, out.shape, len(weight), out.dtype, algorithm, precision)
     if out.size:
         weight, axes, threads = as_contiguous(weight), window.axes(), get_num_threads()
-        _kernels.input_gradient(grad, weight, bias, out, *axes, groups, channels_last, threads, tile)
+        _kernels.input_gradient(
+            grad, weight, bias, out, *axes, groups, channels_last, threads, tile
+        )
 
 
 @lru_cache(REMEMBERED)
@@ -648,7 +652,10 @@ def _bias_gradient(grad: np.ndarray, channels_last: bool) -> np.ndarray:
         return np.zeros(channels, grad.dtype)
     cut = images, channels, rows * columns
     if channels_last:
-        grad, cut = as_contiguous(grad.transpose(0, 2, 3, 1)), (images * rows * columns, channels, 1)
+        grad, cut = (
+            as_contiguous(grad.transpose(0, 2, 3, 1)),
+            (images * rows * columns, channels, 1),
+        )
     totals: np.ndarray = _kernels.totals(grad, cut, get_num_threads())
     return totals.astype(grad.dtype)
 
