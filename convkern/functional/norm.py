@@ -280,7 +280,7 @@ class Statistics(NamedTuple):
 
     mean: np.ndarray  #: of every channel, in float64
     var: np.ndarray  #: biased
-    #: Of the affine map, (4, C), if a ReLU followed it.
+    #: Of the affine map, (4, C), if a ReLU followed it directly.
     rectified: np.ndarray | None = None
 
 
@@ -294,8 +294,12 @@ def normalise(
     momentum: float,
     eps: float,
     relu: bool = False,
+    plus: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Statistics]:
-    """Return what `batch_norm` does, or the ReLU of that, and the statistics that it used."""
+    """Return what `batch_norm` does, and the statistics that it used.
+
+    An array of the input's shape may be added to the output, and that be rectified.
+    """
     input = as_array(input, "input", ANY_NDIM[2:])
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
@@ -311,8 +315,11 @@ def normalise(
     factor = 1 / np.sqrt(var + eps)
     if scale is not None:
         factor *= scale
-    rows = _coefficients(memory.dtype, mean, factor, zeros if shift is None else shift, zeros)
-    out = _affine(memory, None, cut, rows, relu)
+    gain, other = zeros, None
+    if plus is not None:
+        gain, other = np.ones_like(mean), to_memory(as_array(plus, "plus", (4,), like=input), order)
+    rows = _coefficients(memory.dtype, mean, factor, zeros if shift is None else shift, gain)
+    out = _affine(memory, other, cut, rows, relu)
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
         with np.errstate(invalid="ignore"):  # infinite elements leave NaN
@@ -321,7 +328,7 @@ def normalise(
             moved_var = (1 - momentum) * running_var + momentum * unbiased
         # Both or none, should memory run out.
         running_mean[...], running_var[...] = moved_mean, moved_var
-    return from_memory(out, order), Statistics(mean, var, rows if relu else None)
+    return from_memory(out, order), Statistics(mean, var, rows if relu and plus is None else None)
 
 
 def _check_running(running_mean: Any, running_var: Any) -> None:
