@@ -866,9 +866,27 @@ FAULTS = [
     # ------------------------------------------------------------ depthwise.pyx
     Fault(
         "depthwise.pyx",
-        "if source != copied:",
-        "if copied < 0:",
-        "all planes of an item are convolved from the first",
+        "job.out + (i * job.h.out + row) * job.w.out * size)",
+        "job.out + i * job.h.out * job.w.out * size)",
+        "all rows of a large plane are written over its first",
+    ),
+    Fault(
+        "depthwise.pyx",
+        "    memset(scratch, 0, <size_t>(job.together * copy))\n",
+        "    memset(scratch, 0, <size_t>copy)\n",
+        "only the first of the planes that are copied together lies between zeros",
+    ),
+    Fault(
+        "blocks.pyx",
+        "job.column_step, job.row_step * job.width, job.rows,",
+        "job.column_step, job.column_step * job.width, job.rows,",
+        "the pixels of every step are taken with the columns' step for rows",
+    ),
+    Fault(
+        "conv.inc",
+        "if (square && t->x_step == t->x_tap)",
+        "if (square && t->x_step <= 2 * t->x_tap)",
+        "rows of a depthwise window of stride 2 are taken for those of stride 1",
     ),
     Fault(
         "depthwise.pyx",

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convkern import _kernels
-from convkern.precision import get_float32_precision
 
 ALGORITHMS = ("auto", "direct", "winograd")
 
@@ -49,6 +48,10 @@ PICK_TAPS = 80.0
 #: Bringing a vector of pixels of planes into channels-last order, and of outputs back.
 GATHER = 10.0
 PLACE = 60.0
+#: Of a vector, how much a row of a depthwise window fills at least to be convolved as it lies;
+#: less for the window whose rows of outputs share what they load.
+ROW = 0.6
+ROW_OF_3X3 = 0.4
 #: Channels whose gradients of weights are made in planes.
 FEW_CHANNELS = 4
 
@@ -79,17 +82,18 @@ class Problem(NamedTuple):
 def winograd_outputs(
     problem: Problem,
     algorithm: str,
+    precision: str,
     prepacked: bool = False,
     gradient: bool = False,
     instead: Problem | None = None,
 ) -> int:
     """Return the outputs of the Winograd tile to use, on each axis; 0: compute directly.
 
-    With `gradient` it is the weight's gradient that is computed.  `instead` is what the
-    direct algorithm would compute, if that is something else.
+    `precision` is the level that was in force.  With `gradient` it is the weight's gradient
+    that is computed.  `instead` is what the direct algorithm would compute, if that is
+    something else.
     """
-    level = get_float32_precision()
-    accepted = (GRADIENT_TILES if gradient else TILES)[level]
+    accepted = (GRADIENT_TILES if gradient else TILES)[precision]
     kh, kw = problem.kernel
     fits = kh == kw and problem.dense and problem.dtype == np.float32
     tiles = accepted.get(kh, ()) if fits else ()
@@ -98,15 +102,15 @@ def winograd_outputs(
             windows = " or ".join(f"{r}x{r}" for r in accepted)
             steps = "of these" if problem.dense else "of others"
             raise ValueError(
-                f'algorithm="winograd" at precision {level!r} needs float32 and a {windows} window '
-                f"of stride and dilation 1, got {kh}x{kw} {steps}, {problem.dtype}"
+                f'algorithm="winograd" at precision {precision!r} needs float32 and a {windows} '
+                f"window of stride and dilation 1, got {kh}x{kw} {steps}, {problem.dtype}"
             )
         pack = 0.0 if prepacked else PACK
         return min(tiles, key=lambda m: winograd_cost(problem, m, pack, TRANSFORM))
     if algorithm == "direct" or not tiles:
         return 0
     instead = instead or problem
-    if level == "highest":
+    if precision == "highest":
         # The choice must not depend on the batch.
         problem, instead = problem._replace(images=16), instead._replace(images=16)
         prepacked = True
@@ -167,13 +171,14 @@ def prefers_planes(problem: Problem) -> bool:
 def fills_rows(problem: Problem) -> bool:
     """Tell whether contiguous NCHW images are better convolved row by row.
 
-    That is for channels with filters of their own, which are so few, or have several each,
-    that vectors of channels would have less in them than a row fills.
+    That is for channels with filters of their own, whose rows fill vectors well.  Vectors of
+    channels, which strips have, must first be brought together; but few channels fill few of them.
     """
     lanes: int = _kernels.lanes(problem.dtype)
-    if problem.channels > 1 or problem.groups == 1 or problem.out_size[1] <= 0.7 * lanes:
+    if problem.channels > 1 or problem.groups == 1:
         return False
-    return problem.groups < lanes or problem.out_channels > 1
+    dense_square = problem.kernel == (3, 3) and problem.stride[1] == 1
+    return problem.out_size[1] > (ROW_OF_3X3 if dense_square else ROW) * lanes
 
 
 def _vectors(problem: Problem) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from convkern import _kernels
 from convkern.arrays import (
+    ANY_NDIM,
     as_array,
     as_images,
     checked_mask,
@@ -279,7 +280,7 @@ class Statistics(NamedTuple):
 
     mean: np.ndarray  #: of every channel, in float64
     var: np.ndarray  #: biased
-    #: Of the affine map, (4, C), if a ReLU followed it.
+    #: Of the affine map, (4, C), if a ReLU followed it directly.
     rectified: np.ndarray | None = None
 
 
@@ -293,9 +294,13 @@ def normalise(
     momentum: float,
     eps: float,
     relu: bool = False,
+    plus: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Statistics]:
-    """Return what `batch_norm` does, or the ReLU of that, and the statistics that it used."""
-    input = as_array(input, "input", tuple(range(2, 33)))
+    """Return what `batch_norm` does, and the statistics that it used.
+
+    An array of the input's shape may be added to the output, and that be rectified.
+    """
+    input = as_array(input, "input", ANY_NDIM[2:])
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
     old_var = _per_channel(running_var, "running_var", input)
@@ -310,8 +315,11 @@ def normalise(
     factor = 1 / np.sqrt(var + eps)
     if scale is not None:
         factor *= scale
-    rows = _coefficients(memory.dtype, mean, factor, zeros if shift is None else shift, zeros)
-    out = _affine(memory, None, cut, rows, relu)
+    gain, other = zeros, None
+    if plus is not None:
+        gain, other = np.ones_like(mean), to_memory(as_array(plus, "plus", (4,), like=input), order)
+    rows = _coefficients(memory.dtype, mean, factor, zeros if shift is None else shift, gain)
+    out = _affine(memory, other, cut, rows, relu)
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
         with np.errstate(invalid="ignore"):  # infinite elements leave NaN
@@ -320,7 +328,7 @@ def normalise(
             moved_var = (1 - momentum) * running_var + momentum * unbiased
         # Both or none, should memory run out.
         running_mean[...], running_var[...] = moved_mean, moved_var
-    return from_memory(out, order), Statistics(mean, var, rows if relu else None)
+    return from_memory(out, order), Statistics(mean, var, rows if relu and plus is None else None)
 
 
 def _check_running(running_mean: Any, running_var: Any) -> None:
@@ -378,7 +386,7 @@ def batch_norm_backward(
     >>> batch_norm_backward(g, x, np.zeros(1), np.ones(1), eps=0.0)[1:]
     (array([1.]), array([1.]))
     """
-    input = as_array(input, "input", tuple(range(2, 33)))
+    input = as_array(input, "input", ANY_NDIM[2:])
     old_mean = _per_channel(running_mean, "running_mean", input)
     old_var = _per_channel(running_var, "running_var", input)
     order = memory_order(input)
@@ -397,7 +405,7 @@ def normalise_backward(
     output_mask: Sequence[bool],
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """Return the gradients of `normalise`, from the statistics that it used."""
-    input = as_array(input, "input", tuple(range(2, 33)))
+    input = as_array(input, "input", ANY_NDIM[2:])
     grad = as_array(grad_output, "grad_output", (input.ndim,), like=input)
     if grad.shape != input.shape:
         raise ValueError(f"grad_output must have the input's shape {input.shape}, got {grad.shape}")

@@ -268,6 +268,33 @@ static void test_rows(void)
     kernels->scatter_row(src, dst.mine, stride, n);
     compare("scatter_row", dst, 0);
 
+    const ptrdiff_t rows = draw(1, 4), width = draw(1, 70), left = draw(0, 5), phase = draw(1, 40);
+    const ptrdiff_t src_row = width + draw(0, 3), dst_row = stride * phase + draw(0, 3);
+    src = integers((rows - 1) * src_row + width);
+    dst = new_output(rows * dst_row);
+    for (ptrdiff_t r = 0; r < rows; r++)
+        for (ptrdiff_t p = 0; p < stride; p++)
+            for (ptrdiff_t i = 0; i < phase; i++) {
+                const ptrdiff_t pixel = i * stride + p - left;
+                if (pixel >= 0 && pixel < width)
+                    dst.true_[r * dst_row + p * phase + i] = at(src, r * src_row + pixel);
+            }
+    kernels->split_plane(src, src_row, width, rows, stride, left, dst.mine, dst_row, phase);
+    compare("split_plane", dst, 0);
+
+    const ptrdiff_t row_step = draw(1, 3), height = (rows - 1) * row_step + draw(1, 3);
+    const ptrdiff_t spread = (n - 1) * stride + draw(1, 4);
+    src = integers(rows * n);
+    dst = new_output(height * spread);
+    for (ptrdiff_t y = 0; y < height; y++)
+        for (ptrdiff_t i = 0; i < spread; i++) {
+            const int met = y % row_step == 0 && y / row_step < rows && i % stride == 0
+                && i / stride < n;
+            dst.true_[y * spread + i] = met ? at(src, y / row_step * n + i / stride) : 0;
+        }
+    kernels->spread_plane(src, rows, n, row_step, stride, dst.mine, height, spread);
+    compare("spread_plane", dst, 0);
+
     dst = new_output(n);
     for (ptrdiff_t i = 0; i < n; i++)
         dst.true_[i] += at(src, i);
@@ -529,7 +556,9 @@ static void test_depthwise(void)
 
     ck_plane q = {draw(1, 19), draw(1, 3 * lanes), draw(1, 3), draw(1, 3), 0, 0, NULL, 0, 0.5};
     const ptrdiff_t whole = (q.columns + lanes - 1) / lanes * lanes;
-    q.x_step = draw(1, 70), q.x_tap = draw(1, 70);
+    if (draw(0, 1))
+        q.tap_rows = q.taps = 3;
+    q.x_tap = draw(1, 70), q.x_step = draw(0, 1) ? draw(1, 70) : q.x_tap * draw(1, 2);
     q.activation = (int)draw(CK_IDENTITY, CK_LEAKY_RELU);
     ptrdiff_t *offsets = guarded((size_t)q.taps * sizeof *offsets, 0), most = 0;
     for (ptrdiff_t s = 0; s < q.taps; s++) {
