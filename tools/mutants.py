@@ -570,6 +570,12 @@ FAULTS = [
         "scratch memory is a row too small",
     ),
     Fault(
+        "planes.pyx",
+        "length = min(count - done, job.pixels - pixel)",
+        "length = count - done",
+        "a panel of joined planes ends in the image in which it begins",
+    ),
+    Fault(
         "planes_gradient.pyx",
         "flags = (CK_FIRST if chunk == first else 0)",
         "flags = (CK_FIRST if chunk == 0 else 0)",

@@ -36,6 +36,10 @@ cdef enum:
     ROWS = 240                 # filters of an item: a multiple of most tiles
     TOGETHER = 8               # rows of x that all panels of an item copy in turn
 
+# Where pixels fill less of a plane's vectors, those of several images are joined.
+cdef double MOST_FULL = 0.85
+
+
 cdef void set_windows(PlanesJob *job, const ck_kernels *kernels, const char *x, Py_ssize_t groups,
                       Py_ssize_t channels, Py_ssize_t out_channels, Axis h, Axis w) noexcept:
     """Describe the windows of a convolution; channels are those of a group."""
@@ -183,13 +187,78 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         chunk.flags = 0
 
 
+cdef void copy_pieces(const PlanesJob *job, char *planes, Py_ssize_t image, Py_ssize_t rows,
+                      Py_ssize_t first, Py_ssize_t count, char *panel, Py_ssize_t width,
+                      bint back) noexcept nogil:
+    """Copy rows of a panel of some images' pixels, numbered through, from their planes or back.
+
+    `planes` is a row of the first image, `image` how far it is to that of the next.
+    """
+    cdef Py_ssize_t size = job.kernels.itemsize, done = 0, pixel, length
+    cdef char *plane
+    while done < count:
+        pixel = (first + done) % job.pixels
+        length = min(count - done, job.pixels - pixel)
+        plane = planes + ((first + done) // job.pixels * image + pixel) * size
+        if back:
+            job.kernels.split_plane(panel + done * size, width, length, rows, 1, 0, plane,
+                                    job.pixels, length)
+        else:
+            job.kernels.split_plane(plane, job.pixels, length, rows, 1, 0, panel + done * size,
+                                    width, length)
+        done += length
+
+
+cdef void joined_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A block of filters times a panel of pixels of several images."""
+    cdef const PlanesJob *job = <const PlanesJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, k = 0, length, row, stop, tile
+    cdef Py_ssize_t panel = item % job.panels, block = item // job.panels
+    cdef Py_ssize_t column = job.vectors * panel // job.panels * lanes
+    cdef Py_ssize_t vectors = job.vectors * (panel + 1) // job.panels - column // lanes
+    cdef Py_ssize_t width = vectors * lanes, count = min(width, job.joined - column)
+    cdef Py_ssize_t begin = job.out_channels * block // job.row_blocks
+    cdef Py_ssize_t rows = job.out_channels * (block + 1) // job.row_blocks - begin
+    cdef Py_ssize_t tiles = ceil_div(rows, kernels.max_pixels[vectors])
+    cdef const char *weight = job.weight + begin * job.length * size
+    cdef const char *bias = moved(job.bias, begin * size)
+    cdef char *zeros = scratch + job.chunk * job.width * size
+    cdef char *sums = zeros + job.width * size
+    cdef ck_tile_layout layout
+    cdef ck_chunk chunk
+    memset(&layout, 0, sizeof(layout))
+    memset(scratch, 0, <size_t>((job.chunk + 1) * job.width * size))
+    layout.out_pixel, layout.x_pixel, layout.tail = width, job.length, <int>lanes
+    layout.activation, layout.slope = job.activation, job.slope
+    layout.bias_by_pixel = bias != NULL
+    chunk.flags, chunk.columns, chunk.rows = CK_FIRST, 1, 1
+    chunk.ahead, chunk.ahead_step = job.x, 0
+    while k < job.length:
+        length = chunk.run = min(job.chunk, job.length - k)
+        if k + length == job.length:
+            chunk.flags |= CK_LAST
+        copy_pieces(job, <char *>job.x + k * job.pixels * size, job.channels * job.pixels, length,
+                    column, count, scratch, width, False)
+        for tile in range(tiles):
+            row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
+            kernels.tile[vectors][stop - row](
+                &layout, &chunk, weight + (row * job.length + k) * size, scratch,
+                moved(bias, row * size) if layout.bias_by_pixel else zeros,
+                sums + row * width * size)
+        k += length
+        chunk.flags = 0
+    copy_pieces(job, job.out + begin * job.pixels * size, job.out_channels * job.pixels, rows,
+                column, count, sums, width, True)
+
+
 cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const char *bias,
                          const char *x, char *out, Py_ssize_t images, Py_ssize_t groups,
                          Py_ssize_t channels, Py_ssize_t out_channels, Axis h, Axis w,
                          int activation, double slope, int threads) except -1:
     """Convolve contiguous NCHW images; channels are those of a group, bias may be NULL."""
     cdef PlanesJob job
-    cdef Py_ssize_t widest = CK_MAX_VECTORS
+    cdef Py_ssize_t widest = CK_MAX_VECTORS, length
     if images == 0 or out_channels == 0 or h.out == 0 or w.out == 0:
         return 0
     while kernels.max_pixels[widest] == 0:
@@ -206,6 +275,16 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
     job.row_blocks = ceil_div(out_channels, ROWS)
     job.chunk = max(1, min(job.length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))
     job.chunk = max(1, ceil_div(job.length, ceil_div(job.length, job.chunk)))
+    if (job.plain and not job.direct and groups == 1 and images > 1
+            and job.pixels < MOST_FULL * job.vectors * kernels.lanes):
+        job.joined = images * job.pixels
+        job.vectors = ceil_div(job.joined, kernels.lanes)
+        job.panels = ceil_div(job.vectors, widest)
+        job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
+        length = ceil_div(out_channels, job.row_blocks)
+        return run(joined_item, &job, job.row_blocks * job.panels,
+                   (2.0 * length + 8) * job.length * job.width, threads,
+                   <size_t>((job.chunk + 1 + length) * job.width * kernels.itemsize))
     job.group = PACKED_BYTES // (job.chunk * job.width * kernels.itemsize)
     job.group = max(1, min(job.group, job.panels))
     cdef Py_ssize_t others = images * groups * job.row_blocks

@@ -48,6 +48,10 @@ PICK_TAPS = 80.0
 #: Bringing a vector of pixels of planes into channels-last order, and of outputs back.
 GATHER = 10.0
 PLACE = 60.0
+#: Where the pixels of an image fill less of their vectors, planes are joined (see planes.pyx).
+MOST_FULL = 0.85
+#: Images that packed weights are taken to be for, as their number has no say.
+SHARED_BY = 16
 #: Of a vector, how much a row of a depthwise window fills at least to be convolved as it lies;
 #: less for the window whose rows of outputs share what they load.
 ROW = 0.6
@@ -162,9 +166,13 @@ def prefers_planes(problem: Problem) -> bool:
     copies = 0.0
     if taps > 1 or problem.stride != (1, 1):
         copies = COPY_TAPS if problem.stride[1] == 1 else PICK_TAPS
-    planes = -(-pixels // lanes) * products * (problem.out_channels * PLANES + copies)
+    filled: float = -(-pixels // lanes)
+    if not copies and problem.groups == 1 and pixels < MOST_FULL * lanes * filled:
+        filled = pixels / lanes  # joined with those of other images
+    planes = filled * products * (problem.out_channels * PLANES + copies)
     step = problem.stride[1] * min(problem.stride[0], problem.kernel[0])
     strips = pixels * (products * vectors + GATHER * step * in_vectors + PLACE * vectors)
+    strips += products * vectors * PACK / SHARED_BY
     return planes < strips
 
 
