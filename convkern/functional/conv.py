@@ -45,6 +45,8 @@ from convkern.threads import get_num_threads
 
 #: Calls whose shapes and arguments are remembered with all that follows from them.
 REMEMBERED = 4096
+#: Images that each thread should have if one of them at a time is added up.
+IMAGES_PER_THREAD = 4
 #: Of outputs at a time, where the input passes through blocks.
 BLOCK_BYTES = 8 << 20
 
@@ -236,7 +238,11 @@ class PackedConv2d:
             self.algorithm,
             out,
             self._packed,
-        )
+        )[0]
+
+
+#: Mean and biased variance of every channel, in float64.
+Moments = tuple[np.ndarray, np.ndarray]
 
 
 class _Route(NamedTuple):
@@ -288,8 +294,13 @@ def _convolve(
     algorithm: str,
     out: np.ndarray | None,
     packed: Packed | None = None,
-) -> np.ndarray:
-    """Convolve with a weight whose packed forms may be kept by their Winograd tile."""
+    wants_moments: bool = False,
+) -> tuple[np.ndarray, Moments | None]:
+    """Convolve with a weight whose packed forms may be kept by their Winograd tile.
+
+    Mean and variance of the output's channels come with it if wanted, and if they can be made
+    meanwhile: there are images enough for all threads, channels-last.
+    """
     filters, dtype, precision = len(weight), weight.dtype, get_float32_precision()
     prepacked = packed is not None
     route = _route(window, input.shape, filters, dtype, algorithm, prepacked, precision)
@@ -306,17 +317,20 @@ def _convolve(
     direct = result is not None and is_images(result, layout)
     if result is None or not direct:
         result = empty_images((x.shape[0], *shape[-3:]), dtype, layout)
+    made: _kernels.ImageMoments | None = None
     if result.size:
         code = ACTIVATIONS[activation]
         layouts = channels_last, layout
-        _compute(x, weight, bias, window.groups, route, code, result, layouts, packed)
+        if wants_moments and layout and len(result) >= IMAGES_PER_THREAD * get_num_threads():
+            made = _kernels.ImageMoments(result)
+        _compute(x, weight, bias, window.groups, route, code, result, layouts, packed, made)
     if input.ndim == 3:
         result = result[0]
-    if out is None:
-        return result
-    if not direct:
-        out[...] = result
-    return out
+    if out is not None:
+        if not direct:
+            out[...] = result
+        result = out
+    return result, None if made is None else made.result(get_num_threads())
 
 
 def _compute(
@@ -329,12 +343,13 @@ def _compute(
     result: np.ndarray,
     layouts: tuple[bool, bool],
     packed: Packed | None,
+    made: _kernels.ImageMoments | None,
 ) -> None:
     """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
     kept = {} if packed is None else packed
     if route.blocks is not None:
         _compute_in_blocks(
-            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept
+            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept, made
         )
         return
     x_last, channels_last = layouts
@@ -349,7 +364,7 @@ def _compute(
         if (None, tile) not in kept:
             kept[None, tile] = _kernels.PackedConv(weight, bias, groups, threads, tile)
         packing = kept[None, tile]
-        _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads)
+        _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads, made)
 
 
 def _compute_in_blocks(
@@ -362,6 +377,7 @@ def _compute_in_blocks(
     layouts: tuple[bool, bool],
     tile: int,
     kept: Packed,
+    made: _kernels.ImageMoments | None,
 ) -> None:
     """Convolve blocks of pixels, of a few images at a time, so that they stay in the cache."""
     threads = get_num_threads()
@@ -374,7 +390,9 @@ def _compute_in_blocks(
         part = result[n : n + step]
         y = part if layouts[1] else empty_images(part.shape, part.dtype, True)
         dense = blocks.images(x[n : n + step], result.shape[2:], layouts[0])
-        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads)
+        if made is not None:
+            made.begin(n)
+        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads, made)
         if not layouts[1]:
             _kernels.to_contiguous(y, part, threads)
 
@@ -450,6 +468,25 @@ def conv2d(
            [ -7.,   0.,   0., -12.],
            [-27., -17., -18., -35.]], dtype=float32)
     """
+    return conv2d_moments(
+        input, weight, bias, stride, padding, dilation, groups, activation, algorithm, out, False
+    )[0]
+
+
+def conv2d_moments(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    stride: IntPair,
+    padding: Padding,
+    dilation: IntPair,
+    groups: int,
+    activation: str | None,
+    algorithm: str = "auto",
+    out: np.ndarray | None = None,
+    wants_moments: bool = True,
+) -> tuple[np.ndarray, Moments | None]:
+    """Return `conv2d`, and what a batch normalisation of it needs if that costs little more."""
     input = as_array(input, "input", (3, 4))
     weight = as_array(weight, "weight", (4,), like=input)
     window = Window.of(weight, stride, padding, dilation, groups)
@@ -461,6 +498,7 @@ def conv2d(
         _one_of(activation, "activation", ACTIVATIONS),
         _one_of(algorithm, "algorithm", ALGORITHMS),
         out,
+        wants_moments=wants_moments,
     )
 
 
