@@ -121,6 +121,16 @@ class Window(NamedTuple):
         )
         return rows, columns
 
+    @property
+    def skips(self) -> bool:
+        """Whether the window is one pixel that steps over others of the image."""
+        inside = self.kernel == (1, 1) and self.padding == ((0, 0), (0, 0))
+        return inside and self.stride != (1, 1)
+
+    def of_steps(self) -> Window:
+        """Return the window that does the same on the pixels of every step alone."""
+        return self._replace(stride=(1, 1))
+
     def blocks(self) -> Blocks | None:
         """Return the blocks of pixels that make the convolution a dense one, if they may help."""
         return Blocks.of(self.in_channels, *self.axes(), self.groups)
@@ -320,6 +330,9 @@ def _convolve(
     made: _kernels.ImageMoments | None = None
     if result.size:
         code = ACTIVATIONS[activation]
+        if window.skips and not layout:
+            x, window, channels_last = _steps(x, window, route.size), window.of_steps(), False
+            route = _route(window, x.shape, filters, dtype, algorithm, prepacked, precision)
         layouts = channels_last, layout
         if wants_moments and layout and len(result) >= IMAGES_PER_THREAD * get_num_threads():
             made = _kernels.ImageMoments(result)
@@ -365,6 +378,14 @@ def _compute(
             kept[None, tile] = _kernels.PackedConv(weight, bias, groups, threads, tile)
         packing = kept[None, tile]
         _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads, made)
+
+
+def _steps(x: np.ndarray, window: Window, out_size: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels that a window which skips some meets, contiguous NCHW."""
+    x = in_layout(x, False)
+    steps = empty_images((*x.shape[:2], *out_size), x.dtype, False)
+    _kernels.take_steps(x, steps, window.stride, get_num_threads())
+    return steps
 
 
 def _compute_in_blocks(
@@ -597,38 +618,50 @@ def _input_gradient(
     channels_last: bool,
 ) -> None:
     """Write the gradient of an input, plus a bias, into images of the gradient's layout."""
-    precision, groups = get_float32_precision(), window.groups
-    tile = _input_gradient_tile(window, out.shape, len(weight), out.dtype, algorithm, precision)
-    if out.size:
-        weight, axes, threads = as_contiguous(weight), window.axes(), get_num_threads()
+    threads, filters, precision = get_num_threads(), len(weight), get_float32_precision()
+    if window.skips and not channels_last and bias is None:
+        steps = empty_images((*out.shape[:2], *grad.shape[2:]), out.dtype, False)
+        _input_gradient(grad, weight, None, steps, window.of_steps(), algorithm, False)
+        if out.size:
+            _kernels.spread_steps(steps, out, window.stride, threads)
+        return
+    route = _input_gradient_route(window, out.shape, filters, out.dtype, algorithm, precision)
+    if not out.size:
+        return
+    weight, groups, tile = as_contiguous(weight), window.groups, route.tile
+    if not channels_last and route.direct == "planes" and out.shape[2:] == grad.shape[2:]:
+        # A product of two matrices, as the convolution itself is.
+        turned, plain = as_contiguous(weight.transpose(1, 0, 2, 3)), ACTIVATIONS[None]
+        _kernels.conv2d_planes(grad, turned, bias, out, *route.axes, 1, *plain, threads)
+    else:
         _kernels.input_gradient(
-            grad, weight, bias, out, *axes, groups, channels_last, threads, tile
+            grad, weight, bias, out, *route.axes, groups, channels_last, threads, tile
         )
 
 
 @lru_cache(REMEMBERED)
-def _input_gradient_tile(
+def _input_gradient_route(
     window: Window,
     shape: tuple[int, ...],
     filters: int,
     dtype: np.dtype[Any],
     algorithm: str,
     precision: str,
-) -> int:
-    """Choose the Winograd tile for the gradient of an input of this shape; 0: none."""
-    axes = window.axes()
-    problem = window.problem(dtype, filters, shape[0], shape[2:], transposed=True)
-    if problem.dense:
-        return winograd_outputs(problem, algorithm, precision)
-    taps = _kernels.dense_taps(dtype, shape[1], *axes, window.groups)
-    if algorithm != "auto" or not all(taps):
-        return winograd_outputs(problem, algorithm, precision)
-    # Blocks of pixels are its outputs.
-    down, across = (-(-n // axis[1]) for n, axis in zip(shape[2:], axes, strict=True))
-    places = shape[1] * axes[0][1] * axes[1][1]
-    size = down, across
-    blocks = problem.made_dense(out_channels=places, kernel=taps, out_size=size)
-    return winograd_outputs(blocks, algorithm, precision)
+) -> _Route:
+    """Choose how to compute the gradient of an input of this shape."""
+    rows, columns = axes = window.axes()
+    size = shape[2], shape[3]
+    problem = window.problem(dtype, filters, shape[0], size, transposed=True)
+    in_planes = window.kernel == (1, 1) and problem.dense and window.groups == 1
+    direct = "planes" if in_planes and prefers_planes(problem) else "channels"
+    if not problem.dense and algorithm == "auto":
+        taps = _kernels.dense_taps(dtype, shape[1], *axes, window.groups)
+        if all(taps):
+            # Blocks of pixels are its outputs.
+            down, across = -(-size[0] // rows[1]), -(-size[1] // columns[1])
+            places = shape[1] * rows[1] * columns[1]
+            problem = problem.made_dense(out_channels=places, kernel=taps, out_size=(down, across))
+    return _Route(size, axes, winograd_outputs(problem, algorithm, precision), None, direct)
 
 
 @lru_cache(REMEMBERED)
@@ -662,6 +695,8 @@ def _weight_gradient(
     channels_last: bool,
 ) -> np.ndarray:
     """Return the gradient of a weight, from images and gradients of one layout."""
+    if window.skips and not channels_last:
+        x, window = _steps(x, window, grad.shape[2:]), window.of_steps()
     dtype, precision = weight.dtype, get_float32_precision()
     size, filters = grad.shape[2:], len(weight)
     route = _weight_gradient_route(window, x.shape, size, filters, dtype, algorithm, precision)
