@@ -7,6 +7,7 @@ try:
     from convkern._kernels.activation import activate, add, prelu, softmax
     from convkern._kernels.blocks import gather_blocks, spread_steps, take_steps
     from convkern._kernels.channels import (
+        ImageMoments,
         affine,
         gradient_sums,
         local_response_norm,
@@ -55,6 +56,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = [
+    "ImageMoments",
     "PackedConv",
     "activate",
     "adam",

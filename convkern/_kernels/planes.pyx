@@ -274,8 +274,8 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
         out_channels <= kernels.max_pixels[ceil_div(job.vectors, job.panels)])
     job.row_blocks = ceil_div(out_channels, ROWS)
     job.chunk = max(1, min(job.length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))
-    job.chunk = max(1, ceil_div(job.length, ceil_div(job.length, job.chunk)))
-    if (job.plain and not job.direct and groups == 1 and images > 1
+    job.chunk = max(1, ceil_div(job.length, max(1, ceil_div(job.length, job.chunk))))
+    if (job.plain and not job.direct and groups == 1 and images > 1 and job.length > 0
             and job.pixels < MOST_FULL * job.vectors * kernels.lanes):
         job.joined = images * job.pixels
         job.vectors = ceil_div(job.joined, kernels.lanes)

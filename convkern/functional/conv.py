@@ -45,10 +45,10 @@ from convkern.threads import get_num_threads
 
 #: Calls whose shapes and arguments are remembered with all that follows from them.
 REMEMBERED = 4096
+#: Images that each thread should have if one of them at a time is added up.
+IMAGES_PER_THREAD = 4
 #: Of outputs at a time, where the input passes through blocks.
 BLOCK_BYTES = 8 << 20
-#: Axes of a window of one pixel: kernel, stride, leading padding, dilation.
-ONE_PIXEL = ((1, 1, 0, 1), (1, 1, 0, 1))
 
 
 def _one_of(value: Any, name: str, accepted: Any) -> Any:
@@ -126,6 +126,10 @@ class Window(NamedTuple):
         """Whether the window is one pixel that steps over others of the image."""
         inside = self.kernel == (1, 1) and self.padding == ((0, 0), (0, 0))
         return inside and self.stride != (1, 1)
+
+    def of_steps(self) -> Window:
+        """Return the window that does the same on the pixels of every step alone."""
+        return self._replace(stride=(1, 1))
 
     def blocks(self) -> Blocks | None:
         """Return the blocks of pixels that make the convolution a dense one, if they may help."""
@@ -244,7 +248,11 @@ class PackedConv2d:
             self.algorithm,
             out,
             self._packed,
-        )
+        )[0]
+
+
+#: Mean and biased variance of every channel, in float64.
+Moments = tuple[np.ndarray, np.ndarray]
 
 
 class _Route(NamedTuple):
@@ -259,8 +267,6 @@ class _Route(NamedTuple):
     blocks: Blocks | None
     #: Which kernel for contiguous NCHW: "rows" or "planes"; else "channels".
     direct: str
-    #: Contiguous NCHW: the steps of the pixels that are met, if those are taken out first.
-    steps: tuple[int, int] | None = None
 
 
 @lru_cache(REMEMBERED)
@@ -281,14 +287,12 @@ def _route(
     if blocks is not None:
         dense = blocks.problem(problem)
         tile = winograd_outputs(dense, algorithm, precision, prepacked, instead=problem)
-    direct, steps = "channels", window.stride if window.skips else None
-    if steps is not None:
-        problem = problem.made_dense()
+    direct = "channels"
     if not tile and fills_rows(problem):
         direct = "rows"
     elif not tile and prefers_planes(problem):
         direct = "planes"
-    return _Route(size, window.axes(), tile, blocks if tile else None, direct, steps)
+    return _Route(size, window.axes(), tile, blocks if tile else None, direct)
 
 
 def _convolve(
@@ -300,8 +304,13 @@ def _convolve(
     algorithm: str,
     out: np.ndarray | None,
     packed: Packed | None = None,
-) -> np.ndarray:
-    """Convolve with a weight whose packed forms may be kept by their Winograd tile."""
+    wants_moments: bool = False,
+) -> tuple[np.ndarray, Moments | None]:
+    """Convolve with a weight whose packed forms may be kept by their Winograd tile.
+
+    Mean and variance of the output's channels come with it if wanted, and if they can be made
+    meanwhile: there are images enough for all threads, channels-last.
+    """
     filters, dtype, precision = len(weight), weight.dtype, get_float32_precision()
     prepacked = packed is not None
     route = _route(window, input.shape, filters, dtype, algorithm, prepacked, precision)
@@ -318,17 +327,23 @@ def _convolve(
     direct = result is not None and is_images(result, layout)
     if result is None or not direct:
         result = empty_images((x.shape[0], *shape[-3:]), dtype, layout)
+    made: _kernels.ImageMoments | None = None
     if result.size:
         code = ACTIVATIONS[activation]
+        if window.skips and not layout:
+            x, window, channels_last = _steps(x, window, route.size), window.of_steps(), False
+            route = _route(window, x.shape, filters, dtype, algorithm, prepacked, precision)
         layouts = channels_last, layout
-        _compute(x, weight, bias, window.groups, route, code, result, layouts, packed)
+        if wants_moments and layout and len(result) >= IMAGES_PER_THREAD * get_num_threads():
+            made = _kernels.ImageMoments(result)
+        _compute(x, weight, bias, window.groups, route, code, result, layouts, packed, made)
     if input.ndim == 3:
         result = result[0]
-    if out is None:
-        return result
-    if not direct:
-        out[...] = result
-    return out
+    if out is not None:
+        if not direct:
+            out[...] = result
+        result = out
+    return result, None if made is None else made.result(get_num_threads())
 
 
 def _compute(
@@ -341,31 +356,36 @@ def _compute(
     result: np.ndarray,
     layouts: tuple[bool, bool],
     packed: Packed | None,
+    made: _kernels.ImageMoments | None,
 ) -> None:
     """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
     kept = {} if packed is None else packed
     if route.blocks is not None:
         _compute_in_blocks(
-            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept
+            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept, made
         )
         return
     x_last, channels_last = layouts
-    threads, tile, axes = get_num_threads(), route.tile, route.axes
+    threads, tile = get_num_threads(), route.tile
     if x_last != channels_last:
         x = in_layout(x, channels_last)
-    if not channels_last and route.steps is not None:
-        steps = empty_images((*x.shape[:2], *route.size), x.dtype, False)
-        _kernels.take_steps(x, steps, route.steps, threads)
-        x, axes = steps, ONE_PIXEL
     if not channels_last and route.direct == "rows":
-        _kernels.depthwise_planes(x, weight, bias, result, *axes, *activation, threads)
+        _kernels.depthwise_planes(x, weight, bias, result, *route.axes, *activation, threads)
     elif not channels_last and route.direct == "planes":
-        _kernels.conv2d_planes(x, weight, bias, result, *axes, groups, *activation, threads)
+        _kernels.conv2d_planes(x, weight, bias, result, *route.axes, groups, *activation, threads)
     else:
         if (None, tile) not in kept:
             kept[None, tile] = _kernels.PackedConv(weight, bias, groups, threads, tile)
         packing = kept[None, tile]
-        _kernels.conv2d(x, packing, result, *axes, *activation, channels_last, threads)
+        _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads, made)
+
+
+def _steps(x: np.ndarray, window: Window, out_size: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels that a window which skips some meets, contiguous NCHW."""
+    x = in_layout(x, False)
+    steps = empty_images((*x.shape[:2], *out_size), x.dtype, False)
+    _kernels.take_steps(x, steps, window.stride, get_num_threads())
+    return steps
 
 
 def _compute_in_blocks(
@@ -378,6 +398,7 @@ def _compute_in_blocks(
     layouts: tuple[bool, bool],
     tile: int,
     kept: Packed,
+    made: _kernels.ImageMoments | None,
 ) -> None:
     """Convolve blocks of pixels, of a few images at a time, so that they stay in the cache."""
     threads = get_num_threads()
@@ -390,7 +411,9 @@ def _compute_in_blocks(
         part = result[n : n + step]
         y = part if layouts[1] else empty_images(part.shape, part.dtype, True)
         dense = blocks.images(x[n : n + step], result.shape[2:], layouts[0])
-        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads)
+        if made is not None:
+            made.begin(n)
+        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads, made)
         if not layouts[1]:
             _kernels.to_contiguous(y, part, threads)
 
@@ -466,6 +489,25 @@ def conv2d(
            [ -7.,   0.,   0., -12.],
            [-27., -17., -18., -35.]], dtype=float32)
     """
+    return conv2d_moments(
+        input, weight, bias, stride, padding, dilation, groups, activation, algorithm, out, False
+    )[0]
+
+
+def conv2d_moments(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    stride: IntPair,
+    padding: Padding,
+    dilation: IntPair,
+    groups: int,
+    activation: str | None,
+    algorithm: str = "auto",
+    out: np.ndarray | None = None,
+    wants_moments: bool = True,
+) -> tuple[np.ndarray, Moments | None]:
+    """Return `conv2d`, and what a batch normalisation of it needs if that costs little more."""
     input = as_array(input, "input", (3, 4))
     weight = as_array(weight, "weight", (4,), like=input)
     window = Window.of(weight, stride, padding, dilation, groups)
@@ -477,6 +519,7 @@ def conv2d(
         _one_of(activation, "activation", ACTIVATIONS),
         _one_of(algorithm, "algorithm", ALGORITHMS),
         out,
+        wants_moments=wants_moments,
     )
 
 
@@ -575,61 +618,50 @@ def _input_gradient(
     channels_last: bool,
 ) -> None:
     """Write the gradient of an input, plus a bias, into images of the gradient's layout."""
-    precision, groups, threads = get_float32_precision(), window.groups, get_num_threads()
-    tile = _input_gradient_tile(window, out.shape, len(weight), out.dtype, algorithm, precision)
+    threads, filters, precision = get_num_threads(), len(weight), get_float32_precision()
+    if window.skips and not channels_last and bias is None:
+        steps = empty_images((*out.shape[:2], *grad.shape[2:]), out.dtype, False)
+        _input_gradient(grad, weight, None, steps, window.of_steps(), algorithm, False)
+        if out.size:
+            _kernels.spread_steps(steps, out, window.stride, threads)
+        return
+    route = _input_gradient_route(window, out.shape, filters, out.dtype, algorithm, precision)
     if not out.size:
         return
-    if window.skips and bias is None and not channels_last:
-        steps = empty_images((*out.shape[:2], *grad.shape[2:]), out.dtype, False)
-        dense = window._replace(stride=(1, 1))
-        _input_gradient(grad, weight, None, steps, dense, algorithm, False)
-        _kernels.spread_steps(steps, out, window.stride, threads)
-    elif not channels_last and _gradient_is_product(window, out.shape, len(weight), out.dtype):
-        turned = as_contiguous(weight.transpose(1, 0, 2, 3))
-        activation = ACTIVATIONS[None]
-        _kernels.conv2d_planes(grad, turned, bias, out, *ONE_PIXEL, 1, *activation, threads)
+    weight, groups, tile = as_contiguous(weight), window.groups, route.tile
+    if not channels_last and route.direct == "planes" and out.shape[2:] == grad.shape[2:]:
+        # A product of two matrices, as the convolution itself is.
+        turned, plain = as_contiguous(weight.transpose(1, 0, 2, 3)), ACTIVATIONS[None]
+        _kernels.conv2d_planes(grad, turned, bias, out, *route.axes, 1, *plain, threads)
     else:
-        weight, axes = as_contiguous(weight), window.axes()
         _kernels.input_gradient(
-            grad, weight, bias, out, *axes, groups, channels_last, threads, tile
+            grad, weight, bias, out, *route.axes, groups, channels_last, threads, tile
         )
 
 
 @lru_cache(REMEMBERED)
-def _gradient_is_product(
-    window: Window, shape: tuple[int, ...], filters: int, dtype: np.dtype[Any]
-) -> bool:
-    """Tell whether the gradient of contiguous NCHW images is best a product over their planes."""
-    if window.kernel != (1, 1) or window.stride != (1, 1) or window.groups > 1:
-        return False
-    padded = window.padding != ((0, 0), (0, 0))
-    problem = window.problem(dtype, filters, shape[0], shape[2:], transposed=True)
-    return not padded and prefers_planes(problem)
-
-
-@lru_cache(REMEMBERED)
-def _input_gradient_tile(
+def _input_gradient_route(
     window: Window,
     shape: tuple[int, ...],
     filters: int,
     dtype: np.dtype[Any],
     algorithm: str,
     precision: str,
-) -> int:
-    """Choose the Winograd tile for the gradient of an input of this shape; 0: none."""
-    axes = window.axes()
-    problem = window.problem(dtype, filters, shape[0], shape[2:], transposed=True)
-    if problem.dense:
-        return winograd_outputs(problem, algorithm, precision)
-    taps = _kernels.dense_taps(dtype, shape[1], *axes, window.groups)
-    if algorithm != "auto" or not all(taps):
-        return winograd_outputs(problem, algorithm, precision)
-    # Blocks of pixels are its outputs.
-    down, across = (-(-n // axis[1]) for n, axis in zip(shape[2:], axes, strict=True))
-    places = shape[1] * axes[0][1] * axes[1][1]
-    size = down, across
-    blocks = problem.made_dense(out_channels=places, kernel=taps, out_size=size)
-    return winograd_outputs(blocks, algorithm, precision)
+) -> _Route:
+    """Choose how to compute the gradient of an input of this shape."""
+    rows, columns = axes = window.axes()
+    size = shape[2], shape[3]
+    problem = window.problem(dtype, filters, shape[0], size, transposed=True)
+    in_planes = window.kernel == (1, 1) and problem.dense and window.groups == 1
+    direct = "planes" if in_planes and prefers_planes(problem) else "channels"
+    if not problem.dense and algorithm == "auto":
+        taps = _kernels.dense_taps(dtype, shape[1], *axes, window.groups)
+        if all(taps):
+            # Blocks of pixels are its outputs.
+            down, across = -(-size[0] // rows[1]), -(-size[1] // columns[1])
+            places = shape[1] * rows[1] * columns[1]
+            problem = problem.made_dense(out_channels=places, kernel=taps, out_size=(down, across))
+    return _Route(size, axes, winograd_outputs(problem, algorithm, precision), None, direct)
 
 
 @lru_cache(REMEMBERED)

@@ -172,8 +172,10 @@ def _statistics(
     running_mean: np.ndarray | None,
     running_var: np.ndarray | None,
     training: bool,
+    unit: int,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and biased variance per channel in float64."""
+    """Return mean and biased variance per channel in float64, of batches as they may be known."""
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("running_mean and running_var are needed outside training, got None")
@@ -184,8 +186,14 @@ def _statistics(
         )
     if not memory.size:
         return np.zeros(cut[1]), np.zeros(cut[1])
-    mean, var = _kernels.moments(memory, cut, get_num_threads())
-    return mean, var
+    if moments is None:
+        moments = _kernels.moments(memory, cut, get_num_threads(), unit)
+    return moments
+
+
+def _unit(x: np.ndarray, order: tuple[int, ...]) -> int:
+    """Return the pixels of a channels-last image, else 0: `conv2d_moments` adds them up apart."""
+    return x.shape[2] * x.shape[3] if order == (0, 2, 3, 1) else 0
 
 
 def _checked_eps(eps: float, training: bool) -> float:
@@ -295,10 +303,12 @@ def normalise(
     eps: float,
     relu: bool = False,
     plus: np.ndarray | None = None,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Statistics]:
     """Return what `batch_norm` does, and the statistics that it used.
 
-    An array of the input's shape may be added to the output, and that be rectified.
+    An array of the input's shape may be added to the output, and that be rectified.  `moments`
+    are the batch's mean and biased variance, where they are known.
     """
     input = as_array(input, "input", ANY_NDIM[2:])
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
@@ -310,7 +320,8 @@ def normalise(
         _check_running(running_mean, running_var)
     order = memory_order(input)
     memory, cut = to_memory(input, order), cut_at(input, 1, order)
-    mean, var = _statistics(memory, cut, old_mean, old_var, training)
+    unit = _unit(input, order)
+    mean, var = _statistics(memory, cut, old_mean, old_var, training, unit, moments)
     zeros = np.zeros_like(mean)
     factor = 1 / np.sqrt(var + eps)
     if scale is not None:
@@ -391,7 +402,8 @@ def batch_norm_backward(
     old_var = _per_channel(running_var, "running_var", input)
     order = memory_order(input)
     memory, cut = to_memory(input, order), cut_at(input, 1, order)
-    statistics = Statistics(*_statistics(memory, cut, old_mean, old_var, training))
+    unit = _unit(input, order)
+    statistics = Statistics(*_statistics(memory, cut, old_mean, old_var, training, unit))
     return normalise_backward(grad_output, input, statistics, weight, training, eps, output_mask)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from itertools import accumulate
 from textwrap import indent
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, NamedTuple, Self, TypeGuard, overload
 
 import numpy as np
 
@@ -208,6 +208,8 @@ class Sequential(_LayerList):
         # A net may also begin with vectors and make images of them later.
         if np.ndim(input) in (3, 4) and _has_convolution(self):
             input = functional.to_channels_last(input)
+        moments: tuple[Array, Array] | None = None
+        kept: Any
         while leaves:
             name, layer = leaves.popleft()
             # Exact types: a subclass may compute something else.
@@ -217,11 +219,16 @@ class Sequential(_LayerList):
             ):
                 layer = _Fused(layer, leaves.popleft()[1])
             options = last if not leaves else {}
+            if moments is not None:
+                options = {**options, "moments": moments}
+            moments = None
             try:
-                if keep:
-                    input, kept = layer.record(input, **options)
-                else:
+                if not keep:
                     input, kept = layer.forward(input, **options), None
+                elif leaves and _gives_moments(layer, leaves[0][1]):
+                    input, kept, moments = layer.record_moments(input)
+                else:
+                    input, kept = layer.record(input, **options)
             except (TypeError, ValueError) as error:
                 error.add_note(f"in layer {name}, {layer!r}")
                 raise
@@ -465,11 +472,19 @@ class _Fused(Layer):
         """Return the activated output."""
         return self.layer.forward(input, activation="relu")
 
-    def record(self, input: Array) -> tuple[Array, tuple[Any, Array | None]]:
+    def record(self, input: Array, **options: Any) -> tuple[Array, tuple[Any, Array | None]]:
         """Return the activated output; it tells where the layer's own was positive."""
-        output, kept = self.layer.record(input, activation="relu")
+        output, kept = self.layer.record(input, activation="relu", **options)
         # A normalisation takes its gradient through the ReLU by itself.
         return output, (kept, None if type(self.layer) is BatchNorm2d else output)
+
+    def record_moments(
+        self, input: Array
+    ) -> tuple[Array, tuple[Any, Array], tuple[Array, Array] | None]:
+        """Return the same of a convolution, and the moments of its activated output."""
+        assert isinstance(self.layer, Conv2d)
+        output, kept, moments = self.layer.record_moments(input, activation="relu")
+        return output, (kept, output), moments
 
     def gradient(
         self, grad_output: Array, kept: tuple[Any, Array | None], input_gradient: bool = True
@@ -493,6 +508,12 @@ def _has_convolution(layer: Layer) -> bool:
     return isinstance(layer, Conv2d | ConvTranspose2d) or any(
         _has_convolution(child) for _, child in layer._children()
     )
+
+
+def _gives_moments(layer: Layer, after: Layer) -> TypeGuard[Conv2d | _Fused]:
+    """Tell whether a convolution is normalised by the layer after it with the batch's moments."""
+    convolution = layer.layer if isinstance(layer, _Fused) else layer
+    return type(convolution) is Conv2d and type(after) is BatchNorm2d and after.takes_moments()
 
 
 def _gives_away(layer: Layer, *, first: bool = False) -> bool:

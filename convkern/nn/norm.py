@@ -102,16 +102,21 @@ class BatchNorm2d(Layer):
         return self.record(input, plus=plus, activation=activation)[0]
 
     def record(
-        self, input: Array, *, plus: Array | None = None, activation: str | None = None
+        self,
+        input: Array,
+        *,
+        plus: Array | None = None,
+        activation: str | None = None,
+        moments: tuple[Array, Array] | None = None,
     ) -> tuple[Array, _Call]:
-        """Return the same, and the input with the statistics."""
+        """Return the same, and the input with the statistics, of which `moments` may be known."""
         input = as_array(input, "input", (3, 4))
         check_channels(input.shape, self.num_features)
         images = input if input.ndim == 4 else input[None]
         if plus is not None:
             check_same_ways(input.shape, plus.shape)
             plus = plus if plus.ndim == 4 else plus[None]
-        training = self.training or self.running_mean is None
+        training = self.takes_moments()
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0
@@ -128,10 +133,15 @@ class BatchNorm2d(Layer):
             self.eps,
             relu=activation == "relu",
             plus=plus,
+            moments=moments,
         )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
         return output if input.ndim == 4 else output[0], _Call(images, statistics, training)
+
+    def takes_moments(self) -> bool:
+        """Tell whether it is the batch's own mean and variance that are used."""
+        return self.training or self.running_mean is None
 
     def gradient(
         self, grad_output: Array, kept: _Call, input_gradient: bool = True
