@@ -126,11 +126,11 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
         if r >= tap_rows:
             chunk.flags |= CK_LAST
         stream, chunk.ahead_step = 0, 0
+        if lines * tiles <= FEWEST_TILES:
+            stream = CK_STREAM
         if lines * tiles <= FEW_TILES:
             chunk.ahead = tile_w + chunk.rows * chunk.columns * chunk.run * width * size
             chunk.ahead_step = CK_AHEAD
-        if lines * tiles <= FEWEST_TILES:
-            stream = CK_STREAM
         tile_out = out + (rows.start * job.out_row + columns.start * job.out_column) * size
         for line in range(lines):
             start = 0
