@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from convkern import Plan, freeze, models, nn, set_float32_precision
+from convkern import Plan, freeze, models, nn, num_threads, set_float32_precision
 
 NETS = {
     "alexnet": ((3, 227, 227), {"num_classes": 10}),
@@ -111,6 +111,20 @@ def test_many_threads_may_call_one_plan():
         together = list(pool.map(plan, inputs))
     for x, y in zip(inputs, together, strict=True):
         np.testing.assert_array_equal(plan(x), y)
+
+
+def test_a_row_has_the_same_bits_in_any_batch():
+    """Few rows read the weights in a loop of their own, with the same order of every sum."""
+    rng = np.random.default_rng(6)
+    linear = nn.Linear(1030, 200, rng=rng)  # a chunk's last steps, and a narrow last block
+    plan = freeze(nn.Sequential(linear, nn.ReLU()))
+    x = rng.standard_normal((23, 1030), np.float32)
+    expected = plan(x)
+    assert np.allclose(expected, np.maximum(linear(x), 0), atol=1e-5)
+    for threads in (1, 2):
+        with num_threads(threads):
+            for batch in (1, 2, 4, 6, 7):
+                assert np.array_equal(plan(x[:batch]), expected[:batch]), (batch, threads)
 
 
 def test_what_it_refuses():

@@ -12,6 +12,7 @@ from convkern._kernels.core cimport (
     CK_AHEAD,
     CK_FIRST,
     CK_LAST,
+    CK_ONCE,
     CK_STREAM,
     Axis,
     Block,
@@ -132,6 +133,9 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
             chunk.ahead_step = CK_AHEAD
         if lines * tiles <= FEWEST_TILES:
             stream = CK_STREAM
+        # A single tile that is the whole output: each weight is read once, by one call, from memory.
+        if lines * tiles == job.positions == job.row_spans == job.column_spans == 1:
+            stream = CK_ONCE
         tile_out = out + (rows.start * job.out_row + columns.start * job.out_column) * size
         for line in range(lines):
             start = 0

@@ -143,7 +143,7 @@ static void test_tile(int MR, int NV)
     const ptrdiff_t lanes = kernels->lanes, K = NV * lanes;
     ck_chunk chunk = {0};
     chunk.rows = draw(1, 3), chunk.columns = draw(1, 3), chunk.run = draw(1, 9);
-    chunk.flags = (int)draw(0, 7);
+    chunk.flags = (int)draw(0, 15);
     chunk.ahead = (const char *)&chunk;
     ck_tile_layout t = {0};
     t.x_pixel = draw(0, 5), t.x_row = draw(0, 30), t.x_column = draw(0, 12);

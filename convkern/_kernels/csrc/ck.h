@@ -27,9 +27,10 @@ enum { CK_AHEAD = 128 };
 
 enum { CK_SOFTMAX_COLUMNS = 128 }; /* most columns of one call of softmax */
 
-/* Where a call stands in a sum that is cut into chunks; and whether its weights come from memory
- * rather than from the caches, so that they had better be fetched some kilobytes ahead. */
-enum { CK_FIRST = 1, CK_LAST = 2, CK_STREAM = 4 };
+/* Where a call stands in a sum that is cut into chunks; whether its weights come from the outer
+ * caches, so that they had better be fetched some kilobytes ahead; or from memory, for this call
+ * alone, which then reads nothing `ahead`. */
+enum { CK_FIRST = 1, CK_LAST = 2, CK_STREAM = 4, CK_ONCE = 8 };
 
 /* ---- Convolution: a tile of output pixels x vectors of output channels ----
  *
