@@ -9,7 +9,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { LINE = 64, UNIT = 64 << 10, HUGE_PAGE = 2 << 20, MOST_IDLE = 256 };
+enum {
+    LINE = 64,
+    UNIT = 64 << 10, /* what ranges are cut in: a page of any system */
+    HUGE_PAGE = 2 << 20,
+    MOST_IDLE = 256
+};
 #define IDLE_LIMIT ((size_t)768 << 20)
 #ifdef CK_CHECKED /* checkers see what lies beyond blocks of the exact size, and freed ones */
 #define MAPPED_FROM SIZE_MAX
@@ -135,7 +140,7 @@ static int grow(size_t bytes)
     return 1;
 }
 
-static void *map_block(size_t bytes)
+static char *take_mapped(size_t bytes)
 {
     char *block = take_idle(bytes);
     if (block != NULL)
@@ -152,11 +157,11 @@ void *ck_take(size_t size)
 {
     if (size > SIZE_MAX / 2 || (until_failure > 0 && --until_failure == 0))
         return NULL;
-    size_t bytes = size + LINE;
+    size_t bytes = LINE + size;
     void *block = NULL;
     if (bytes >= MAPPED_FROM) {
         bytes = round_up(bytes, UNIT);
-        block = map_block(bytes);
+        block = take_mapped(bytes);
     } else if (posix_memalign(&block, LINE, bytes) != 0) {
         ck_release_idle();
         if (posix_memalign(&block, LINE, bytes) != 0)
