@@ -14,12 +14,13 @@ import numpy as np
 
 from convkern import functional
 from convkern.arrays import as_array, empty_images, is_channels_last
-from convkern.functional.activation import add
+from convkern.functional.activation import add, relu_gradient
 from convkern.nn.activation import ReLU
 from convkern.nn.base import Array, Layer, Shape
 from convkern.nn.conv import Conv2d, ConvTranspose2d
 from convkern.nn.linear import Linear
 from convkern.nn.norm import BatchNorm2d
+from convkern.nn.pool import AvgPool2d, MaxPool2d
 from convkern.nn.summary import join_names
 
 #: Layers whose output, and gradient of the input, nobody else holds: it may be overwritten.
@@ -194,10 +195,15 @@ class Sequential(_LayerList):
             accumulate((bool(layer.parameters()) for layer, _ in kept), or_, initial=input_gradient)
         )
         gradient: Array | None = grad_output
+        own = False  # whether nobody else holds it
         while kept and wanted[len(kept)]:
             layer, state = kept.pop()  # its memory may serve the layers before it
             assert gradient is not None
-            gradient = layer.gradient(gradient, state, wanted[len(kept)])
+            if type(layer) is _Fused:
+                gradient = layer.gradient(gradient, state, wanted[len(kept)], overwrite=own)
+            else:
+                gradient = layer.gradient(gradient, state, wanted[len(kept)])
+            own = _gives_away(layer, first=True)
         return gradient if input_gradient else None
 
     def _run(self, input: Array, keep: bool) -> Iterator[tuple[Step, Any]]:
@@ -451,12 +457,17 @@ class _Fused(Layer):
         return output, (kept, None if type(self.layer) is BatchNorm2d else output)
 
     def gradient(
-        self, grad_output: Array, kept: tuple[Any, Array | None], input_gradient: bool = True
+        self,
+        grad_output: Array,
+        kept: tuple[Any, Array | None],
+        input_gradient: bool = True,
+        *,
+        overwrite: bool = False,
     ) -> Array | None:
-        """Return the gradient of the input."""
+        """Return the gradient of the input; with `overwrite`, that of the output is used up."""
         of_layer, output = kept
         if output is not None:
-            grad_output = functional.relu_backward(grad_output, output)
+            grad_output = relu_gradient(grad_output, output, overwrite)
         return self.layer.gradient(grad_output, of_layer, input_gradient)
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
@@ -465,6 +476,10 @@ class _Fused(Layer):
 
     def __repr__(self) -> str:
         return f"{self.layer!r} + {self.activation!r}"
+
+
+#: More layers whose gradient of the input nobody else holds.
+_GIVING_GRADIENTS_AWAY = (MaxPool2d, AvgPool2d, Residual)
 
 
 def _has_convolution(layer: Layer) -> bool:
@@ -477,9 +492,11 @@ def _has_convolution(layer: Layer) -> bool:
 def _gives_away(layer: Layer, *, first: bool = False) -> bool:
     """Tell whether a layer's output may be overwritten; with `first`, its input's gradient."""
     if isinstance(layer, Sequential):
-        leaves = list(layer._leaves())
-        return bool(leaves) and type(leaves[0 if first else -1][1]) in _GIVING_AWAY
-    return type(layer) in _GIVING_AWAY
+        leaves = list(layer._leaves()) if layer._chains() else []
+        return bool(leaves) and _gives_away(leaves[0 if first else -1][1], first=first)
+    if first and type(layer) is _Fused:
+        layer = layer.layer
+    return type(layer) in _GIVING_AWAY or (first and type(layer) in _GIVING_GRADIENTS_AWAY)
 
 
 def _channel_axis(ndim: int) -> int:
