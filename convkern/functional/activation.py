@@ -94,10 +94,8 @@ def _activate(
     order = memory_order(x)
     memory = to_memory(x, order)
     gradient = None if grad is None else to_memory(grad, order)
-    out: np.ndarray
-    if overwrite and gradient is not None:
-        out = gradient
-    else:
+    out = gradient if overwrite else None
+    if out is None:
         out = _kernels.empty(memory.shape, x.dtype)
     if x.size:
         _kernels.activate(memory, out, code, slope, get_num_threads(), gradient)

@@ -450,24 +450,26 @@ class _Fused(Layer):
         """Return the activated output."""
         return self.layer.forward(input, activation="relu")
 
-    def record(self, input: Array) -> tuple[Array, tuple[Any, Array | None]]:
+    def record(self, input: Array) -> tuple[Array, list[Any]]:
         """Return the activated output; it tells where the layer's own was positive."""
         output, kept = self.layer.record(input, activation="relu")
         # A normalisation takes its gradient through the ReLU by itself.
-        return output, (kept, None if type(self.layer) is BatchNorm2d else output)
+        return output, [kept, None if type(self.layer) is BatchNorm2d else output]
 
     def gradient(
         self,
         grad_output: Array,
-        kept: tuple[Any, Array | None],
+        kept: list[Any],
         input_gradient: bool = True,
         *,
         overwrite: bool = False,
     ) -> Array | None:
         """Return the gradient of the input; with `overwrite`, that of the output is used up."""
-        of_layer, output = kept
+        output = kept.pop()
         if output is not None:
             grad_output = relu_gradient(grad_output, output, overwrite)
+        del output  # its memory may serve the layer
+        of_layer = kept.pop()
         return self.layer.gradient(grad_output, of_layer, input_gradient)
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
