@@ -431,14 +431,14 @@ FAULTS = [
     # ------------------------------------------------------------ memory.c, core.pyx
     Fault(
         "memory.c",
-        "const size_t bytes = (size + LINE + step - 1) / step * step;",
-        "const size_t bytes = (size + step - 1) / step * step;",
+        "size_t bytes = LINE + size;",
+        "size_t bytes = size;",
         "a block is one line too small",
     ),
     Fault(
         "memory.c",
-        "if (idle[i]->capacity >= size && idle[i]->capacity / 4 <= size",
-        "if (idle[i]->capacity / 4 <= size",
+        "if (idle[i].size >= bytes && (best < 0",
+        "if (idle[i].size >= bytes / 2 && (best < 0",
         "a kept block is taken although it is too small",
     ),
     Fault(

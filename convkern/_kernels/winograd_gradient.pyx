@@ -44,6 +44,7 @@ cdef enum:
     # or slices of the tiles have an M of their own, and V and Y stay in a thread's cache:
     SLICES = 16
     SLICE_TILES = 32          # of a slice, at least
+    SLICES_BYTES = 40 << 20   # of all M together, at most
     SLICE_BYTES = 1 << 19     # of V and Y at a time, but
     SLICE_FEWEST = 32         # so many tiles
 
@@ -202,13 +203,14 @@ cdef class WinogradGradient:
         job.m_element = channels * job.vectors * lanes
         # Slices write and read M so many times, the threads together V and Y.
         cdef Py_ssize_t tiles = images * job.per_image, padded = ceil_div(channels, lanes) * lanes
-        job.slices = min(<Py_ssize_t>SLICES, tiles // SLICE_TILES)
+        elements = job.tile.size * job.tile.size
+        cdef size_t bytes = <size_t>(groups * elements * job.m_element * kernels.itemsize)
+        job.slices = min(<Py_ssize_t>SLICES, tiles // SLICE_TILES,
+                         <Py_ssize_t>(SLICES_BYTES // bytes))
         if (job.slices < SLICES // 4
                 or 3 * job.slices * job.m_element > 2 * tiles * (padded + job.vectors * lanes)):
             job.slices = 1
-        elements = job.tile.size * job.tile.size
-        cdef size_t bytes = <size_t>(job.slices * groups * elements * job.m_element
-                                     * kernels.itemsize)
+        bytes *= <size_t>job.slices
         job.sums = take(bytes)
         memset(job.sums, 0, bytes)
         return 0

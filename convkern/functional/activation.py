@@ -81,15 +81,24 @@ def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
 
 
 def _activate(
-    input: np.ndarray, code: int, slope: float, grad: np.ndarray | None = None
+    input: np.ndarray,
+    code: int,
+    slope: float,
+    grad: np.ndarray | None = None,
+    overwrite: bool = False,
 ) -> np.ndarray:
-    """Run an activation, or its derivative on a gradient, over the elements in memory order."""
+    """Run an activation, or its derivative on a gradient, over the elements in memory order.
+
+    With `overwrite`, the result may take the memory of the gradient.
+    """
     x = as_array(input, "input", ANY_NDIM)
     order = memory_order(x)
     memory = to_memory(x, order)
-    out: np.ndarray = _kernels.empty(memory.shape, x.dtype)
+    gradient = None if grad is None else to_memory(grad, order)
+    out = gradient if overwrite else None
+    if out is None:
+        out = _kernels.empty(memory.shape, x.dtype)
     if x.size:
-        gradient = None if grad is None else to_memory(grad, order)
         _kernels.activate(memory, out, code, slope, get_num_threads(), gradient)
     return from_memory(out, order)
 
@@ -221,8 +230,15 @@ def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     >>> relu_backward(np.array([3.0, 4.0]), np.array([0.0, 2.0]))
     array([0., 4.])
     """
+    return relu_gradient(grad_output, output)
+
+
+def relu_gradient(
+    grad_output: np.ndarray, output: np.ndarray, overwrite: bool = False
+) -> np.ndarray:
+    """Return `relu_backward`, with `overwrite` in the memory of `grad_output` if that will do."""
     grad, y = _same_shape(grad_output, output, "output")
-    return _activate(y, *ACTIVATIONS["relu"], grad)
+    return _activate(y, *ACTIVATIONS["relu"], grad, overwrite)
 
 
 def leaky_relu_backward(

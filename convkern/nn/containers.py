@@ -13,13 +13,14 @@ import numpy as np
 
 from convkern import functional
 from convkern.arrays import ANY_NDIM, as_array, empty_images, is_channels_last
-from convkern.functional.activation import add
+from convkern.functional.activation import add, relu_gradient
 from convkern.nn.activation import ReLU
 from convkern.nn.base import Array, Layer, Shape
 from convkern.nn.common import check_same_ways
 from convkern.nn.conv import Conv2d, ConvTranspose2d
 from convkern.nn.linear import Linear
 from convkern.nn.norm import BatchNorm2d
+from convkern.nn.pool import AvgPool2d, MaxPool2d
 from convkern.nn.summary import join_names
 
 #: Layers whose output, and gradient of the input, nobody else holds: it may be overwritten.
@@ -193,10 +194,16 @@ class Sequential(_LayerList):
         learning = (i for i, (layer, _) in enumerate(kept) if layer._learns())
         first = 0 if input_gradient else next(learning, len(kept))
         gradient: Array | None = grad_output
+        own = False  # whether nobody else holds it
         while len(kept) > first:
             layer, state = kept.pop()  # its memory may serve the layers before it
             assert gradient is not None
-            gradient = layer.gradient(gradient, state, input_gradient or len(kept) > first)
+            wanted = input_gradient or len(kept) > first
+            if type(layer) is _Fused:
+                gradient = layer.gradient(gradient, state, wanted, overwrite=own)
+            else:
+                gradient = layer.gradient(gradient, state, wanted)
+            own = _gives_away(layer, first=True)
         return gradient if input_gradient else None
 
     def _run(self, input: Array, keep: bool, **last: Any) -> Iterator[tuple[Step, Any]]:
@@ -472,27 +479,34 @@ class _Fused(Layer):
         """Return the activated output."""
         return self.layer.forward(input, activation="relu")
 
-    def record(self, input: Array, **options: Any) -> tuple[Array, tuple[Any, Array | None]]:
+    def record(self, input: Array, **options: Any) -> tuple[Array, list[Any]]:
         """Return the activated output; it tells where the layer's own was positive."""
         output, kept = self.layer.record(input, activation="relu", **options)
         # A normalisation takes its gradient through the ReLU by itself.
-        return output, (kept, None if type(self.layer) is BatchNorm2d else output)
+        return output, [kept, None if type(self.layer) is BatchNorm2d else output]
 
     def record_moments(
         self, input: Array
-    ) -> tuple[Array, tuple[Any, Array], tuple[Array, Array] | None]:
+    ) -> tuple[Array, list[Any], tuple[Array, Array] | None]:
         """Return the same of a convolution, and the moments of its activated output."""
         assert isinstance(self.layer, Conv2d)
         output, kept, moments = self.layer.record_moments(input, activation="relu")
-        return output, (kept, output), moments
+        return output, [kept, output], moments
 
     def gradient(
-        self, grad_output: Array, kept: tuple[Any, Array | None], input_gradient: bool = True
+        self,
+        grad_output: Array,
+        kept: list[Any],
+        input_gradient: bool = True,
+        *,
+        overwrite: bool = False,
     ) -> Array | None:
-        """Return the gradient of the input."""
-        of_layer, output = kept
+        """Return the gradient of the input; with `overwrite`, that of the output is used up."""
+        output = kept.pop()
         if output is not None:
-            grad_output = functional.relu_backward(grad_output, output)
+            grad_output = relu_gradient(grad_output, output, overwrite)
+        del output  # its memory may serve the layer
+        of_layer = kept.pop()
         return self.layer.gradient(grad_output, of_layer, input_gradient)
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
@@ -501,6 +515,10 @@ class _Fused(Layer):
 
     def __repr__(self) -> str:
         return f"{self.layer!r} + {self.activation!r}"
+
+
+#: More layers whose gradient of the input nobody else holds.
+_GIVING_GRADIENTS_AWAY = (MaxPool2d, AvgPool2d, Residual)
 
 
 def _has_convolution(layer: Layer) -> bool:
@@ -519,9 +537,11 @@ def _gives_moments(layer: Layer, after: Layer) -> TypeGuard[Conv2d | _Fused]:
 def _gives_away(layer: Layer, *, first: bool = False) -> bool:
     """Tell whether a layer's output may be overwritten; with `first`, its input's gradient."""
     if isinstance(layer, Sequential):
-        leaves = list(layer._leaves())
-        return bool(leaves) and type(leaves[0 if first else -1][1]) in _GIVING_AWAY
-    return type(layer) in _GIVING_AWAY
+        leaves = list(layer._leaves()) if layer._chains() else []
+        return bool(leaves) and _gives_away(leaves[0 if first else -1][1], first=first)
+    if first and type(layer) is _Fused:
+        layer = layer.layer
+    return type(layer) in _GIVING_AWAY or (first and type(layer) in _GIVING_GRADIENTS_AWAY)
 
 
 def _channel_axis(ndim: int) -> int:

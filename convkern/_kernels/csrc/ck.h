@@ -305,7 +305,7 @@ typedef struct {
     /* y[i] = activation(x[i]) for i < n; x and y may be the same */
     void (*activate)(const void *x, void *y, ptrdiff_t n, int activation, double slope);
     /* dx[i] = g[i] * the activation's derivative, from its output y (ReLU, sigmoid) or its input
-     * (leaky ReLU) */
+     * (leaky ReLU); g and dx may be the same */
     void (*activate_backward)(const void *g, const void *y, void *dx, ptrdiff_t n, int activation,
                               double slope);
     /* y[p][c] = g[p][c], times weight[c] unless x[p][c] > 0 */

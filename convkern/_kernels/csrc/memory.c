@@ -1,71 +1,175 @@
-/* The kept blocks of memory.h: a short list of idle blocks, the oldest released first. */
+/* The kept memory of memory.h: ranges of mapped pages, cut and joined as blocks come and go. */
+#if defined(__linux__)
+#define _DEFAULT_SOURCE /* madvise, MAP_ANONYMOUS */
+#endif
 #include "memory.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__linux__)
 #include <sys/mman.h>
-#endif
 
-enum { LINE = 64, HUGE_PAGE = 2 << 20, MOST_IDLE = 256, CACHED = 4 << 20 };
+enum {
+    LINE = 64,
+    UNIT = 64 << 10, /* what ranges are cut in: a page of any system */
+    HUGE_PAGE = 2 << 20,
+    MOST_IDLE = 256
+};
+#define IDLE_LIMIT ((size_t)768 << 20)
 #ifdef CK_CHECKED /* checkers see what lies beyond blocks of the exact size, and freed ones */
-enum { KEEP = 0 };
+#define MAPPED_FROM SIZE_MAX
 #else
-enum { KEEP = 1 };
+#define MAPPED_FROM ((size_t)UNIT) /* smaller blocks are the system's */
 #endif
-#define IDLE_LIMIT (KEEP * (size_t)768 << 20)
 
-/* A block starts with one line that holds its capacity. */
+/* A block begins with a line for its header. */
 typedef struct {
-    size_t capacity;
+    size_t size; /* of the block with the header; of mapped ones a multiple of UNIT */
 } header;
 
-static header *idle[MOST_IDLE]; /* oldest first */
+typedef struct {
+    char *start;
+    size_t size;
+} range;
+
+static range idle[MOST_IDLE]; /* oldest first; no two of them touch */
 static int idle_count;
 static size_t idle_bytes;
+static char *edge;         /* the lowest mapped page, or NULL; new ones are wanted right below */
 static long until_failure; /* blocks to come up to the one that is refused; 0: none is */
 
-static header *remove_idle(int i)
+static size_t round_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
+
+static void remove_idle(int i)
 {
-    header *block = idle[i];
-    idle_bytes -= block->capacity;
+    idle_bytes -= idle[i].size;
     idle_count--;
     memmove(idle + i, idle + i + 1, (size_t)(idle_count - i) * sizeof *idle);
+}
+
+/* Return the first bytes of an idle range to the system. */
+static void unmap_idle(int i, size_t bytes)
+{
+    char *start = idle[i].start;
+    munmap(start, bytes);
+    if (start == edge)
+        edge += bytes;
+    if (bytes == idle[i].size) {
+        remove_idle(i);
+    } else {
+        idle[i].start += bytes;
+        idle[i].size -= bytes;
+        idle_bytes -= bytes;
+    }
+}
+
+/* Join a range with the idle ones that it touches; it becomes the youngest. */
+static void add_idle(char *start, size_t size)
+{
+    for (int i = idle_count - 1; i >= 0; i--) {
+        const range other = idle[i];
+        if (other.start + other.size != start && start + size != other.start)
+            continue;
+        remove_idle(i);
+        start = other.start < start ? other.start : start;
+        size += other.size;
+    }
+    if (idle_count == MOST_IDLE)
+        unmap_idle(0, idle[0].size);
+    idle[idle_count++] = (range){start, size};
+    idle_bytes += size;
+}
+
+/* Cut a block off the end of the smallest idle range that holds it, or return NULL. */
+static char *take_idle(size_t bytes)
+{
+    int best = -1;
+    for (int i = 0; i < idle_count; i++)
+        if (idle[i].size >= bytes && (best < 0 || idle[i].size < idle[best].size))
+            best = i;
+    if (best < 0)
+        return NULL;
+    char *block = idle[best].start + idle[best].size - bytes;
+    if (block == idle[best].start) {
+        remove_idle(best);
+    } else {
+        idle[best].size -= bytes;
+        idle_bytes -= bytes;
+    }
     return block;
+}
+
+static char *map_pages(char *wanted, size_t bytes)
+{
+    void *pages = mmap(wanted, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return pages == MAP_FAILED ? NULL : pages;
+}
+
+/* Map what is missing below the lowest page, or else the whole anew; tell whether that went well. */
+static int grow(size_t bytes)
+{
+    size_t room = 0, missing;
+    char *pages = NULL;
+    for (int i = 0; i < idle_count; i++)
+        if (idle[i].start == edge)
+            room = idle[i].size;
+    missing = round_up(bytes - room, HUGE_PAGE);
+    if ((uintptr_t)edge > missing) {
+        pages = map_pages(edge - missing, missing);
+        if (pages != NULL && pages != edge - missing) { /* something else is there */
+            munmap(pages, missing);
+            pages = NULL;
+        }
+    }
+    if (pages == NULL) {
+        missing = round_up(bytes, HUGE_PAGE);
+        char *found = map_pages(NULL, missing + HUGE_PAGE);
+        if (found == NULL)
+            return 0;
+        const size_t before = HUGE_PAGE - (uintptr_t)found % HUGE_PAGE;
+        pages = found + before;
+        munmap(found, before);
+        if (before < HUGE_PAGE)
+            munmap(pages + missing, HUGE_PAGE - before);
+    }
+#if defined(__linux__)
+    madvise(pages, missing, MADV_HUGEPAGE);
+#endif
+    edge = pages;
+    add_idle(pages, missing);
+    return 1;
+}
+
+static char *take_mapped(size_t bytes)
+{
+    char *block = take_idle(bytes);
+    if (block != NULL)
+        return block;
+    if (!grow(bytes)) {
+        ck_release_idle();
+        if (!grow(bytes))
+            return NULL;
+    }
+    return take_idle(bytes);
 }
 
 void *ck_take(size_t size)
 {
     if (size > SIZE_MAX / 2 || (until_failure > 0 && --until_failure == 0))
         return NULL;
-    /* Of blocks that fit and are not much too large: what was given back last may still be in the
-     * caches; where that is more than they hold, the smallest, or large ones would be made anew. */
-    int best = -1;
-    for (int i = idle_count - 1; i >= 0 && (best < 0 || size >= CACHED); i--)
-        if (idle[i]->capacity >= size && idle[i]->capacity / 4 <= size
-            && (best < 0 || idle[i]->capacity < idle[best]->capacity))
-            best = i;
-    header *block;
-    if (best >= 0) {
-        block = remove_idle(best);
-    } else {
-        const int huge = KEEP && size >= HUGE_PAGE;
-        const size_t unit = huge ? HUGE_PAGE : LINE, step = KEEP ? unit : 1;
-        const size_t bytes = (size + LINE + step - 1) / step * step;
-        void *memory = NULL;
-        if (posix_memalign(&memory, unit, bytes) != 0) {
-            ck_release_idle();
-            if (posix_memalign(&memory, unit, bytes) != 0)
-                return NULL;
-        }
-#if defined(__linux__)
-        if (huge)
-            madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-        block = memory;
-        block->capacity = bytes - LINE;
+    size_t bytes = LINE + size;
+    void *block = NULL;
+    if (bytes >= MAPPED_FROM) {
+        bytes = round_up(bytes, UNIT);
+        block = take_mapped(bytes);
+    } else if (posix_memalign(&block, LINE, bytes) != 0) {
+        ck_release_idle();
+        if (posix_memalign(&block, LINE, bytes) != 0)
+            block = NULL;
     }
+    if (block == NULL)
+        return NULL;
+    ((header *)block)->size = bytes;
     return (char *)block + LINE;
 }
 
@@ -73,7 +177,7 @@ void *ck_resize(void *memory, size_t size)
 {
     if (memory == NULL)
         return ck_take(size);
-    const size_t capacity = ((header *)((char *)memory - LINE))->capacity;
+    const size_t capacity = ((header *)((char *)memory - LINE))->size - LINE;
     void *other = ck_take(size);
     if (other != NULL) {
         memcpy(other, memory, size < capacity ? size : capacity);
@@ -86,21 +190,23 @@ void ck_give(void *memory)
 {
     if (memory == NULL)
         return;
-    header *block = (header *)((char *)memory - LINE);
-    if (block->capacity > IDLE_LIMIT) {
+    char *block = (char *)memory - LINE;
+    const size_t bytes = ((header *)block)->size;
+    if (bytes < MAPPED_FROM) {
         free(block);
         return;
     }
-    while (idle_count == MOST_IDLE || idle_bytes + block->capacity > IDLE_LIMIT)
-        free(remove_idle(0));
-    idle[idle_count++] = block;
-    idle_bytes += block->capacity;
+    add_idle(block, bytes);
+    while (idle_bytes > IDLE_LIMIT) {
+        const size_t over = idle_bytes - IDLE_LIMIT;
+        unmap_idle(0, over < idle[0].size ? over : idle[0].size);
+    }
 }
 
 void ck_release_idle(void)
 {
     while (idle_count > 0)
-        free(remove_idle(idle_count - 1));
+        unmap_idle(idle_count - 1, idle[idle_count - 1].size);
 }
 
 size_t ck_idle_bytes(void) { return idle_bytes; }
