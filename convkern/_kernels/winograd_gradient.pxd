@@ -19,8 +19,9 @@ cdef struct GradientJob:
     Py_ssize_t across, per_image, first, tiles
     # Tiles next to each other, and the most such runs that V and Y hold at a time.
     Py_ssize_t run, runs
-    # From one element to the next, of one group.
-    Py_ssize_t v_element, y_element, m_element
+    bint turned           # whether V has the tiles of each channel next to each other
+    # From one run, and from one element, to the next.
+    Py_ssize_t v_run, y_run, v_element, y_element, m_element
 
 cdef class WinogradGradient:
     cdef GradientJob job

@@ -29,6 +29,7 @@ from convkern._kernels.core cimport (
     ceil_div,
     ck_chunk,
     ck_kernels,
+    ck_outer_layout,
     ck_patch,
     ck_target,
     ck_tile_layout,
@@ -45,15 +46,16 @@ cdef enum:
     CHUNK = 256               # tiles summed in registers
     RUN = 32                  # tiles next to each other
     TURNED = 16               # tiles turned round at a time
+    WIDEST = 3                # vectors of filters: with more, too few channels would fit a tile
     PART = 64                 # channels, or filters, transformed by one item
     UNPACK_CHANNELS = 16      # transposed at a time
     # The threads share V and Y, in passes:
-    PASS_BYTES = 24 << 20     # of V and Y at a time, but
-    FEWEST = 256              # so many tiles share what is read and written of M
+    PASS_BYTES = 12 << 20     # of V and Y at a time, but
+    FEWEST = 128              # so many tiles share what is read and written of M
     # or slices of the tiles have an M of their own, and V and Y stay in a thread's cache:
-    SLICES = 16
+    SLICES = 8
     SLICE_TILES = 32          # of a slice, at least
-    SLICE_BYTES = 1 << 19     # of V and Y at a time, but
+    SLICE_BYTES = 1 << 20     # of V and Y at a time, but
     SLICE_FEWEST = 32         # so many tiles
 
 
@@ -77,25 +79,31 @@ cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t 
                            char *scratch) noexcept nogil:
     """Transform some channels of tiles begin .. end-1 into V, with zeros up to a whole run."""
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, c, channels, start, count, i
-    cdef Py_ssize_t index, strip, element
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, index, c, channels, i, element
+    cdef Py_ssize_t turned = 0  # tiles in scratch
     cdef ck_patch patch
     for index in range(ceil_div(stop - first, lanes)):
         c = first + index * lanes
         channels = min(lanes, stop - c)
-        for strip in range(ceil_div(job.run, TURNED)):
-            start = strip * TURNED
-            count = min(<Py_ssize_t>TURNED, job.run - start)
-            for i in range(count):
-                tile_patch(job, &job.x, &job.h, &job.w, min(begin + start + i, end - 1),
-                           group * job.channels + c, False, &patch)
-                if begin + start + i >= end:
-                    patch.last = 0
-                job.tile.input(&patch, channels, scratch + i * lanes * size, TURNED * lanes, lanes)
+        for i in range(job.run):
+            tile_patch(job, &job.x, &job.h, &job.w, min(begin + i, end - 1),
+                       group * job.channels + c, False, &patch)
+            if begin + i >= end:
+                patch.last = 0
+            if not job.turned:
+                job.tile.input(&patch, channels, v + (c * job.run + i * lanes) * size,
+                               job.v_element, lanes)
+                continue
+            job.tile.input(&patch, channels, scratch + turned * lanes * size, TURNED * lanes, lanes)
+            turned += 1
+            if turned < TURNED and i < job.run - 1:
+                continue
             for element in range(job.tile.size * job.tile.size):
-                kernels.transpose(scratch + element * TURNED * lanes * size, lanes,
-                                  v + (element * job.v_element + c * job.run + start) * size,
-                                  job.run, count, channels)
+                kernels.transpose(
+                    scratch + element * TURNED * lanes * size, lanes,
+                    v + (element * job.v_element + c * job.run + i + 1 - turned) * size, job.run,
+                    turned, channels)
+            turned = 0
 
 
 cdef void transform_gradients(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end,
@@ -113,36 +121,68 @@ cdef void transform_gradients(const GradientJob *job, Py_ssize_t begin, Py_ssize
                           job.kernels.lanes)
 
 
-cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
-                       Block block, bint fresh, char *m) noexcept nogil:
-    """Add the products of one element and block of filters, for some runs of tiles, to M.
+cdef void add_tiles(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
+                    Block block, bint fresh, char *m) noexcept nogil:
+    """Add the products of one element and block of filters, for some turned runs, to M.
 
     A fresh M has no sums yet.
     """
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, elements = job.tile.size * job.tile.size
-    cdef Py_ssize_t pieces = ceil_div(runs * job.run, CHUNK), piece, first, c, c_stop, i
-    cdef Py_ssize_t tiles = ceil_div(job.channels, kernels.max_pixels[block.vectors])
+    cdef Py_ssize_t size = kernels.itemsize, tiles, i, c = 0, c_stop
     cdef ck_tile_layout layout
     cdef ck_chunk sums
     memset(&layout, 0, sizeof(layout))
     layout.tail, layout.x_pixel, layout.out_pixel = kernels.lanes, job.run, block.width
-    layout.x_row, layout.w_row = elements * job.v_element, elements * job.y_element
-    sums.columns, sums.run, sums.ahead_step = 1, job.run, CK_AHEAD
+    layout.x_row, layout.w_row = job.v_run, job.y_run
+    sums.rows, sums.columns, sums.run, sums.ahead_step = runs, 1, job.run, CK_AHEAD
     sums.flags = CK_FIRST if fresh else 0
+    tiles = ceil_div(job.channels, kernels.max_pixels[block.vectors])
+    for i in range(tiles):
+        c_stop = job.channels * (i + 1) // tiles
+        # What the sum is added to arrives while it is formed.
+        sums.ahead = m + c * block.width * size
+        kernels.tile[block.vectors][c_stop - c](
+            &layout, &sums, v + c * job.run * size, y, job.zeros, m + c * block.width * size)
+        c = c_stop
+
+
+cdef void add_outer(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
+                    Block block, char *m) noexcept nogil:
+    """Do the same for runs that are not turned round."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, c = 0, count, tiles, i, begin, end
+    cdef ck_outer_layout layout
+    layout.rows, layout.x_row, layout.g_row = runs, job.v_run, job.y_run
+    layout.pixels, layout.x_pixel, layout.g_pixel = job.run, lanes, block.width
+    layout.dw_row = block.width
+    while c < job.channels:
+        count = min(lanes, job.channels - c)
+        tiles = ceil_div(count, kernels.max_pixels[block.vectors])
+        begin = 0
+        for i in range(tiles):
+            end = count * (i + 1) // tiles
+            kernels.outer[block.vectors][end - begin](
+                &layout, v + (c * job.run + begin) * size, y, m + (c + begin) * block.width * size)
+            begin = end
+        c += lanes
+
+
+cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
+                       Block block, bint fresh, char *m) noexcept nogil:
+    """Add the products of one element and block of filters to M, a few runs at a time."""
+    cdef Py_ssize_t size = job.kernels.itemsize, pieces = ceil_div(runs * job.run, CHUNK), piece
+    cdef Py_ssize_t first, count
+    if fresh and not job.turned:
+        memset(m, 0, <size_t>(job.channels * block.width * size))
     for piece in range(pieces):
         first = runs * piece // pieces
-        sums.rows = runs * (piece + 1) // pieces - first
-        c = 0
-        for i in range(tiles):
-            c_stop = job.channels * (i + 1) // tiles
-            # What the sum is added to arrives while it is formed.
-            sums.ahead = m + c * block.width * size
-            kernels.tile[block.vectors][c_stop - c](
-                &layout, &sums, v + (first * layout.x_row + c * job.run) * size,
-                y + first * layout.w_row * size, job.zeros, m + c * block.width * size)
-            c = c_stop
-        sums.flags = 0
+        count = runs * (piece + 1) // pieces - first
+        if job.turned:
+            add_tiles(job, v + first * job.v_run * size, y + first * job.y_run * size, count, block,
+                      fresh and piece == 0, m)
+        else:
+            add_outer(job, v + first * job.v_run * size, y + first * job.y_run * size, count, block,
+                      m)
 
 
 cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -157,11 +197,11 @@ cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     if part < parts:
         transform_pixels(job, begin, end, group, part * PART,
                          min(job.channels, (part + 1) * PART),
-                         job.v + at * elements * job.v_element * size, scratch)
+                         job.v + at * job.v_run * size, scratch)
     else:
         transform_gradients(job, begin, end, group,
                             block_of(job.kernels, job.vectors, job.blocks, part - parts),
-                            job.y + at * elements * job.y_element * size)
+                            job.y + at * job.y_run * size)
 
 
 cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -184,8 +224,8 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef Py_ssize_t group = item % job.groups, slice_ = item // job.groups, element, i, run, runs
     cdef Py_ssize_t begin = job.tiles * slice_ // job.slices, end
     cdef Py_ssize_t stop = job.tiles * (slice_ + 1) // job.slices
-    cdef char *y = scratch + job.runs * elements * job.v_element * size
-    cdef char *turned = y + job.runs * elements * job.y_element * size
+    cdef char *y = scratch + job.runs * job.v_run * size
+    cdef char *turned = y + job.runs * job.y_run * size
     cdef char *m = job.sums + (slice_ * job.groups + group) * elements * job.m_element * size
     cdef bint fresh = job.fresh
     cdef Block block
@@ -196,11 +236,11 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
         while runs < job.runs and begin < stop:
             end = min(begin + job.run, stop)
             transform_pixels(job, begin, end, group, 0, job.channels,
-                             scratch + runs * elements * job.v_element * size, turned)
+                             scratch + runs * job.v_run * size, turned)
             for i in range(job.blocks):
                 transform_gradients(job, begin, end, group,
                                     block_of(job.kernels, job.vectors, job.blocks, i),
-                                    y + runs * elements * job.y_element * size)
+                                    y + runs * job.y_run * size)
             begin = end
             runs += 1
         for element in range(elements):
@@ -258,25 +298,28 @@ cdef class WinogradGradient:
                      Py_ssize_t images) except -1:
         """Set the geometry of one convolution; channels are those of a group."""
         cdef GradientJob *job = &self.job
-        cdef Py_ssize_t widest = CK_MAX_VECTORS, lanes = kernels.lanes, elements
+        cdef Py_ssize_t widest, lanes = kernels.lanes, elements
         memset(job, 0, sizeof(job[0]))
         job.kernels, job.tile = kernels, winograd_tile(kernels, outputs, h.kernel)
         job.h, job.w, job.groups = h, w, groups
         job.channels, job.out_channels = channels, out_channels
-        while kernels.max_pixels[widest] == 0:
-            widest -= 1
-        job.vectors = ceil_div(out_channels, lanes)
-        job.blocks = ceil_div(job.vectors, widest)
         job.across = ceil_div(w.out, outputs)
         job.per_image = job.across * ceil_div(h.out, outputs)
+        job.vectors = ceil_div(out_channels, lanes)
         job.m_element = channels * job.vectors * lanes + LINE // kernels.itemsize
         job.fresh = True
         # Slices write and read M so many times, the threads together V and Y.
         cdef Py_ssize_t tiles = images * job.per_image, padded = ceil_div(channels, lanes) * lanes
         job.slices = min(<Py_ssize_t>SLICES, tiles // SLICE_TILES)
-        if (job.slices < SLICES // 4
+        if (job.slices < SLICES // 2
                 or 3 * job.slices * job.m_element > 2 * tiles * (padded + job.vectors * lanes)):
             job.slices = 1
+        # What passes through memory is worth turning round, what stays in the cache is not.
+        job.turned = job.slices == 1
+        widest = CK_MAX_VECTORS if job.turned else WIDEST
+        while kernels.max_pixels[widest] == 0:
+            widest -= 1
+        job.blocks = ceil_div(job.vectors, widest)
         elements = job.tile.size * job.tile.size
         cdef size_t bytes = <size_t>(job.slices * groups * elements * job.m_element
                                      * kernels.itemsize)
@@ -303,10 +346,11 @@ cdef class WinogradGradient:
         job.runs = ceil_div(most, RUN)
         job.run = ceil_div(most, job.runs)
         # A line more between elements, so that they do not all fall into the same cache sets.
-        job.v_element = job.run * job.channels + LINE // size
+        job.v_element = job.run * padded + LINE // size
         job.y_element = job.run * filters + LINE // size
-        cdef size_t v_bytes = <size_t>(job.runs * elements * job.v_element * size)
-        cdef size_t y_bytes = <size_t>(job.runs * elements * job.y_element * size)
+        job.v_run, job.y_run = elements * job.v_element, elements * job.y_element
+        cdef size_t v_bytes = <size_t>(job.runs * job.v_run * size)
+        cdef size_t y_bytes = <size_t>(job.runs * job.y_run * size)
         cdef size_t turned = <size_t>(elements * TURNED * lanes * size)
         cdef size_t zeros = <size_t>(max(padded, filters) * size)
         cdef size_t shared = 0 if job.slices > 1 else <size_t>job.groups * (v_bytes + y_bytes)
