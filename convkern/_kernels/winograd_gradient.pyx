@@ -43,7 +43,7 @@ from convkern._kernels.winograd cimport patch_of
 
 cdef enum:
     LINE = 64                 # bytes of a cache line
-    CHUNK = 256               # tiles summed in registers
+    CHUNK = 128               # tiles summed in registers
     RUN = 32                  # tiles next to each other
     TURNED = 16               # tiles turned round at a time
     WIDEST = 3                # vectors of filters: with more, too few channels would fit a tile
