@@ -127,6 +127,7 @@ extensions = [
         "depthwise",
         "grad_input",
         "grad_weight",
+        "loss",
         "optimizer",
         "packing",
         "planes",

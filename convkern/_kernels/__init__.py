@@ -5,8 +5,9 @@ Everything here trusts its arguments; `convkern.functional` is what checks them.
 
 try:
     from convkern._kernels.activation import activate, add, prelu, softmax
-    from convkern._kernels.blocks import gather_blocks
+    from convkern._kernels.blocks import gather_blocks, spread_steps, take_steps
     from convkern._kernels.channels import (
+        ImageMoments,
         affine,
         gradient_sums,
         local_response_norm,
@@ -17,13 +18,17 @@ try:
     from convkern._kernels.columns import col2im, im2col
     from convkern._kernels.conv import conv2d, conv2d_planes
     from convkern._kernels.core import (
+        are_plain,
         empty,
         empty_cache,
         fma_peak,
         idle_bytes,
+        is_operand,
         isa,
         isa_names,
         lanes,
+        layout_of,
+        memory_order,
         openmp,
         spin_fma,
         to_channels_last,
@@ -33,7 +38,14 @@ try:
     from convkern._kernels.depthwise import depthwise_planes
     from convkern._kernels.grad_input import dense_taps, input_gradient
     from convkern._kernels.grad_weight import weight_gradient
-    from convkern._kernels.optimizer import adam, sgd, squares
+    from convkern._kernels.loss import (
+        class_losses,
+        class_weights,
+        shares_of_samples,
+        subtract_shares,
+        wrong_class,
+    )
+    from convkern._kernels.optimizer import adam, are_alike, sgd, share_extents, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
     from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
@@ -44,12 +56,17 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = [
+    "ImageMoments",
     "PackedConv",
     "activate",
     "adam",
     "add",
     "affine",
+    "are_alike",
+    "are_plain",
     "box_sums",
+    "class_losses",
+    "class_weights",
     "col2im",
     "conv2d",
     "conv2d_planes",
@@ -64,14 +81,17 @@ __all__ = [
     "idle_bytes",
     "im2col",
     "input_gradient",
+    "is_operand",
     "isa",
     "isa_names",
     "lanes",
+    "layout_of",
     "linear",
     "linear_input_gradient",
     "linear_weight_gradient",
     "local_response_norm",
     "max_pool2d",
+    "memory_order",
     "moments",
     "negative_products",
     "openmp",
@@ -79,11 +99,17 @@ __all__ = [
     "prelu",
     "scatter",
     "sgd",
+    "share_extents",
+    "shares_of_samples",
     "softmax",
     "spin_fma",
+    "spread_steps",
     "squares",
+    "subtract_shares",
+    "take_steps",
     "to_channels_last",
     "to_contiguous",
     "totals",
     "weight_gradient",
+    "wrong_class",
 ]

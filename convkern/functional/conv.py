@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +15,10 @@ from convkern.arrays import (
     as_images,
     check_out,
     checked_mask,
-    cut_at,
     empty_images,
     in_layout,
     is_images,
-    memory_order,
     to_channels_last,
-    to_memory,
 )
 from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import (
@@ -42,8 +40,13 @@ from convkern.geometry import (
     pair,
     window_extent,
 )
+from convkern.precision import get_float32_precision
 from convkern.threads import get_num_threads
 
+#: Calls whose shapes and arguments are remembered with all that follows from them.
+REMEMBERED = 4096
+#: Images that each thread should have if one of them at a time is added up.
+IMAGES_PER_THREAD = 4
 #: Of outputs at a time, where the input passes through blocks.
 BLOCK_BYTES = 8 << 20
 
@@ -71,9 +74,24 @@ class Window(NamedTuple):
         cls, weight: np.ndarray, stride: IntPair, padding: Padding, dilation: IntPair, groups: int
     ) -> Window:
         """Check a convolution's arguments against its weight, (OC, C / groups, KH, KW)."""
-        if 0 in weight.shape:
-            raise ValueError(f"weight must have no empty axis, got shape {weight.shape}")
-        out_channels, group_channels, *size = weight.shape
+        # Only plain integers: as a key 1.0 and True are the same as 1.
+        if _kernels.are_plain((stride, padding, dilation, groups)):
+            return _plain_window(weight.shape, stride, padding, dilation, groups)
+        return cls.checked(weight.shape, stride, padding, dilation, groups)
+
+    @classmethod
+    def checked(
+        cls,
+        shape: tuple[int, ...],
+        stride: IntPair,
+        padding: Padding,
+        dilation: IntPair,
+        groups: int,
+    ) -> Window:
+        """Check a convolution's arguments against its weight's shape."""
+        if 0 in shape:
+            raise ValueError(f"weight must have no empty axis, got shape {shape}")
+        out_channels, group_channels, *size = shape
         groups = integer(groups, "groups", 1)
         if out_channels % groups:
             raise ValueError(f"groups must divide the {out_channels} output channels, got {groups}")
@@ -103,13 +121,24 @@ class Window(NamedTuple):
         )
         return rows, columns
 
+    @property
+    def skips(self) -> bool:
+        """Whether the window is one pixel that steps over others of the image."""
+        inside = self.kernel == (1, 1) and self.padding == ((0, 0), (0, 0))
+        return inside and self.stride != (1, 1)
+
+    def of_steps(self) -> Window:
+        """Return the window that does the same on the pixels of every step alone."""
+        return self._replace(stride=(1, 1))
+
     def blocks(self) -> Blocks | None:
         """Return the blocks of pixels that make the convolution a dense one, if they may help."""
         return Blocks.of(self.in_channels, *self.axes(), self.groups)
 
     def problem(
         self,
-        weight: np.ndarray,
+        dtype: np.dtype[Any],
+        filters: int,
         images: int,
         out_size: tuple[int, ...],
         *,
@@ -120,11 +149,11 @@ class Window(NamedTuple):
         With `transposed` the output is the gradient of the input.
         """
         rows, columns = out_size
-        out_channels, channels = weight.shape[0] // self.groups, weight.shape[1]
+        channels, out_channels = self.in_channels // self.groups, filters // self.groups
         if transposed:
             channels, out_channels = out_channels, channels
         return Problem(
-            weight.dtype,
+            dtype,
             images,
             channels,
             out_channels,
@@ -134,6 +163,14 @@ class Window(NamedTuple):
             self.dilation,
             (rows, columns),
         )
+
+
+@lru_cache(REMEMBERED)
+def _plain_window(
+    shape: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: int
+) -> Window:
+    """Remember `Window.checked`."""
+    return Window.checked(shape, stride, padding, dilation, groups)
 
 
 def _checked_bias(bias: Any, weight: np.ndarray, channels: int) -> np.ndarray | None:
@@ -211,7 +248,51 @@ class PackedConv2d:
             self.algorithm,
             out,
             self._packed,
-        )
+        )[0]
+
+
+#: Mean and biased variance of every channel, in float64.
+Moments = tuple[np.ndarray, np.ndarray]
+
+
+class _Route(NamedTuple):
+    """What a convolution of given shapes takes: how it is computed."""
+
+    #: Size of the output.
+    size: tuple[int, int]
+    axes: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
+    #: Outputs of the Winograd tile, 0: directly.
+    tile: int
+    #: Of pixels, where these are what is convolved.
+    blocks: Blocks | None
+    #: Which kernel for contiguous NCHW: "rows" or "planes"; else "channels".
+    direct: str
+
+
+@lru_cache(REMEMBERED)
+def _route(
+    window: Window,
+    shape: tuple[int, ...],
+    filters: int,
+    dtype: np.dtype[Any],
+    algorithm: str,
+    prepacked: bool,
+    precision: str,
+) -> _Route:
+    """Check the input's shape, (..., C, H, W), and choose how to convolve."""
+    size = window.output_size(shape)
+    problem = window.problem(dtype, filters, shape[0] if len(shape) == 4 else 1, size)
+    tile = winograd_outputs(problem, algorithm, precision, prepacked)
+    blocks = None if tile or algorithm != "auto" else window.blocks()
+    if blocks is not None:
+        dense = blocks.problem(problem)
+        tile = winograd_outputs(dense, algorithm, precision, prepacked, instead=problem)
+    direct = "channels"
+    if not tile and fills_rows(problem):
+        direct = "rows"
+    elif not tile and prefers_planes(problem):
+        direct = "planes"
+    return _Route(size, window.axes(), tile, blocks if tile else None, direct)
 
 
 def _convolve(
@@ -223,10 +304,17 @@ def _convolve(
     algorithm: str,
     out: np.ndarray | None,
     packed: Packed | None = None,
-) -> np.ndarray:
-    """Convolve with a weight whose packed forms may be kept by their Winograd tile."""
-    out_size = window.output_size(input.shape)
-    shape = (*input.shape[:-3], weight.shape[0], *out_size)
+    wants_moments: bool = False,
+) -> tuple[np.ndarray, Moments | None]:
+    """Convolve with a weight whose packed forms may be kept by their Winograd tile.
+
+    Mean and variance of the output's channels come with it if wanted, and if they can be made
+    meanwhile: there are images enough for all threads, channels-last.
+    """
+    filters, dtype, precision = len(weight), weight.dtype, get_float32_precision()
+    prepacked = packed is not None
+    route = _route(window, input.shape, filters, dtype, algorithm, prepacked, precision)
+    shape = (*input.shape[:-3], filters, *route.size)
     if out is not None:
         check_out(out, shape, (input, weight, bias))
     weight, bias = as_contiguous(weight), None if bias is None else as_contiguous(bias)
@@ -238,66 +326,79 @@ def _convolve(
         layout = not layout
     direct = result is not None and is_images(result, layout)
     if result is None or not direct:
-        result = empty_images((x.shape[0], *shape[-3:]), weight.dtype, layout)
+        result = empty_images((x.shape[0], *shape[-3:]), dtype, layout)
+    made: _kernels.ImageMoments | None = None
     if result.size:
         code = ACTIVATIONS[activation]
+        if window.skips and not layout:
+            x, window, channels_last = _steps(x, window, route.size), window.of_steps(), False
+            route = _route(window, x.shape, filters, dtype, algorithm, prepacked, precision)
         layouts = channels_last, layout
-        _compute(x, weight, bias, window, code, algorithm, result, layouts, packed)
+        if wants_moments and layout and len(result) >= IMAGES_PER_THREAD * get_num_threads():
+            made = _kernels.ImageMoments(result)
+        _compute(x, weight, bias, window.groups, route, code, result, layouts, packed, made)
     if input.ndim == 3:
         result = result[0]
-    if out is None:
-        return result
-    if not direct:
-        out[...] = result
-    return out
+    if out is not None:
+        if not direct:
+            out[...] = result
+        result = out
+    return result, None if made is None else made.result(get_num_threads())
 
 
 def _compute(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None,
-    window: Window,
+    groups: int,
+    route: _Route,
     activation: tuple[int, float],
-    algorithm: str,
     result: np.ndarray,
     layouts: tuple[bool, bool],
     packed: Packed | None,
+    made: _kernels.ImageMoments | None,
 ) -> None:
-    """Choose how to convolve, and do it; `layouts` tells whether x and result are channels-last."""
-    prepacked, kept = packed is not None, {} if packed is None else packed
-    threads, axes = get_num_threads(), window.axes()
-    problem = window.problem(weight, len(x), result.shape[2:])
-    tile = winograd_outputs(problem, algorithm, prepacked)
-    blocks = None if tile or algorithm != "auto" else window.blocks()
-    if blocks is not None:
-        tile = winograd_outputs(blocks.problem(problem), algorithm, prepacked, instead=problem)
-        if tile:
-            _compute_in_blocks(
-                x, weight, bias, window, blocks, activation, result, layouts, tile, kept
-            )
-            return
-    x, channels_last = in_layout(x, layouts[1]), layouts[1]
-    if not tile and not channels_last and fills_rows(problem):
-        _kernels.depthwise_planes(x, weight, bias, result, *axes, *activation, threads)
-    elif not tile and not channels_last and prefers_planes(problem):
-        _kernels.conv2d_planes(x, weight, bias, result, *axes, window.groups, *activation, threads)
+    """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
+    kept = {} if packed is None else packed
+    if route.blocks is not None:
+        _compute_in_blocks(
+            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept, made
+        )
+        return
+    x_last, channels_last = layouts
+    threads, tile = get_num_threads(), route.tile
+    if x_last != channels_last:
+        x = in_layout(x, channels_last)
+    if not channels_last and route.direct == "rows":
+        _kernels.depthwise_planes(x, weight, bias, result, *route.axes, *activation, threads)
+    elif not channels_last and route.direct == "planes":
+        _kernels.conv2d_planes(x, weight, bias, result, *route.axes, groups, *activation, threads)
     else:
         if (None, tile) not in kept:
-            kept[None, tile] = _kernels.PackedConv(weight, bias, window.groups, threads, tile)
-        _kernels.conv2d(x, kept[None, tile], result, *axes, *activation, channels_last, threads)
+            kept[None, tile] = _kernels.PackedConv(weight, bias, groups, threads, tile)
+        packing = kept[None, tile]
+        _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads, made)
+
+
+def _steps(x: np.ndarray, window: Window, out_size: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels that a window which skips some meets, contiguous NCHW."""
+    x = in_layout(x, False)
+    steps = empty_images((*x.shape[:2], *out_size), x.dtype, False)
+    _kernels.take_steps(x, steps, window.stride, get_num_threads())
+    return steps
 
 
 def _compute_in_blocks(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None,
-    window: Window,
     blocks: Blocks,
     activation: tuple[int, float],
     result: np.ndarray,
     layouts: tuple[bool, bool],
     tile: int,
     kept: Packed,
+    made: _kernels.ImageMoments | None,
 ) -> None:
     """Convolve blocks of pixels, of a few images at a time, so that they stay in the cache."""
     threads = get_num_threads()
@@ -310,7 +411,9 @@ def _compute_in_blocks(
         part = result[n : n + step]
         y = part if layouts[1] else empty_images(part.shape, part.dtype, True)
         dense = blocks.images(x[n : n + step], result.shape[2:], layouts[0])
-        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads)
+        if made is not None:
+            made.begin(n)
+        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads, made)
         if not layouts[1]:
             _kernels.to_contiguous(y, part, threads)
 
@@ -386,6 +489,25 @@ def conv2d(
            [ -7.,   0.,   0., -12.],
            [-27., -17., -18., -35.]], dtype=float32)
     """
+    return conv2d_moments(
+        input, weight, bias, stride, padding, dilation, groups, activation, algorithm, out, False
+    )[0]
+
+
+def conv2d_moments(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    stride: IntPair,
+    padding: Padding,
+    dilation: IntPair,
+    groups: int,
+    activation: str | None,
+    algorithm: str = "auto",
+    out: np.ndarray | None = None,
+    wants_moments: bool = True,
+) -> tuple[np.ndarray, Moments | None]:
+    """Return `conv2d`, and what a batch normalisation of it needs if that costs little more."""
     input = as_array(input, "input", (3, 4))
     weight = as_array(weight, "weight", (4,), like=input)
     window = Window.of(weight, stride, padding, dilation, groups)
@@ -397,6 +519,7 @@ def conv2d(
         _one_of(activation, "activation", ACTIVATIONS),
         _one_of(algorithm, "algorithm", ALGORITHMS),
         out,
+        wants_moments=wants_moments,
     )
 
 
@@ -472,50 +595,95 @@ def conv2d_backward(
     want_input, want_weight, want_bias = checked_mask(output_mask)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
-    rows, columns = window.axes()
     grad_input = grad_weight = grad_bias = None
     if want_input:
         grad_input = empty_images(x.shape, x.dtype, channels_last)
-        tile = _input_gradient_tile(window, weight, x.shape, algorithm)
-        if grad_input.size:
-            _kernels.input_gradient(
-                grad,
-                as_contiguous(weight),
-                None,
-                grad_input,
-                rows,
-                columns,
-                window.groups,
-                channels_last,
-                get_num_threads(),
-                tile,
-            )
+        _input_gradient(grad, weight, None, grad_input, window, algorithm, channels_last)
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
         grad_weight = _weight_gradient(x, grad, weight, window, algorithm, channels_last)
     if want_bias:
-        grad_bias = _bias_gradient(grad)
+        grad_bias = _bias_gradient(grad, channels_last)
     return grad_input, grad_weight, grad_bias
 
 
-def _input_gradient_tile(
-    window: Window, weight: np.ndarray, shape: tuple[int, ...], algorithm: str
-) -> int:
-    """Choose the Winograd tile for the gradient of an input of this shape; 0: none."""
-    axes = window.axes()
-    problem = window.problem(weight, shape[0], shape[2:], transposed=True)
-    if problem.dense:
-        return winograd_outputs(problem, algorithm)
-    taps = _kernels.dense_taps(weight.dtype, shape[1], *axes, window.groups)
-    if algorithm != "auto" or not all(taps):
-        return winograd_outputs(problem, algorithm)
-    # Blocks of pixels are its outputs.
-    down, across = (-(-n // axis[1]) for n, axis in zip(shape[2:], axes, strict=True))
-    filters = shape[1] * axes[0][1] * axes[1][1]
-    size = down, across
-    blocks = problem.made_dense(out_channels=filters, kernel=taps, out_size=size)
-    return winograd_outputs(blocks, algorithm)
+def _input_gradient(
+    grad: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    window: Window,
+    algorithm: str,
+    channels_last: bool,
+) -> None:
+    """Write the gradient of an input, plus a bias, into images of the gradient's layout."""
+    threads, filters, precision = get_num_threads(), len(weight), get_float32_precision()
+    if window.skips and not channels_last and bias is None:
+        steps = empty_images((*out.shape[:2], *grad.shape[2:]), out.dtype, False)
+        _input_gradient(grad, weight, None, steps, window.of_steps(), algorithm, False)
+        if out.size:
+            _kernels.spread_steps(steps, out, window.stride, threads)
+        return
+    route = _input_gradient_route(window, out.shape, filters, out.dtype, algorithm, precision)
+    if not out.size:
+        return
+    weight, groups, tile = as_contiguous(weight), window.groups, route.tile
+    if not channels_last and route.direct == "planes" and out.shape[2:] == grad.shape[2:]:
+        # A product of two matrices, as the convolution itself is.
+        turned, plain = as_contiguous(weight.transpose(1, 0, 2, 3)), ACTIVATIONS[None]
+        _kernels.conv2d_planes(grad, turned, bias, out, *route.axes, 1, *plain, threads)
+    else:
+        _kernels.input_gradient(
+            grad, weight, bias, out, *route.axes, groups, channels_last, threads, tile
+        )
+
+
+@lru_cache(REMEMBERED)
+def _input_gradient_route(
+    window: Window,
+    shape: tuple[int, ...],
+    filters: int,
+    dtype: np.dtype[Any],
+    algorithm: str,
+    precision: str,
+) -> _Route:
+    """Choose how to compute the gradient of an input of this shape."""
+    rows, columns = axes = window.axes()
+    size = shape[2], shape[3]
+    problem = window.problem(dtype, filters, shape[0], size, transposed=True)
+    in_planes = window.kernel == (1, 1) and problem.dense and window.groups == 1
+    direct = "planes" if in_planes and prefers_planes(problem) else "channels"
+    if not problem.dense and algorithm == "auto":
+        taps = _kernels.dense_taps(dtype, shape[1], *axes, window.groups)
+        if all(taps):
+            # Blocks of pixels are its outputs.
+            down, across = -(-size[0] // rows[1]), -(-size[1] // columns[1])
+            places = shape[1] * rows[1] * columns[1]
+            problem = problem.made_dense(out_channels=places, kernel=taps, out_size=(down, across))
+    return _Route(size, axes, winograd_outputs(problem, algorithm, precision), None, direct)
+
+
+@lru_cache(REMEMBERED)
+def _weight_gradient_route(
+    window: Window,
+    shape: tuple[int, ...],
+    out_size: tuple[int, int],
+    filters: int,
+    dtype: np.dtype[Any],
+    algorithm: str,
+    precision: str,
+) -> _Route:
+    """Choose how to compute the gradient of a weight, for images of a shape."""
+    problem = window.problem(dtype, filters, shape[0], out_size)
+    tile = winograd_outputs(problem, algorithm, precision, gradient=True)
+    blocks = None if tile or algorithm != "auto" else window.blocks()
+    if blocks is not None:
+        dense = blocks.problem(problem)
+        tile = winograd_outputs(dense, algorithm, precision, gradient=True, instead=problem)
+    in_planes = not tile and window.kernel != (1, 1) and gradient_in_planes(problem)
+    direct = "planes" if in_planes else "channels"
+    return _Route(out_size, window.axes(), tile, blocks if tile else None, direct)
 
 
 def _weight_gradient(
@@ -526,40 +694,42 @@ def _weight_gradient(
     algorithm: str,
     channels_last: bool,
 ) -> np.ndarray:
-    """Choose how to compute the gradient of a weight, and return it."""
+    """Return the gradient of a weight, from images and gradients of one layout."""
+    if window.skips and not channels_last:
+        x, window = _steps(x, window, grad.shape[2:]), window.of_steps()
+    dtype, precision = weight.dtype, get_float32_precision()
+    size, filters = grad.shape[2:], len(weight)
+    route = _weight_gradient_route(window, x.shape, size, filters, dtype, algorithm, precision)
     if not len(x):
         return np.zeros_like(weight, order="C")
-    threads, axes, groups = get_num_threads(), window.axes(), window.groups
-    problem = window.problem(weight, len(x), grad.shape[2:])
-    tile = winograd_outputs(problem, algorithm, gradient=True)
-    blocks = None if tile or algorithm != "auto" else window.blocks()
-    if blocks is not None:
-        dense = blocks.problem(problem)
-        tile = winograd_outputs(dense, algorithm, gradient=True, instead=problem)
-        if tile:
-            images = blocks.images(x, grad.shape[2:], channels_last)
-            shape = (weight.shape[0], images.shape[1], blocks.taps, blocks.taps)
-            gradient: np.ndarray = np.empty(shape, weight.dtype)
-            _kernels.weight_gradient(
-                images, to_channels_last(grad), gradient, *blocks.axes(), 1, True, threads, tile
-            )
-            return blocks.weight_gradient(gradient, weight.shape[1], channels_last)
-    result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
-    in_planes = not channels_last and window.kernel != (1, 1) and gradient_in_planes(problem)
-    if not tile and in_planes:
+    threads, axes, groups, tile = get_num_threads(), route.axes, window.groups, route.tile
+    result: np.ndarray
+    if route.blocks is not None:
+        blocks, grad = route.blocks, to_channels_last(grad)
+        images = blocks.images(x, size, channels_last)
+        result = np.empty((filters, images.shape[1], blocks.taps, blocks.taps), dtype)
+        _kernels.weight_gradient(images, grad, result, *blocks.axes(), 1, True, threads, tile)
+        return blocks.weight_gradient(result, weight.shape[1], channels_last)
+    result = _kernels.empty(weight.shape, dtype)
+    if not channels_last and route.direct == "planes":
         _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
     else:
         _kernels.weight_gradient(x, grad, result, *axes, groups, channels_last, threads, tile)
     return result
 
 
-def _bias_gradient(grad: np.ndarray) -> np.ndarray:
+def _bias_gradient(grad: np.ndarray, channels_last: bool) -> np.ndarray:
     """Return the sum of every channel, added up in float64."""
-    order = memory_order(grad)
-    memory, cut = to_memory(grad, order), cut_at(grad, 1, order)
-    if not memory.size:
-        return np.zeros(grad.shape[1], grad.dtype)
-    totals: np.ndarray = _kernels.totals(memory, cut, get_num_threads())
+    images, channels, rows, columns = grad.shape
+    if not grad.size:
+        return np.zeros(channels, grad.dtype)
+    cut = images, channels, rows * columns
+    if channels_last:
+        grad, cut = (
+            as_contiguous(grad.transpose(0, 2, 3, 1)),
+            (images * rows * columns, channels, 1),
+        )
+    totals: np.ndarray = _kernels.totals(grad, cut, get_num_threads())
     return totals.astype(grad.dtype)
 
 
@@ -678,19 +848,7 @@ def conv_transpose2d(
     x, channels_last = as_images(input)
     bias = None if bias is None else as_contiguous(bias)
     out = empty_images((x.shape[0], *shape[-3:]), x.dtype, channels_last)
-    tile = _input_gradient_tile(window, weight, out.shape, "auto")
-    if out.size:
-        _kernels.input_gradient(
-            x,
-            as_contiguous(weight),
-            bias,
-            out,
-            *window.axes(),
-            window.groups,
-            channels_last,
-            get_num_threads(),
-            tile,
-        )
+    _input_gradient(x, weight, bias, out, window, "auto", channels_last)
     return out[0] if input.ndim == 3 else out
 
 
@@ -762,5 +920,5 @@ def conv_transpose2d_backward(
     if want_weight:
         grad_weight = _weight_gradient(grad, x, weight, window, "auto", channels_last)
     if want_bias:
-        grad_bias = _bias_gradient(grad)
+        grad_bias = _bias_gradient(grad, channels_last)
     return grad_input, grad_weight, grad_bias

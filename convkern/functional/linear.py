@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, as_contiguous, checked_mask, to_contiguous
+from convkern.arrays import ANY_NDIM, as_array, as_contiguous, checked_mask, to_contiguous
 from convkern.geometry import integer
 from convkern.threads import get_num_threads
 
@@ -44,7 +44,7 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, 3.0]]), np.array([0.5, 0.0]))
     array([[3.5, 6. ]])
     """
-    input = as_array(input, "input", tuple(range(1, 33)))
+    input = as_array(input, "input", ANY_NDIM[1:])
     weight = as_array(weight, "weight", (1, 2), like=input)
     if input.shape[-1] != weight.shape[-1]:
         raise ValueError(
@@ -56,7 +56,7 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
         if bias.shape != weight.shape[:-1]:
             raise ValueError(f"bias must have shape {weight.shape[:-1]}, got {bias.shape}")
     outputs, inputs = weight.shape if weight.ndim == 2 else (1, weight.shape[0])
-    batch = int(np.prod(input.shape[:-1], dtype=np.int64))
+    batch = math.prod(input.shape[:-1])
     out: np.ndarray = _kernels.empty((batch, outputs), input.dtype)
     _kernels.linear(
         as_contiguous(input.reshape(batch, inputs)),
@@ -111,7 +111,7 @@ def linear_backward(
     >>> gradients[0], gradients[1], gradients[2]
     (array([[2., 2.]]), array([[6., 8.]]), array([2.]))
     """
-    input = as_array(input, "input", tuple(range(1, 33)))
+    input = as_array(input, "input", ANY_NDIM[1:])
     weight = as_array(weight, "weight", (1, 2), like=input)
     outputs, inputs = weight.shape if weight.ndim == 2 else (1, weight.shape[0])
     if input.shape[-1] != inputs:
@@ -178,5 +178,5 @@ def flatten(input: np.ndarray, start_dim: int = 1) -> np.ndarray:
     if start >= max(input.ndim, 1):
         raise ValueError(f"start_dim must be below {input.ndim}, got {start}")
     start %= max(input.ndim, 1)
-    joined = int(np.prod(input.shape[start:], dtype=np.int64))
+    joined = math.prod(input.shape[start:])
     return to_contiguous(input).reshape(*input.shape[:start], joined)

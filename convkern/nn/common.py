@@ -131,10 +131,10 @@ def initial_weights(
 def add_grads(
     parameters: tuple[Parameter | None, ...], gradients: tuple[Array | None, ...]
 ) -> None:
-    """Add to the gradients of the parameters that there are what nobody else uses."""
+    """Add to the gradients of the parameters that there are what `functional` has just made."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if parameter is not None and gradient is not None:
-            parameter.add_grad(gradient, fresh=True)
+            parameter.take_grad(gradient)
 
 
 def map_shape(shape: Sequence[int]) -> Shape:
@@ -149,6 +149,12 @@ def check_channels(shape: Sequence[int], channels: int) -> Shape:
     if map_shape(shape)[-3] != channels:
         raise ValueError(f"expected {channels} channels, got shape {tuple(shape)}")
     return tuple(shape)
+
+
+def check_same_ways(shape: Shape, around: Shape) -> None:
+    """Raise if the two ways of a `Residual` end in different shapes."""
+    if shape != around:
+        raise ValueError(f"the body gives shape {shape}, but its shortcut {around}")
 
 
 def extents(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
