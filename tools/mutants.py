@@ -631,6 +631,12 @@ FAULTS = [
         "the last slice is lost",
     ),
     Fault(
+        "winograd_gradient.pyx",
+        "if turned < TURNED and i < job.run - 1:",
+        "if turned < TURNED:",
+        "the last tiles of a run stay behind where they are turned round",
+    ),
+    Fault(
         "grad_weight.pyx",
         "begin, last = ceil_div(max(0, job.w.pad - f), stride),",
         "begin, last = max(0, job.w.pad - f) // stride,",
@@ -791,8 +797,8 @@ FAULTS = [
     ),
     Fault(
         "winograd_gradient.pyx",
-        "        memset(job.sums, 0, bytes)\n",
-        "",
+        "sums.flags = CK_FIRST if fresh else 0",
+        "sums.flags = 0",
         "the sums do not begin with zero",
     ),
     Fault(
@@ -803,8 +809,8 @@ FAULTS = [
     ),
     Fault(
         "winograd_gradient.pyx",
-        "y + (block.first * job.most + place * block.width) * size, job.y_element,",
-        "y + (block.first + place * block.width) * size, job.y_element,",
+        "y + (block.first * job.run + i * block.width) * size, job.y_element,",
+        "y + (block.first + i * block.width) * size, job.y_element,",
         "blocks of filters overlap",
     ),
     # ------------------------------------------------------------ pool.pyx

@@ -14,10 +14,14 @@ cdef struct GradientJob:
     char *sums            # M of each slice and group
     char *grad_weight
     Py_ssize_t slices
-    # Tiles across and in an image; of this pass the first, how many, and the most of any.
-    Py_ssize_t across, per_image, first, tiles, most
-    # From one element to the next, of one group.
-    Py_ssize_t v_element, y_element, m_element
+    bint fresh            # sums has none yet
+    # Tiles across and in an image; of this pass the first, and how many.
+    Py_ssize_t across, per_image, first, tiles
+    # Tiles next to each other, and the most such runs that V and Y hold at a time.
+    Py_ssize_t run, runs
+    bint turned           # whether V has the tiles of each channel next to each other
+    # From one run, and from one element, to the next.
+    Py_ssize_t v_run, y_run, v_element, y_element, m_element
 
 cdef class WinogradGradient:
     cdef GradientJob job

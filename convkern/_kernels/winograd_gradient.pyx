@@ -6,25 +6,33 @@ A tile of m x m output gradients and the (m + r - 1)^2 pixels that it meets give
 sums.  All tiles of all images are added up before the transform back, so that it is
 done once:
 
-    x --input--> V[element][channel / lanes][tile][lane]
-    g --gradient--> Y[element][block of filters][tile][filter]
-    M[element][block][channel][filter] += V x Y over the tiles  --register tile--
+    x --input--> V[run][element][channel][tile]
+    g --gradient--> Y[run][element][block of filters][tile][filter]
+    M[element][block][channel][filter] += V x Y over the tiles  --register tile-->
     M --weight_gradient--> dw
+
+The register tile is that of the convolution: channels take the place of pixels, and the tiles
+of a few runs that of the channels which are summed over.
 """
 
 cimport cython
 from libc.string cimport memset
 
 from convkern._kernels.core cimport (
+    CK_AHEAD,
+    CK_FIRST,
+    CK_MAX_VECTORS,
     Axis,
     Block,
     Images,
     block_of,
     ceil_div,
+    ck_chunk,
     ck_kernels,
     ck_outer_layout,
     ck_patch,
     ck_target,
+    ck_tile_layout,
     ck_winograd,
     give,
     run,
@@ -34,89 +42,179 @@ from convkern._kernels.packing cimport winograd_tile
 from convkern._kernels.winograd cimport patch_of
 
 cdef enum:
-    CHUNK = 256               # tiles summed in registers
+    LINE = 64                 # bytes of a cache line
+    CHUNK = 128               # tiles summed in registers
+    RUN = 32                  # tiles next to each other
+    TURNED = 16               # tiles turned round at a time
     WIDEST = 3                # vectors of filters: with more, too few channels would fit a tile
+    PART = 64                 # channels, or filters, transformed by one item
     UNPACK_CHANNELS = 16      # transposed at a time
     # The threads share V and Y, in passes:
-    PASS_BYTES = 24 << 20     # of V and Y at a time, but
-    FEWEST = 256              # so many tiles share what is read and written of M
-    TILES = 4                 # transformed by one item
+    PASS_BYTES = 12 << 20     # of V and Y at a time, but
+    FEWEST = 128              # so many tiles share what is read and written of M
     # or slices of the tiles have an M of their own, and V and Y stay in a thread's cache:
-    SLICES = 16
+    SLICES = 8
     SLICE_TILES = 32          # of a slice, at least
     SLICES_BYTES = 40 << 20   # of all M together, at most
-    SLICE_BYTES = 1 << 19     # of V and Y at a time, but
+    SLICE_BYTES = 1 << 20     # of V and Y at a time, but
     SLICE_FEWEST = 32         # so many tiles
 
 
-cdef void transform_tile(const GradientJob *job, Py_ssize_t tile, Py_ssize_t group,
-                         Py_ssize_t place, char *v, char *y) noexcept nogil:
-    """Transform one tile of a group of channels, of the input and of the gradient, to a place."""
-    cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i
-    cdef Py_ssize_t image = tile // job.per_image
+cdef void tile_patch(const GradientJob *job, const Images *images, const Axis *h, const Axis *w,
+                     Py_ssize_t tile, Py_ssize_t channel, bint gradient,
+                     ck_patch *patch) noexcept nogil:
+    """Describe the pixels of a tile from some channel on, or its gradients."""
+    cdef Py_ssize_t size = job.kernels.itemsize
     cdef Py_ssize_t top = tile % job.per_image // job.across * job.tile.outputs
     cdef Py_ssize_t left = tile % job.per_image % job.across * job.tile.outputs
-    cdef const char *x = job.x.data + (image * job.x.image + group * job.channels) * size
-    cdef const char *g = job.g.data + (image * job.g.image + group * job.out_channels) * size
-    cdef Block block
-    cdef ck_patch patch
-    patch_of(&job.x, x, size, job.h.size, job.w.size, top - job.h.pad, left - job.w.pad,
-             job.tile.size, job.zeros, &patch)
-    job.tile.input(&patch, job.channels, v + place * lanes * size, job.v_element, job.most * lanes)
-    for i in range(job.blocks):
-        block = block_of(job.kernels, job.vectors, job.blocks, i)
-        patch_of(&job.g, g + block.first * size, size, job.h.out, job.w.out, top, left,
-                 job.tile.outputs, job.zeros, &patch)
-        job.tile.gradient(&patch, min(block.width, job.out_channels - block.first),
-                          y + (block.first * job.most + place * block.width) * size, job.y_element,
-                          lanes)
+    cdef const char *origin = images.data + (tile // job.per_image * images.image + channel) * size
+    if gradient:
+        patch_of(images, origin, size, h.out, w.out, top, left, job.tile.outputs, job.zeros, patch)
+    else:
+        patch_of(images, origin, size, h.size, w.size, top - h.pad, left - w.pad, job.tile.size,
+                 job.zeros, patch)
 
 
-cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_ssize_t tiles,
-                       Block block, char *m) noexcept nogil:
-    """Add the products of one element and block of filters, for some tiles, to M."""
+cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end,
+                           Py_ssize_t group, Py_ssize_t first, Py_ssize_t stop, char *v,
+                           char *scratch) noexcept nogil:
+    """Transform some channels of tiles begin .. end-1 into V, with zeros up to a whole run."""
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes
-    cdef Py_ssize_t pieces = ceil_div(tiles, CHUNK), piece, start, c, count, rows, row, begin, end
-    cdef ck_outer_layout layout
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, index, c, channels, i, element
+    cdef Py_ssize_t turned = 0  # tiles in scratch
+    cdef ck_patch patch
+    for index in range(ceil_div(stop - first, lanes)):
+        c = first + index * lanes
+        channels = min(lanes, stop - c)
+        for i in range(job.run):
+            tile_patch(job, &job.x, &job.h, &job.w, min(begin + i, end - 1),
+                       group * job.channels + c, False, &patch)
+            if begin + i >= end:
+                patch.last = 0
+            if not job.turned:
+                job.tile.input(&patch, channels, v + (c * job.run + i * lanes) * size,
+                               job.v_element, lanes)
+                continue
+            job.tile.input(&patch, channels, scratch + turned * lanes * size, TURNED * lanes, lanes)
+            turned += 1
+            if turned < TURNED and i < job.run - 1:
+                continue
+            for element in range(job.tile.size * job.tile.size):
+                kernels.transpose(
+                    scratch + element * TURNED * lanes * size, lanes,
+                    v + (element * job.v_element + c * job.run + i + 1 - turned) * size, job.run,
+                    turned, channels)
+            turned = 0
+
+
+cdef void transform_gradients(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end,
+                              Py_ssize_t group, Block block, char *y) noexcept nogil:
+    """Transform a block of filters of tiles begin .. end-1 into Y, with zeros up to a whole run."""
+    cdef Py_ssize_t size = job.kernels.itemsize, i
+    cdef ck_patch patch
+    for i in range(job.run):
+        tile_patch(job, &job.g, &job.h, &job.w, min(begin + i, end - 1),
+                   group * job.out_channels + block.first, True, &patch)
+        if begin + i >= end:
+            patch.last = 0
+        job.tile.gradient(&patch, min(block.width, job.out_channels - block.first),
+                          y + (block.first * job.run + i * block.width) * size, job.y_element,
+                          job.kernels.lanes)
+
+
+cdef void add_tiles(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
+                    Block block, bint fresh, char *m) noexcept nogil:
+    """Add the products of one element and block of filters, for some turned runs, to M.
+
+    A fresh M has no sums yet.
+    """
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, tiles, i, c = 0, c_stop
+    cdef ck_tile_layout layout
+    cdef ck_chunk sums
     memset(&layout, 0, sizeof(layout))
-    layout.rows, layout.x_pixel, layout.g_pixel, layout.dw_row = 1, lanes, block.width, block.width
+    layout.tail, layout.x_pixel, layout.out_pixel = kernels.lanes, job.run, block.width
+    layout.x_row, layout.w_row = job.v_run, job.y_run
+    sums.rows, sums.columns, sums.run, sums.ahead_step = runs, 1, job.run, CK_AHEAD
+    sums.flags = CK_FIRST if fresh else 0
+    tiles = ceil_div(job.channels, kernels.max_pixels[block.vectors])
+    for i in range(tiles):
+        c_stop = job.channels * (i + 1) // tiles
+        # What the sum is added to arrives while it is formed.
+        sums.ahead = m + c * block.width * size
+        kernels.tile[block.vectors][c_stop - c](
+            &layout, &sums, v + c * job.run * size, y, job.zeros, m + c * block.width * size)
+        c = c_stop
+
+
+cdef void add_outer(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
+                    Block block, char *m) noexcept nogil:
+    """Do the same for runs that are not turned round."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, c = 0, count, tiles, i, begin, end
+    cdef ck_outer_layout layout
+    layout.rows, layout.x_row, layout.g_row = runs, job.v_run, job.y_run
+    layout.pixels, layout.x_pixel, layout.g_pixel = job.run, lanes, block.width
+    layout.dw_row = block.width
+    while c < job.channels:
+        count = min(lanes, job.channels - c)
+        tiles = ceil_div(count, kernels.max_pixels[block.vectors])
+        begin = 0
+        for i in range(tiles):
+            end = count * (i + 1) // tiles
+            kernels.outer[block.vectors][end - begin](
+                &layout, v + (c * job.run + begin) * size, y, m + (c + begin) * block.width * size)
+            begin = end
+        c += lanes
+
+
+cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
+                       Block block, bint fresh, char *m) noexcept nogil:
+    """Add the products of one element and block of filters to M, a few runs at a time."""
+    cdef Py_ssize_t size = job.kernels.itemsize, pieces = ceil_div(runs * job.run, CHUNK), piece
+    cdef Py_ssize_t first, count
+    if fresh and not job.turned:
+        memset(m, 0, <size_t>(job.channels * block.width * size))
     for piece in range(pieces):
-        start = tiles * piece // pieces
-        layout.pixels = tiles * (piece + 1) // pieces - start
-        c = 0
-        while c < job.channels:
-            count = min(lanes, job.channels - c)
-            rows = ceil_div(count, kernels.max_pixels[block.vectors])
-            begin = 0
-            for row in range(rows):
-                end = count * (row + 1) // rows
-                kernels.outer[block.vectors][end - begin](
-                    &layout, v + (c * job.most + start * lanes + begin) * size,
-                    y + start * block.width * size, m + (c + begin) * block.width * size)
-                begin = end
-            c += lanes
+        first = runs * piece // pieces
+        count = runs * (piece + 1) // pieces - first
+        if job.turned:
+            add_tiles(job, v + first * job.v_run * size, y + first * job.y_run * size, count, block,
+                      fresh and piece == 0, m)
+        else:
+            add_outer(job, v + first * job.v_run * size, y + first * job.y_run * size, count, block,
+                      m)
 
 
 cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A few tiles of a group of channels, into the V and Y that the threads share."""
+    """Some channels or a block of filters of a run of tiles, into the shared V and Y."""
     cdef const GradientJob *job = <const GradientJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, group = item % job.groups
-    cdef Py_ssize_t begin = item // job.groups * TILES, end = min(begin + TILES, job.tiles), tile
-    cdef Py_ssize_t elements = job.tile.size * job.tile.size
-    for tile in range(begin, end):
-        transform_tile(job, job.first + tile, group, tile,
-                       job.v + group * elements * job.v_element * size,
-                       job.y + group * elements * job.y_element * size)
+    cdef Py_ssize_t size = job.kernels.itemsize, elements = job.tile.size * job.tile.size
+    cdef Py_ssize_t parts = ceil_div(job.channels, PART), part = item % (parts + job.blocks)
+    item //= parts + job.blocks
+    cdef Py_ssize_t group = item % job.groups, run = item // job.groups
+    cdef Py_ssize_t begin = job.first + run * job.run, at = group * job.runs + run
+    cdef Py_ssize_t end = min(begin + job.run, job.first + job.tiles)
+    if part < parts:
+        transform_pixels(job, begin, end, group, part * PART,
+                         min(job.channels, (part + 1) * PART),
+                         job.v + at * job.v_run * size, scratch)
+    else:
+        transform_gradients(job, begin, end, group,
+                            block_of(job.kernels, job.vectors, job.blocks, part - parts),
+                            job.y + at * job.y_run * size)
 
 
 cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """One element and block of filters: the products of all tiles of the pass."""
     cdef const GradientJob *job = <const GradientJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize, part = item // job.blocks
+    cdef Py_ssize_t size = job.kernels.itemsize, elements = job.tile.size * job.tile.size
     cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
-    add_products(job, job.v + part * job.v_element * size,
-                 job.y + (part * job.y_element + block.first * job.most) * size, job.tiles, block,
+    cdef Py_ssize_t part = item // job.blocks, element = part % elements
+    cdef Py_ssize_t at = part // elements * job.runs * elements + element
+    add_products(job, job.v + at * job.v_element * size,
+                 job.y + (at * job.y_element + block.first * job.run) * size,
+                 ceil_div(job.tiles, job.run), block, job.fresh,
                  job.sums + (part * job.m_element + block.first * job.channels) * size)
 
 
@@ -124,24 +222,36 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     """One slice of the tiles and a group of channels, with sums of its own."""
     cdef const GradientJob *job = <const GradientJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, elements = job.tile.size * job.tile.size
-    cdef Py_ssize_t group = item % job.groups, slice_ = item // job.groups, element, i, tile
+    cdef Py_ssize_t group = item % job.groups, slice_ = item // job.groups, element, i, run, runs
     cdef Py_ssize_t begin = job.tiles * slice_ // job.slices, end
     cdef Py_ssize_t stop = job.tiles * (slice_ + 1) // job.slices
-    cdef char *y = scratch + elements * job.v_element * size
+    cdef char *y = scratch + job.runs * job.v_run * size
+    cdef char *turned = y + job.runs * job.y_run * size
     cdef char *m = job.sums + (slice_ * job.groups + group) * elements * job.m_element * size
+    cdef bint fresh = job.fresh
     cdef Block block
+    if fresh and begin == stop:
+        memset(m, 0, <size_t>(elements * job.m_element * size))
     while begin < stop:
-        end = min(begin + job.most, stop)
-        for tile in range(begin, end):
-            transform_tile(job, tile, group, tile - begin, scratch, y)
+        runs = 0
+        while runs < job.runs and begin < stop:
+            end = min(begin + job.run, stop)
+            transform_pixels(job, begin, end, group, 0, job.channels,
+                             scratch + runs * job.v_run * size, turned)
+            for i in range(job.blocks):
+                transform_gradients(job, begin, end, group,
+                                    block_of(job.kernels, job.vectors, job.blocks, i),
+                                    y + runs * job.y_run * size)
+            begin = end
+            runs += 1
         for element in range(elements):
             for i in range(job.blocks):
                 block = block_of(job.kernels, job.vectors, job.blocks, i)
                 add_products(job, scratch + element * job.v_element * size,
-                             y + (element * job.y_element + block.first * job.most) * size,
-                             end - begin, block,
+                             y + (element * job.y_element + block.first * job.run) * size,
+                             runs, block, fresh,
                              m + (element * job.m_element + block.first * job.channels) * size)
-        begin = end
+        fresh = False
 
 
 cdef void store_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -189,30 +299,33 @@ cdef class WinogradGradient:
                      Py_ssize_t images) except -1:
         """Set the geometry of one convolution; channels are those of a group."""
         cdef GradientJob *job = &self.job
-        cdef Py_ssize_t widest = WIDEST, lanes = kernels.lanes, elements
+        cdef Py_ssize_t widest, lanes = kernels.lanes, elements
         memset(job, 0, sizeof(job[0]))
         job.kernels, job.tile = kernels, winograd_tile(kernels, outputs, h.kernel)
         job.h, job.w, job.groups = h, w, groups
         job.channels, job.out_channels = channels, out_channels
-        while kernels.max_pixels[widest] == 0:
-            widest -= 1
-        job.vectors = ceil_div(out_channels, lanes)
-        job.blocks = ceil_div(job.vectors, widest)
         job.across = ceil_div(w.out, outputs)
         job.per_image = job.across * ceil_div(h.out, outputs)
-        job.m_element = channels * job.vectors * lanes
+        job.vectors = ceil_div(out_channels, lanes)
+        job.m_element = channels * job.vectors * lanes + LINE // kernels.itemsize
+        job.fresh = True
         # Slices write and read M so many times, the threads together V and Y.
         cdef Py_ssize_t tiles = images * job.per_image, padded = ceil_div(channels, lanes) * lanes
         elements = job.tile.size * job.tile.size
         cdef size_t bytes = <size_t>(groups * elements * job.m_element * kernels.itemsize)
         job.slices = min(<Py_ssize_t>SLICES, tiles // SLICE_TILES,
                          <Py_ssize_t>(SLICES_BYTES // bytes))
-        if (job.slices < SLICES // 4
+        if (job.slices < SLICES // 2
                 or 3 * job.slices * job.m_element > 2 * tiles * (padded + job.vectors * lanes)):
             job.slices = 1
         bytes *= <size_t>job.slices
+        # What passes through memory is worth turning round, what stays in the cache is not.
+        job.turned = job.slices == 1
+        widest = CK_MAX_VECTORS if job.turned else WIDEST
+        while kernels.max_pixels[widest] == 0:
+            widest -= 1
+        job.blocks = ceil_div(job.vectors, widest)
         job.sums = take(bytes)
-        memset(job.sums, 0, bytes)
         return 0
 
     cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, int threads) except -1:
@@ -223,17 +336,24 @@ cdef class WinogradGradient:
         cdef Py_ssize_t padded = ceil_div(job.channels, lanes) * lanes
         cdef Py_ssize_t filters = job.vectors * lanes, total = images * job.per_image, passes = 1
         cdef Py_ssize_t tile_bytes = elements * (padded + filters) * size
+        cdef Py_ssize_t most = total, parts = ceil_div(job.channels, PART) + job.blocks
         job.x, job.g = x[0], g[0]
         if job.slices > 1:
-            job.most = max(<Py_ssize_t>SLICE_FEWEST, SLICE_BYTES // tile_bytes)
+            most = ceil_div(total, job.slices)
+            most = ceil_div(most, ceil_div(
+                most, max(<Py_ssize_t>SLICE_FEWEST, SLICE_BYTES // tile_bytes)))
         else:
             passes = ceil_div(total, max(<Py_ssize_t>FEWEST, PASS_BYTES // tile_bytes // job.groups))
-            job.most = ceil_div(total, passes)
+            most = ceil_div(total, passes)
+        job.runs = ceil_div(most, RUN)
+        job.run = ceil_div(most, job.runs)
         # A line more between elements, so that they do not all fall into the same cache sets.
-        job.v_element = job.most * padded + 64 // size
-        job.y_element = job.most * filters + 64 // size
-        cdef size_t v_bytes = <size_t>(elements * job.v_element * size)
-        cdef size_t y_bytes = <size_t>(elements * job.y_element * size)
+        job.v_element = job.run * padded + LINE // size
+        job.y_element = job.run * filters + LINE // size
+        job.v_run, job.y_run = elements * job.v_element, elements * job.y_element
+        cdef size_t v_bytes = <size_t>(job.runs * job.v_run * size)
+        cdef size_t y_bytes = <size_t>(job.runs * job.y_run * size)
+        cdef size_t turned = <size_t>(elements * TURNED * lanes * size)
         cdef size_t zeros = <size_t>(max(padded, filters) * size)
         cdef size_t shared = 0 if job.slices > 1 else <size_t>job.groups * (v_bytes + y_bytes)
         cdef double transform = 4.0 * elements * (padded + filters)
@@ -247,15 +367,18 @@ cdef class WinogradGradient:
             if job.slices > 1:
                 job.tiles = total
                 run(slice_item, job, job.slices * job.groups,
-                    (transform + product) * total / job.slices, threads, v_bytes + y_bytes)
+                    (transform + product) * total / job.slices, threads,
+                    v_bytes + y_bytes + turned)
+                job.fresh = False
             else:
                 for index in range(passes):
                     job.first = total * index // passes
                     job.tiles = total * (index + 1) // passes - job.first
-                    run(transform_item, job, ceil_div(job.tiles, TILES) * job.groups,
-                        transform * TILES, threads, 0)
+                    run(transform_item, job, ceil_div(job.tiles, job.run) * job.groups * parts,
+                        transform * job.run / parts, threads, turned)
                     run(product_item, job, job.groups * elements * job.blocks,
                         product * job.tiles / elements / job.blocks, threads, 0)
+                    job.fresh = False
         finally:
             give(memory)
         return 0
