@@ -33,6 +33,13 @@ try:
     from convkern._kernels.depthwise import depthwise_planes
     from convkern._kernels.grad_input import dense_taps, input_gradient
     from convkern._kernels.grad_weight import weight_gradient
+    from convkern._kernels.images_last import (
+        from_images_last,
+        lanes_conv2d,
+        lanes_input_gradient,
+        lanes_weight_gradient,
+        to_images_last,
+    )
     from convkern._kernels.optimizer import adam, sgd, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
@@ -58,6 +65,7 @@ __all__ = [
     "empty",
     "empty_cache",
     "fma_peak",
+    "from_images_last",
     "gather",
     "gather_blocks",
     "gradient_sums",
@@ -67,6 +75,9 @@ __all__ = [
     "isa",
     "isa_names",
     "lanes",
+    "lanes_conv2d",
+    "lanes_input_gradient",
+    "lanes_weight_gradient",
     "linear",
     "linear_input_gradient",
     "linear_weight_gradient",
@@ -84,6 +95,7 @@ __all__ = [
     "squares",
     "to_channels_last",
     "to_contiguous",
+    "to_images_last",
     "totals",
     "weight_gradient",
 ]

@@ -1,0 +1,313 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=False
+"""Convolution of images that lie side by side, and its gradients: a lane is an image.
+
+The arrays are (N, C, H, W) in name and (C, H, W, N) in memory, with N a multiple of the
+lanes.  Few channels and filters then fill whole vectors, a weight meets all of a vector,
+and a window is a walk through memory.  The gradient of the input is the same walk, with
+the weight turned round, one phase of the stride after the other.
+"""
+
+from libc.string cimport memset
+
+cimport numpy as cnp
+
+from convkern._kernels.core cimport (
+    Axis,
+    Span,
+    axis,
+    ceil_div,
+    ck_kernels,
+    ck_lanes,
+    ck_lanes_outer,
+    data_of,
+    give,
+    kernels_of,
+    moved,
+    new_spans,
+    run,
+    take,
+    transpose,
+)
+
+cnp.import_array()
+
+cdef enum:
+    CHUNK = 256  # products, or positions, of one chain of additions
+
+cdef struct Stretch:
+    # Outputs out, out + step, ..., `count` of them, whose windows hold `taps` taps of one axis.
+    Py_ssize_t out, step, count
+    # Where in the source the first tap of the first output is, and how far on that of the next is.
+    Py_ssize_t source, source_step
+    # The first tap in the weight, and the step to the next.
+    Py_ssize_t tap, tap_step, taps
+
+cdef struct LanesJob:
+    const ck_kernels *kernels
+    ck_lanes layout
+    const char *x
+    const char *weight
+    const char *bias
+    char *out
+    # Elements between rows, columns and taps: of the source, of the weight and of the output.
+    Py_ssize_t x_row, x_column, w_row, out_row, out_column
+    const Stretch *rows      # one for each row of the output
+    const Stretch *columns
+    Py_ssize_t stretches, row_count, blocks, filters
+
+
+cdef Py_ssize_t cut_forward(const Axis *a, Stretch *stretches) except -1:
+    """Cut an axis where its windows begin or cease to hang over an edge."""
+    cdef Py_ssize_t i, count
+    cdef Span *spans = new_spans(a, &count)
+    for i in range(count):
+        stretches[i] = Stretch(
+            spans[i].start, 1, spans[i].stop - spans[i].start,
+            spans[i].start * a.stride - a.pad + spans[i].first, a.stride,
+            spans[i].first, 1, spans[i].last - spans[i].first)
+    give(spans)
+    return count
+
+
+cdef Py_ssize_t cut_backward(const Axis *a, Stretch *stretches) except -1:
+    """Cut the input's axis: each phase of the stride meets every stride-th tap, the last first."""
+    cdef Axis phase
+    cdef Span *spans
+    cdef Py_ssize_t p, i, first_tap, taps, count, total = 0
+    for p in range(min(a.stride, a.size)):
+        first_tap = (p + a.pad) % a.stride
+        taps = max(0, ceil_div(a.kernel - first_tap, a.stride))
+        phase = Axis(a.out, ceil_div(a.size - p, a.stride), taps, 1,
+                     taps - 1 - (p + a.pad) // a.stride, 1)
+        spans = new_spans(&phase, &count)
+        for i in range(count):
+            stretches[total + i] = Stretch(
+                p + spans[i].start * a.stride, a.stride, spans[i].stop - spans[i].start,
+                spans[i].start - phase.pad + spans[i].first, 1,
+                first_tap + (taps - 1 - spans[i].first) * a.stride, -a.stride,
+                spans[i].last - spans[i].first)
+        give(spans)
+        total += count
+    return total
+
+
+cdef Py_ssize_t stretches_of(const Axis *a, bint backward, Stretch *stretches) except -1:
+    return cut_backward(a, stretches) if backward else cut_forward(a, stretches)
+
+
+cdef Py_ssize_t lines_of(const Axis *a, bint backward, Stretch *lines) except -1:
+    """Cut an axis into its single outputs, at `lines`; return how many."""
+    cdef Py_ssize_t i, j, stretch_count, count = 0, most = a.size if backward else a.out
+    cdef Stretch *stretches = <Stretch *>take(<size_t>most * sizeof(Stretch))
+    try:
+        stretch_count = stretches_of(a, backward, stretches)
+        for i in range(stretch_count):
+            for j in range(stretches[i].count):
+                lines[count] = stretches[i]
+                lines[count].out += j * stretches[i].step
+                lines[count].source += j * stretches[i].source_step
+                count += 1
+    finally:
+        give(stretches)
+    return count
+
+
+cdef void lanes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One block of filters of a row of the output, for one vector of images."""
+    cdef const LanesJob *job = <const LanesJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize
+    cdef Py_ssize_t block = item % job.blocks, images = item // job.blocks // job.row_count
+    cdef Py_ssize_t filter = job.filters * block // job.blocks
+    cdef Py_ssize_t filters = job.filters * (block + 1) // job.blocks - filter
+    cdef const Stretch *row = job.rows + item // job.blocks % job.row_count
+    cdef const Stretch *stretch
+    cdef ck_lanes layout = job.layout
+    cdef Py_ssize_t i, tile, tiles, first, count, x, w, out
+    layout.rows, layout.w_row = row.taps, row.tap_step * job.w_row
+    for i in range(job.stretches):
+        stretch = job.columns + i
+        layout.columns, layout.w_column = stretch.taps, stretch.tap_step
+        layout.x_pixel = stretch.source_step * job.x_column
+        layout.out_pixel = stretch.step * job.out_column
+        tiles = ceil_div(stretch.count, kernels.max_lanes_pixels[filters])
+        for tile in range(tiles):
+            first = stretch.count * tile // tiles
+            count = stretch.count * (tile + 1) // tiles - first
+            x = images * kernels.lanes + row.source * job.x_row + (
+                (stretch.source + first * stretch.source_step) * job.x_column)
+            w = filter * layout.w_filter + row.tap * job.w_row + stretch.tap
+            out = images * kernels.lanes + filter * layout.out_filter + row.out * job.out_row + (
+                (stretch.out + first * stretch.step) * job.out_column)
+            kernels.lanes_tile[filters][count](
+                &layout, job.x + x * size, job.weight + w * size, moved(job.bias, filter * size),
+                job.out + out * size)
+
+
+cdef int convolve(LanesJob *job, const Axis *h, const Axis *w, bint backward, Py_ssize_t images,
+                  int threads) except -1:
+    """Run a job whose layout knows its channels and weight, forwards or backwards."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t rows = h.size if backward else h.out, columns = w.size if backward else w.out
+    cdef Stretch *stretches = <Stretch *>take(<size_t>(rows + columns) * sizeof(Stretch))
+    cdef double work
+    job.layout.chunk = max(1, CHUNK // (h.kernel * w.kernel))
+    job.x_column, job.x_row = images, images * (w.out if backward else w.size)
+    job.out_column, job.out_row = images, images * columns
+    job.layout.x_column, job.layout.x_row = job.x_column, job.x_row
+    job.layout.x_channel = job.x_row * (h.out if backward else h.size)
+    job.layout.out_filter = job.out_row * rows
+    job.w_row = w.kernel
+    job.blocks = ceil_div(job.filters, kernels.max_lanes_filters)
+    try:
+        job.rows, job.columns = stretches, stretches + rows
+        job.row_count = lines_of(h, backward, stretches)
+        job.stretches = stretches_of(w, backward, stretches + rows)
+        # Each output of the convolution meets each weight once.
+        work = 2.0 * kernels.lanes * h.out * w.out * h.kernel * w.kernel
+        work *= <double>job.layout.channels * job.filters / (job.blocks * rows)
+        return run(lanes_item, job, images // kernels.lanes * rows * job.blocks, work, threads, 0)
+    finally:
+        give(stretches)
+
+
+def lanes_conv2d(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out, tuple rows,
+                 tuple columns, int activation, double slope, int threads):
+    """Convolve images-last arrays; weight (OC, C, KH, KW) is contiguous, dilations are 1."""
+    cdef LanesJob job
+    cdef Axis h = axis(x.shape[2], out.shape[2], rows), w = axis(x.shape[3], out.shape[3], columns)
+    job.kernels, job.x, job.weight = kernels_of(x), data_of(x), data_of(weight)
+    job.bias, job.out = data_of(bias), <char *>cnp.PyArray_DATA(out)
+    job.layout.activation, job.layout.slope = activation, slope
+    job.layout.channels, job.filters = x.shape[1], out.shape[1]
+    job.layout.w_channel = h.kernel * w.kernel
+    job.layout.w_filter = x.shape[1] * job.layout.w_channel
+    convolve(&job, &h, &w, False, x.shape[0], threads)
+
+
+def lanes_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray grad_input, tuple rows,
+                         tuple columns, int threads):
+    """Write the gradient of such a convolution's input."""
+    cdef LanesJob job
+    cdef Axis h = axis(grad_input.shape[2], grad.shape[2], rows)
+    cdef Axis w = axis(grad_input.shape[3], grad.shape[3], columns)
+    job.kernels, job.x, job.weight = kernels_of(grad), data_of(grad), data_of(weight)
+    job.bias, job.out = NULL, <char *>cnp.PyArray_DATA(grad_input)
+    job.layout.activation, job.layout.slope = 0, 0.0
+    job.layout.channels, job.filters = grad.shape[1], grad_input.shape[1]
+    job.layout.w_filter = h.kernel * w.kernel
+    job.layout.w_channel = grad_input.shape[1] * job.layout.w_filter
+    convolve(&job, &h, &w, True, grad.shape[0], threads)
+
+
+# ---------------------------------------------------------------- gradient of the weight
+
+cdef struct GradientJob:
+    const ck_kernels *kernels
+    const char *x
+    const char *g
+    char *grad_weight
+    Axis h, w
+    const Stretch *columns
+    Py_ssize_t stretches, images, channels, filters, blocks
+
+
+cdef void add_products(const GradientJob *job, const char *x, const char *g, Py_ssize_t r,
+                       const Stretch *stretch, Py_ssize_t filters, char *sums) noexcept nogil:
+    """Add the products of one row of taps and the outputs of a stretch to the sums."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef const Axis *h = &job.h
+    cdef Py_ssize_t size = kernels.itemsize, vector = size * kernels.lanes
+    # Rows of outputs whose windows have this row of taps inside the image.
+    cdef Py_ssize_t first_row = max(<Py_ssize_t>0, ceil_div(h.pad - r, h.stride))
+    cdef Py_ssize_t last_row = min(h.out, ceil_div(h.size + h.pad - r, h.stride))
+    cdef Py_ssize_t taps_most = kernels.max_lanes_pixels[filters]
+    cdef Py_ssize_t tiles = ceil_div(stretch.taps, taps_most), tile, first, taps, row, column
+    cdef Py_ssize_t step_rows, step_columns = min(stretch.count, <Py_ssize_t>CHUNK)
+    cdef ck_lanes_outer layout
+    step_rows = max(<Py_ssize_t>1, CHUNK // step_columns)
+    layout.x_column = job.images
+    layout.x_pixel, layout.g_pixel = stretch.source_step * job.images, job.images
+    layout.x_row, layout.g_row = h.stride * job.w.size * job.images, job.w.out * job.images
+    layout.g_filter = h.out * layout.g_row
+    layout.sums_filter = job.w.kernel
+    for tile in range(tiles):
+        first = stretch.taps * tile // tiles
+        taps = stretch.taps * (tile + 1) // tiles - first
+        row = first_row
+        while row < last_row:
+            layout.rows = min(step_rows, last_row - row)
+            column = 0
+            while column < stretch.count:
+                layout.pixels = min(step_columns, stretch.count - column)
+                kernels.lanes_outer[filters][taps](
+                    &layout,
+                    x + ((row * h.stride - h.pad + r) * job.w.size + stretch.source + first
+                         + column * stretch.source_step) * job.images * size,
+                    g + (row * job.w.out + stretch.out + column) * job.images * size,
+                    sums + (stretch.tap + first) * vector)
+                column += layout.pixels
+            row += layout.rows
+
+
+cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """The weights of a block of filters in one row of taps of a channel."""
+    cdef const GradientJob *job = <const GradientJob *>job_
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, images, i, f
+    cdef Py_ssize_t r = item % job.h.kernel, channel = item // job.h.kernel % job.channels
+    cdef Py_ssize_t block = item // job.h.kernel // job.channels
+    cdef Py_ssize_t filter = job.filters * block // job.blocks
+    cdef Py_ssize_t filters = job.filters * (block + 1) // job.blocks - filter
+    cdef const char *x = job.x + channel * job.h.size * job.w.size * job.images * size
+    cdef const char *g = job.g + filter * job.h.out * job.w.out * job.images * size
+    memset(scratch, 0, <size_t>(filters * job.w.kernel * lanes * size))
+    for images in range(job.images // lanes):
+        for i in range(job.stretches):
+            if job.columns[i].taps:
+                add_products(job, x + images * lanes * size, g + images * lanes * size, r,
+                             job.columns + i, filters, scratch)
+    for f in range(filters):
+        kernels.sum_lanes(
+            scratch + f * job.w.kernel * lanes * size, job.w.kernel,
+            job.grad_weight + (((filter + f) * job.channels + channel) * job.h.kernel + r) * (
+                job.w.kernel * size))
+
+
+def lanes_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tuple rows,
+                          tuple columns, int threads):
+    """Write the gradient of such a convolution's weight, (OC, C, KH, KW) and contiguous."""
+    cdef GradientJob job
+    cdef const ck_kernels *kernels = kernels_of(x)
+    cdef Py_ssize_t items
+    cdef Stretch *stretches
+    job.kernels, job.x, job.g = kernels, data_of(x), data_of(grad)
+    job.grad_weight = <char *>cnp.PyArray_DATA(grad_weight)
+    job.h = axis(x.shape[2], grad.shape[2], rows)
+    job.w = axis(x.shape[3], grad.shape[3], columns)
+    job.images, job.channels, job.filters = x.shape[0], x.shape[1], grad.shape[1]
+    job.blocks = ceil_div(job.filters, kernels.max_lanes_filters)
+    items = job.blocks * job.channels * job.h.kernel
+    stretches = <Stretch *>take(<size_t>job.w.out * sizeof(Stretch))
+    try:
+        job.columns, job.stretches = stretches, cut_forward(&job.w, stretches)
+        run(gradient_item, &job, items,
+            2.0 * job.images * job.h.out * job.w.out * grad_weight.size / items, threads,
+            <size_t>(kernels.max_lanes_filters * job.w.kernel * kernels.lanes * kernels.itemsize))
+    finally:
+        give(stretches)
+
+
+# ---------------------------------------------------------------- layout
+
+def to_images_last(cnp.ndarray x, cnp.ndarray out, int threads):
+    """Copy a contiguous NCHW array into an images-last one."""
+    transpose(kernels_of(x), data_of(x), <char *>cnp.PyArray_DATA(out), 1, x.shape[0],
+              x.size // x.shape[0], threads)
+
+
+def from_images_last(cnp.ndarray x, cnp.ndarray out, int threads):
+    """Copy an images-last array into a contiguous NCHW one."""
+    transpose(kernels_of(x), data_of(x), <char *>cnp.PyArray_DATA(out), 1, x.size // x.shape[0],
+              x.shape[0], threads)
