@@ -8,7 +8,7 @@ and a window is a walk through memory.  The gradient of the input is the same wa
 the weight turned round, one phase of the stride after the other.
 """
 
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
@@ -33,7 +33,9 @@ from convkern._kernels.core cimport (
 cnp.import_array()
 
 cdef enum:
-    CHUNK = 256  # products, or positions, of one chain of additions
+    CHUNK = 256     # products of one chain of additions
+    POSITIONS = 96  # the same of the gradient of a weight: what stays in the nearest cache
+    ITEMS = 8       # wanted for the threads' sake
 
 cdef struct Stretch:
     # Outputs out, out + step, ..., `count` of them, whose windows hold `taps` taps of one axis.
@@ -54,7 +56,9 @@ cdef struct LanesJob:
     Py_ssize_t x_row, x_column, w_row, out_row, out_column
     const Stretch *rows      # one for each row of the output
     const Stretch *columns
-    Py_ssize_t stretches, row_count, blocks, filters
+    Py_ssize_t images, stretches, row_count, filters
+    # The filters are cut into blocks, of a tile each, and those are shared by `parts` items.
+    Py_ssize_t blocks, parts
 
 
 cdef Py_ssize_t cut_forward(const Axis *a, Stretch *stretches) except -1:
@@ -114,35 +118,43 @@ cdef Py_ssize_t lines_of(const Axis *a, bint backward, Stretch *lines) except -1
 
 
 cdef void lanes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One block of filters of a row of the output, for one vector of images."""
+    """Some filters of a row of the output: what a tile reads is read by all of them in turn."""
     cdef const LanesJob *job = <const LanesJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize
-    cdef Py_ssize_t block = item % job.blocks, images = item // job.blocks // job.row_count
-    cdef Py_ssize_t filter = job.filters * block // job.blocks
-    cdef Py_ssize_t filters = job.filters * (block + 1) // job.blocks - filter
-    cdef const Stretch *row = job.rows + item // job.blocks % job.row_count
+    cdef Py_ssize_t part = item % job.parts, i, tile, tiles, first, count, images, x, out
+    cdef Py_ssize_t widest = kernels.max_lanes_pixels[ceil_div(job.filters, job.blocks)]
+    cdef const Stretch *row = job.rows + item // job.parts
     cdef const Stretch *stretch
     cdef ck_lanes layout = job.layout
-    cdef Py_ssize_t i, tile, tiles, first, count, x, w, out
     layout.rows, layout.w_row = row.taps, row.tap_step * job.w_row
     for i in range(job.stretches):
         stretch = job.columns + i
         layout.columns, layout.w_column = stretch.taps, stretch.tap_step
         layout.x_pixel = stretch.source_step * job.x_column
         layout.out_pixel = stretch.step * job.out_column
-        tiles = ceil_div(stretch.count, kernels.max_lanes_pixels[filters])
+        tiles = ceil_div(stretch.count, widest)
         for tile in range(tiles):
             first = stretch.count * tile // tiles
             count = stretch.count * (tile + 1) // tiles - first
-            x = images * kernels.lanes + row.source * job.x_row + (
-                (stretch.source + first * stretch.source_step) * job.x_column)
-            w = filter * layout.w_filter + row.tap * job.w_row + stretch.tap
-            out = images * kernels.lanes + filter * layout.out_filter + row.out * job.out_row + (
-                (stretch.out + first * stretch.step) * job.out_column)
-            kernels.lanes_tile[filters][count](
-                &layout, job.x + x * size, job.weight + w * size, moved(job.bias, filter * size),
-                job.out + out * size)
+            x = row.source * job.x_row + (
+                stretch.source + first * stretch.source_step) * job.x_column
+            out = row.out * job.out_row + (stretch.out + first * stretch.step) * job.out_column
+            for images in range(job.images // kernels.lanes):
+                add_filters(job, &layout, count, part, x + images * kernels.lanes,
+                            row.tap * job.w_row + stretch.tap, out + images * kernels.lanes)
+
+
+cdef void add_filters(const LanesJob *job, const ck_lanes *layout, Py_ssize_t pixels,
+                      Py_ssize_t part, Py_ssize_t x, Py_ssize_t w, Py_ssize_t out) noexcept nogil:
+    """Compute one tile of pixels, of one vector of images, for a part of the filters."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, block, filter, filters
+    for block in range(job.blocks * part // job.parts, job.blocks * (part + 1) // job.parts):
+        filter = job.filters * block // job.blocks
+        filters = job.filters * (block + 1) // job.blocks - filter
+        kernels.lanes_tile[filters][pixels](
+            layout, job.x + x * size, job.weight + (w + filter * layout.w_filter) * size,
+            moved(job.bias, filter * size), job.out + (out + filter * layout.out_filter) * size)
 
 
 cdef int convolve(LanesJob *job, const Axis *h, const Axis *w, bint backward, Py_ssize_t images,
@@ -159,15 +171,16 @@ cdef int convolve(LanesJob *job, const Axis *h, const Axis *w, bint backward, Py
     job.layout.x_channel = job.x_row * (h.out if backward else h.size)
     job.layout.out_filter = job.out_row * rows
     job.w_row = w.kernel
-    job.blocks = ceil_div(job.filters, kernels.max_lanes_filters)
+    job.images, job.blocks = images, ceil_div(job.filters, kernels.max_lanes_filters)
+    job.parts = min(job.blocks, ceil_div(ITEMS, rows))
     try:
         job.rows, job.columns = stretches, stretches + rows
         job.row_count = lines_of(h, backward, stretches)
         job.stretches = stretches_of(w, backward, stretches + rows)
         # Each output of the convolution meets each weight once.
-        work = 2.0 * kernels.lanes * h.out * w.out * h.kernel * w.kernel
-        work *= <double>job.layout.channels * job.filters / (job.blocks * rows)
-        return run(lanes_item, job, images // kernels.lanes * rows * job.blocks, work, threads, 0)
+        work = 2.0 * images * h.out * w.out * h.kernel * w.kernel
+        work *= <double>job.layout.channels * job.filters
+        return run(lanes_item, job, rows * job.parts, work / (rows * job.parts), threads, 0)
     finally:
         give(stretches)
 
@@ -211,68 +224,86 @@ cdef struct GradientJob:
     Axis h, w
     const Stretch *columns
     Py_ssize_t stretches, images, channels, filters, blocks
+    # The rows of taps are shared by `parts` items.
+    Py_ssize_t parts
 
 
-cdef void add_products(const GradientJob *job, const char *x, const char *g, Py_ssize_t r,
-                       const Stretch *stretch, Py_ssize_t filters, char *sums) noexcept nogil:
-    """Add the products of one row of taps and the outputs of a stretch to the sums."""
+cdef void add_rows(const GradientJob *job, const char *x, const char *g, Py_ssize_t begin,
+                   Py_ssize_t end, Py_ssize_t r, Py_ssize_t filters, Py_ssize_t sums_filter,
+                   char *sums) noexcept nogil:
+    """Add the products of one row of taps and some rows of outputs, one vector of images."""
     cdef const ck_kernels *kernels = job.kernels
     cdef const Axis *h = &job.h
-    cdef Py_ssize_t size = kernels.itemsize, vector = size * kernels.lanes
-    # Rows of outputs whose windows have this row of taps inside the image.
-    cdef Py_ssize_t first_row = max(<Py_ssize_t>0, ceil_div(h.pad - r, h.stride))
-    cdef Py_ssize_t last_row = min(h.out, ceil_div(h.size + h.pad - r, h.stride))
-    cdef Py_ssize_t taps_most = kernels.max_lanes_pixels[filters]
-    cdef Py_ssize_t tiles = ceil_div(stretch.taps, taps_most), tile, first, taps, row, column
-    cdef Py_ssize_t step_rows, step_columns = min(stretch.count, <Py_ssize_t>CHUNK)
+    cdef const Stretch *stretch
+    cdef Py_ssize_t size = kernels.itemsize, i, tile, tiles, first, taps, piece, column
     cdef ck_lanes_outer layout
-    step_rows = max(<Py_ssize_t>1, CHUNK // step_columns)
-    layout.x_column = job.images
-    layout.x_pixel, layout.g_pixel = stretch.source_step * job.images, job.images
+    # Only outputs whose windows have these taps inside the image.
+    begin = max(begin, ceil_div(max(<Py_ssize_t>0, h.pad - r), h.stride))
+    end = min(end, ceil_div(max(<Py_ssize_t>0, h.size + h.pad - r), h.stride))
+    if begin >= end:
+        return
+    layout.rows = end - begin
+    layout.x_column = layout.g_pixel = job.images
     layout.x_row, layout.g_row = h.stride * job.w.size * job.images, job.w.out * job.images
     layout.g_filter = h.out * layout.g_row
-    layout.sums_filter = job.w.kernel
-    for tile in range(tiles):
-        first = stretch.taps * tile // tiles
-        taps = stretch.taps * (tile + 1) // tiles - first
-        row = first_row
-        while row < last_row:
-            layout.rows = min(step_rows, last_row - row)
-            column = 0
-            while column < stretch.count:
-                layout.pixels = min(step_columns, stretch.count - column)
+    layout.sums_filter = sums_filter
+    x += (begin * h.stride - h.pad + r) * job.w.size * job.images * size
+    g += begin * job.w.out * job.images * size
+    for i in range(job.stretches):
+        stretch = job.columns + i
+        layout.x_pixel = stretch.source_step * job.images
+        tiles = ceil_div(stretch.taps, kernels.max_lanes_pixels[filters])
+        for tile in range(tiles):
+            first = stretch.taps * tile // tiles
+            taps = stretch.taps * (tile + 1) // tiles - first
+            for piece in range(ceil_div(stretch.count, POSITIONS)):
+                column = piece * POSITIONS
+                layout.pixels = min(<Py_ssize_t>POSITIONS, stretch.count - column)
                 kernels.lanes_outer[filters][taps](
                     &layout,
-                    x + ((row * h.stride - h.pad + r) * job.w.size + stretch.source + first
-                         + column * stretch.source_step) * job.images * size,
-                    g + (row * job.w.out + stretch.out + column) * job.images * size,
-                    sums + (stretch.tap + first) * vector)
-                column += layout.pixels
-            row += layout.rows
+                    x + (stretch.source + first) * job.images * size
+                    + column * layout.x_pixel * size,
+                    g + (stretch.out + column) * job.images * size,
+                    sums + (stretch.tap + first) * kernels.lanes * size)
 
 
 cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """The weights of a block of filters in one row of taps of a channel."""
+    """The weights of a block of filters in some rows of taps of a channel."""
     cdef const GradientJob *job = <const GradientJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, images, i, f
-    cdef Py_ssize_t r = item % job.h.kernel, channel = item // job.h.kernel % job.channels
-    cdef Py_ssize_t block = item // job.h.kernel // job.channels
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, band, r, f, images, row
+    cdef Py_ssize_t part = item % job.parts, channel = item // job.parts % job.channels
+    cdef Py_ssize_t block = item // job.parts // job.channels
     cdef Py_ssize_t filter = job.filters * block // job.blocks
     cdef Py_ssize_t filters = job.filters * (block + 1) // job.blocks - filter
+    cdef Py_ssize_t first = job.h.kernel * part // job.parts
+    cdef Py_ssize_t last = job.h.kernel * (part + 1) // job.parts
+    cdef Py_ssize_t taps = (last - first) * job.w.kernel
+    cdef Py_ssize_t step = max(<Py_ssize_t>1, POSITIONS // job.w.out)
     cdef const char *x = job.x + channel * job.h.size * job.w.size * job.images * size
     cdef const char *g = job.g + filter * job.h.out * job.w.out * job.images * size
-    memset(scratch, 0, <size_t>(filters * job.w.kernel * lanes * size))
-    for images in range(job.images // lanes):
-        for i in range(job.stretches):
-            if job.columns[i].taps:
-                add_products(job, x + images * lanes * size, g + images * lanes * size, r,
-                             job.columns + i, filters, scratch)
+    cdef char *sums = scratch
+    cdef char *totals = sums + sums_of(job) * lanes * size
+    memset(sums, 0, <size_t>(sums_of(job) * lanes * size))
+    for band in range(ceil_div(job.h.out, step)):
+        for images in range(job.images // lanes):
+            for r in range(first, last):
+                add_rows(job, x + images * lanes * size, g + images * lanes * size, band * step,
+                         min((band + 1) * step, job.h.out), r, filters, taps,
+                         sums + (r - first) * job.w.kernel * lanes * size)
+    kernels.sum_lanes(sums, filters * taps, totals)
     for f in range(filters):
-        kernels.sum_lanes(
-            scratch + f * job.w.kernel * lanes * size, job.w.kernel,
-            job.grad_weight + (((filter + f) * job.channels + channel) * job.h.kernel + r) * (
-                job.w.kernel * size))
+        row = ((filter + f) * job.channels + channel) * job.h.kernel + first
+        memcpy(job.grad_weight + row * job.w.kernel * size, totals + f * taps * size,
+               <size_t>(taps * size))
+
+
+cdef Py_ssize_t sums_of(const GradientJob *job) noexcept nogil:
+    """Return how many vectors of sums an item has, up to a multiple of the lanes."""
+    cdef Py_ssize_t lanes = job.kernels.lanes
+    cdef Py_ssize_t rows = ceil_div(job.h.kernel, job.parts)
+    return ceil_div(
+        ceil_div(job.filters, job.blocks) * rows * job.w.kernel, lanes) * lanes
 
 
 def lanes_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tuple rows,
@@ -288,13 +319,14 @@ def lanes_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weig
     job.w = axis(x.shape[3], grad.shape[3], columns)
     job.images, job.channels, job.filters = x.shape[0], x.shape[1], grad.shape[1]
     job.blocks = ceil_div(job.filters, kernels.max_lanes_filters)
-    items = job.blocks * job.channels * job.h.kernel
+    job.parts = min(job.h.kernel, ceil_div(ITEMS, job.blocks * job.channels))
+    items = job.blocks * job.channels * job.parts
     stretches = <Stretch *>take(<size_t>job.w.out * sizeof(Stretch))
     try:
         job.columns, job.stretches = stretches, cut_forward(&job.w, stretches)
         run(gradient_item, &job, items,
             2.0 * job.images * job.h.out * job.w.out * grad_weight.size / items, threads,
-            <size_t>(kernels.max_lanes_filters * job.w.kernel * kernels.lanes * kernels.itemsize))
+            <size_t>(sums_of(&job) * (kernels.lanes + 1) * kernels.itemsize))
     finally:
         give(stretches)
 

@@ -386,7 +386,7 @@ typedef struct {
     int max_lanes_pixels[CK_MAX_LANES_FILTERS + 1]; /* for each number of filters */
     ck_lanes_fn lanes_tile[CK_MAX_LANES_FILTERS + 1][CK_MAX_LANES_PIXELS + 1];
     ck_lanes_outer_fn lanes_outer[CK_MAX_LANES_FILTERS + 1][CK_MAX_LANES_PIXELS + 1];
-    /* out[j] = the sum of the lanes of vector j < n */
+    /* out[j] = the sum of the lanes of vector j, for j < n rounded up to a multiple of the lanes */
     void (*sum_lanes)(const void *vectors, ptrdiff_t n, void *out);
 } ck_kernels;
 
