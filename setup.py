@@ -128,6 +128,7 @@ extensions = [
         "grad_input",
         "grad_weight",
         "images_last",
+        "loss",
         "optimizer",
         "packing",
         "planes",

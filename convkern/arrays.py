@@ -26,6 +26,9 @@ def as_array(
 
     With `like`, the dtype must be that array's.
     """
+    if _kernels.is_operand(value, like) and value.ndim in ndims:
+        operand: np.ndarray = value
+        return operand
     if not isinstance(value, np.ndarray):
         if not hasattr(value, "__array__"):
             raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
@@ -62,24 +65,15 @@ def is_channels_last(x: np.ndarray) -> bool:
     Where a shape leaves it open (one channel, or one pixel), the strides
     themselves decide, as in torch.
     """
-    _, channels, height, width = x.shape
-    _, along_channels, along_rows, along_columns = x.strides
-    pixel = channels * x.itemsize
-    return (
-        along_channels == x.itemsize
-        and along_columns >= pixel
-        and (height == 1 or along_rows >= width * along_columns)
-        and (channels, height, width) != (1, 1, 1)
-    )
+    return _kernels.layout_of(x)[0]
 
 
 def is_images(x: np.ndarray, channels_last: bool) -> bool:
     """Tell whether the kernels can read and write a 4-D array in the given layout as it is."""
-    if not x.flags.aligned or not x.size:
-        return False
-    if channels_last:
-        return is_channels_last(x) and all(stride % x.itemsize == 0 for stride in x.strides)
-    return bool(x.flags.c_contiguous)
+    found, readable = _kernels.layout_of(x)
+    if found and not channels_last:
+        return bool(x.size and x.flags.c_contiguous and x.flags.aligned)
+    return bool(x.size and found == channels_last and readable)
 
 
 def as_images(x: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -89,8 +83,9 @@ def as_images(x: np.ndarray) -> tuple[np.ndarray, bool]:
     """
     if x.ndim == 3:
         x = x[None]
-    if x.size and is_channels_last(x):
-        return x if is_images(x, True) else x.copy(order="K"), True
+    channels_last, readable = _kernels.layout_of(x)
+    if channels_last and x.size:
+        return x if readable else x.copy(order="K"), True
     return as_contiguous(x), False
 
 
@@ -155,9 +150,7 @@ def to_contiguous(x: np.ndarray) -> np.ndarray:
 
 def memory_order(x: np.ndarray) -> tuple[int, ...]:
     """Return the axes from the slowest to the fastest in memory; C order where that is unclear."""
-    if x.flags.c_contiguous or any(stride <= 0 for stride in x.strides):
-        return tuple(range(x.ndim))
-    return tuple(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
+    return _kernels.memory_order(x)
 
 
 def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:

@@ -17,13 +17,17 @@ try:
     from convkern._kernels.columns import col2im, im2col
     from convkern._kernels.conv import conv2d, conv2d_planes
     from convkern._kernels.core import (
+        are_plain,
         empty,
         empty_cache,
         fma_peak,
         idle_bytes,
+        is_operand,
         isa,
         isa_names,
         lanes,
+        layout_of,
+        memory_order,
         openmp,
         spin_fma,
         to_channels_last,
@@ -33,6 +37,7 @@ try:
     from convkern._kernels.depthwise import depthwise_planes
     from convkern._kernels.grad_input import dense_taps, input_gradient
     from convkern._kernels.grad_weight import weight_gradient
+<<<<<<< HEAD
     from convkern._kernels.images_last import (
         from_images_last,
         lanes_conv2d,
@@ -41,6 +46,16 @@ try:
         to_images_last,
     )
     from convkern._kernels.optimizer import adam, sgd, squares
+=======
+    from convkern._kernels.loss import (
+        class_losses,
+        class_weights,
+        shares_of_samples,
+        subtract_shares,
+        wrong_class,
+    )
+    from convkern._kernels.optimizer import adam, are_alike, sgd, share_extents, squares
+>>>>>>> main
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
     from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
@@ -56,7 +71,11 @@ __all__ = [
     "adam",
     "add",
     "affine",
+    "are_alike",
+    "are_plain",
     "box_sums",
+    "class_losses",
+    "class_weights",
     "col2im",
     "conv2d",
     "conv2d_planes",
@@ -72,17 +91,23 @@ __all__ = [
     "idle_bytes",
     "im2col",
     "input_gradient",
+    "is_operand",
     "isa",
     "isa_names",
     "lanes",
+<<<<<<< HEAD
     "lanes_conv2d",
     "lanes_input_gradient",
     "lanes_weight_gradient",
+=======
+    "layout_of",
+>>>>>>> main
     "linear",
     "linear_input_gradient",
     "linear_weight_gradient",
     "local_response_norm",
     "max_pool2d",
+    "memory_order",
     "moments",
     "negative_products",
     "openmp",
@@ -90,12 +115,16 @@ __all__ = [
     "prelu",
     "scatter",
     "sgd",
+    "share_extents",
+    "shares_of_samples",
     "softmax",
     "spin_fma",
     "squares",
+    "subtract_shares",
     "to_channels_last",
     "to_contiguous",
     "to_images_last",
     "totals",
     "weight_gradient",
+    "wrong_class",
 ]

@@ -257,7 +257,68 @@ cdef Span *new_spans(const Axis *a, Py_ssize_t *count) except NULL:
     return spans
 
 
+def is_operand(value, like=None):
+    """Tell whether a value is a plain array of a dtype that the kernels compute in, `like`'s."""
+    cdef int kind
+    if type(value) is not cnp.ndarray:
+        return False
+    kind = cnp.PyArray_TYPE(<cnp.ndarray>value)
+    if kind != cnp.NPY_FLOAT and kind != cnp.NPY_DOUBLE:
+        return False
+    if cnp.PyArray_ISBYTESWAPPED(<cnp.ndarray>value):
+        return False
+    return like is None or cnp.PyArray_TYPE(<cnp.ndarray>like) == kind
+
+
+def are_plain(values):
+    """Tell whether a tuple, and those inside it, hold nothing but exact ints and strings."""
+    if type(values) is tuple:
+        for value in <tuple>values:
+            if type(value) is not int and type(value) is not str and not are_plain(value):
+                return False
+        return True
+    return False
+
+
 # ---------------------------------------------------------------- layout
+
+def layout_of(cnp.ndarray x):
+    """Tell how a 4-D array of images lies in memory: (channels-last, as the kernels read it).
+
+    A channels-last array may have gaps.  Where a shape leaves it open (one channel, or one
+    pixel), the strides themselves decide, as in torch.
+    """
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(x)
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(x)
+    cdef bint aligned = cnp.PyArray_CHKFLAGS(x, cnp.NPY_ARRAY_ALIGNED)
+    if (strides[1] == size and strides[3] >= shape[1] * size
+            and (shape[2] == 1 or strides[2] >= shape[3] * strides[3])
+            and not (shape[1] == shape[2] == shape[3] == 1)):
+        return True, aligned and not (strides[0] % size or strides[2] % size or strides[3] % size)
+    return False, aligned and cnp.PyArray_CHKFLAGS(x, cnp.NPY_ARRAY_C_CONTIGUOUS)
+
+
+cdef list orders = [tuple(range(ndim)) for ndim in range(65)]
+
+
+def memory_order(cnp.ndarray x):
+    """Return the axes from the slowest to the fastest in memory; C order where that is unclear."""
+    cdef int ndim = cnp.PyArray_NDIM(x), i, j
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(x)
+    cdef list order
+    if cnp.PyArray_CHKFLAGS(x, cnp.NPY_ARRAY_C_CONTIGUOUS):
+        return orders[ndim]
+    order = []
+    for i in range(ndim):
+        if strides[i] <= 0:
+            return orders[ndim]
+        j = i
+        while j and strides[<int>order[j - 1]] < strides[i]:
+            j -= 1
+        order.insert(j, i)
+    return tuple(order)
+
 
 cdef Images images_of(cnp.ndarray a) noexcept:
     """Where the pixels of a channels-last array lie."""

@@ -47,6 +47,16 @@ def axis_phases(Py_ssize_t size, Py_ssize_t out, Py_ssize_t kernel, Py_ssize_t s
         yield first, taps, (out, (size - 1 - first) // stride + 1, count, 1, lead, gap)
 
 
+@lru_cache(maxsize=256)
+def phases_of(tuple rows, tuple columns):
+    """Return the phases of both axes, and whether there are some that no tap meets.
+
+    rows and columns are (size, outputs, kernel, stride, leading padding, dilation).
+    """
+    phases = [(*row, *column) for row in axis_phases(*rows) for column in axis_phases(*columns)]
+    return phases, any(phase[1][2] * phase[4][2] == 0 for phase in phases)
+
+
 cdef struct ClearJob:
     char *out
     size_t bytes
@@ -83,12 +93,9 @@ def input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray bias, cnp.n
         blockwise_input_gradient(grad, weight, bias, out, rows, columns, steps, channels_last,
                                  threads, winograd)
         return
-    phases = [
-        (row, row_taps, h, column, column_taps, w)
-        for row, row_taps, h in axis_phases(out.shape[2], grad.shape[2], *rows)
-        for column, column_taps, w in axis_phases(out.shape[3], grad.shape[3], *columns)
-    ]
-    if channels_last and bias is None and any(p[1][2] * p[4][2] == 0 for p in phases):
+    phases, empty = phases_of((out.shape[2], grad.shape[2], *rows),
+                              (out.shape[3], grad.shape[3], *columns))
+    if channels_last and bias is None and empty:
         # Pixels that no window meets.
         clear(out, threads)
         phases = [phase for phase in phases if phase[1][2] * phase[4][2]]

@@ -74,6 +74,60 @@ cdef Piece piece_of(const Job *job, Py_ssize_t item) noexcept nogil:
     return piece
 
 
+# ---------------------------------------------------------------- arrays
+
+def are_alike(list changed, cnp.ndarray grad):
+    """Tell whether arrays to change and a gradient are as the steps take them.
+
+    These are plain, of one shape and native dtype, contiguous, aligned and, but for the gradient,
+    writeable.
+    """
+    cdef int kind = cnp.PyArray_TYPE(grad), dims = cnp.PyArray_NDIM(grad), i
+    cdef cnp.ndarray array
+    if type(grad) is not cnp.ndarray or (kind != cnp.NPY_FLOAT and kind != cnp.NPY_DOUBLE):
+        return False
+    if not cnp.PyArray_CHKFLAGS(grad, cnp.NPY_ARRAY_CARRAY_RO) or cnp.PyArray_ISBYTESWAPPED(grad):
+        return False
+    for value in changed:
+        if type(value) is not cnp.ndarray:
+            return False
+        array = value
+        if (cnp.PyArray_TYPE(array) != kind or cnp.PyArray_NDIM(array) != dims
+                or not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_CARRAY)
+                or cnp.PyArray_ISBYTESWAPPED(array)):
+            return False
+        for i in range(dims):
+            if cnp.PyArray_DIM(array, i) != cnp.PyArray_DIM(grad, i):
+                return False
+    return True
+
+
+def share_extents(list arrays):
+    """Tell whether the extents in memory of some arrays overlap."""
+    cdef cnp.ndarray array
+    cdef Py_ssize_t first, last, reach
+    cdef int i
+    extents = []
+    for array in arrays:
+        if array.size:
+            first = <Py_ssize_t>cnp.PyArray_DATA(array)
+            last = first + cnp.PyArray_ITEMSIZE(array)
+            for i in range(cnp.PyArray_NDIM(array)):
+                reach = (cnp.PyArray_DIM(array, i) - 1) * cnp.PyArray_STRIDE(array, i)
+                if reach < 0:
+                    first += reach
+                else:
+                    last += reach
+            extents.append((first, last))
+    extents.sort()
+    reach = 0
+    for first, last in extents:
+        if first < reach:
+            return True
+        reach = max(reach, last)
+    return False
+
+
 # ---------------------------------------------------------------- steps
 
 cdef void sgd_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convkern import _kernels
-from convkern.precision import get_float32_precision
 
 ALGORITHMS = ("auto", "direct", "winograd")
 
@@ -79,17 +78,17 @@ class Problem(NamedTuple):
 def winograd_outputs(
     problem: Problem,
     algorithm: str,
+    precision: str,
     prepacked: bool = False,
     gradient: bool = False,
     instead: Problem | None = None,
 ) -> int:
     """Return the outputs of the Winograd tile to use, on each axis; 0: compute directly.
 
-    With `gradient` it is the weight's gradient that is computed.  `instead` is what the
+    `precision` is the level that was in force.  With `gradient` it is the weight's gradient that is computed.  `instead` is what the
     direct algorithm would compute, if that is something else.
     """
-    level = get_float32_precision()
-    accepted = (GRADIENT_TILES if gradient else TILES)[level]
+    accepted = (GRADIENT_TILES if gradient else TILES)[precision]
     kh, kw = problem.kernel
     fits = kh == kw and problem.dense and problem.dtype == np.float32
     tiles = accepted.get(kh, ()) if fits else ()
@@ -98,7 +97,7 @@ def winograd_outputs(
             windows = " or ".join(f"{r}x{r}" for r in accepted)
             steps = "of these" if problem.dense else "of others"
             raise ValueError(
-                f'algorithm="winograd" at precision {level!r} needs float32 and a {windows} window '
+                f'algorithm="winograd" at precision {precision!r} needs float32 and a {windows} window '
                 f"of stride and dilation 1, got {kh}x{kw} {steps}, {problem.dtype}"
             )
         pack = 0.0 if prepacked else PACK
@@ -106,7 +105,7 @@ def winograd_outputs(
     if algorithm == "direct" or not tiles:
         return 0
     instead = instead or problem
-    if level == "highest":
+    if precision == "highest":
         # The choice must not depend on the batch.
         problem, instead = problem._replace(images=16), instead._replace(images=16)
         prepacked = True

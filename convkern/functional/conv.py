@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +15,10 @@ from convkern.arrays import (
     as_images,
     check_out,
     checked_mask,
-    cut_at,
     empty_images,
     in_layout,
     is_images,
-    memory_order,
     to_channels_last,
-    to_memory,
 )
 from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import (
@@ -42,8 +40,11 @@ from convkern.geometry import (
     pair,
     window_extent,
 )
+from convkern.precision import get_float32_precision
 from convkern.threads import get_num_threads
 
+#: Calls whose shapes and arguments are remembered with all that follows from them.
+REMEMBERED = 4096
 #: Of outputs at a time, where the input passes through blocks.
 BLOCK_BYTES = 8 << 20
 
@@ -71,9 +72,24 @@ class Window(NamedTuple):
         cls, weight: np.ndarray, stride: IntPair, padding: Padding, dilation: IntPair, groups: int
     ) -> Window:
         """Check a convolution's arguments against its weight, (OC, C / groups, KH, KW)."""
-        if 0 in weight.shape:
-            raise ValueError(f"weight must have no empty axis, got shape {weight.shape}")
-        out_channels, group_channels, *size = weight.shape
+        # Only plain integers: as a key 1.0 and True are the same as 1.
+        if _kernels.are_plain((stride, padding, dilation, groups)):
+            return _plain_window(weight.shape, stride, padding, dilation, groups)
+        return cls.checked(weight.shape, stride, padding, dilation, groups)
+
+    @classmethod
+    def checked(
+        cls,
+        shape: tuple[int, ...],
+        stride: IntPair,
+        padding: Padding,
+        dilation: IntPair,
+        groups: int,
+    ) -> Window:
+        """Check a convolution's arguments against its weight's shape."""
+        if 0 in shape:
+            raise ValueError(f"weight must have no empty axis, got shape {shape}")
+        out_channels, group_channels, *size = shape
         groups = integer(groups, "groups", 1)
         if out_channels % groups:
             raise ValueError(f"groups must divide the {out_channels} output channels, got {groups}")
@@ -109,7 +125,8 @@ class Window(NamedTuple):
 
     def problem(
         self,
-        weight: np.ndarray,
+        dtype: np.dtype[Any],
+        filters: int,
         images: int,
         out_size: tuple[int, ...],
         *,
@@ -120,11 +137,11 @@ class Window(NamedTuple):
         With `transposed` the output is the gradient of the input.
         """
         rows, columns = out_size
-        out_channels, channels = weight.shape[0] // self.groups, weight.shape[1]
+        channels, out_channels = self.in_channels // self.groups, filters // self.groups
         if transposed:
             channels, out_channels = out_channels, channels
         return Problem(
-            weight.dtype,
+            dtype,
             images,
             channels,
             out_channels,
@@ -134,6 +151,14 @@ class Window(NamedTuple):
             self.dilation,
             (rows, columns),
         )
+
+
+@lru_cache(REMEMBERED)
+def _plain_window(
+    shape: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: int
+) -> Window:
+    """Remember `Window.checked`."""
+    return Window.checked(shape, stride, padding, dilation, groups)
 
 
 def _checked_bias(bias: Any, weight: np.ndarray, channels: int) -> np.ndarray | None:
@@ -214,6 +239,46 @@ class PackedConv2d:
         )
 
 
+class _Route(NamedTuple):
+    """What a convolution of given shapes takes: how it is computed."""
+
+    #: Size of the output.
+    size: tuple[int, int]
+    axes: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
+    #: Outputs of the Winograd tile, 0: directly.
+    tile: int
+    #: Of pixels, where these are what is convolved.
+    blocks: Blocks | None
+    #: Which kernel for contiguous NCHW: "rows" or "planes"; else "channels".
+    direct: str
+
+
+@lru_cache(REMEMBERED)
+def _route(
+    window: Window,
+    shape: tuple[int, ...],
+    filters: int,
+    dtype: np.dtype[Any],
+    algorithm: str,
+    prepacked: bool,
+    precision: str,
+) -> _Route:
+    """Check the input's shape, (..., C, H, W), and choose how to convolve."""
+    size = window.output_size(shape)
+    problem = window.problem(dtype, filters, shape[0] if len(shape) == 4 else 1, size)
+    tile = winograd_outputs(problem, algorithm, precision, prepacked)
+    blocks = None if tile or algorithm != "auto" else window.blocks()
+    if blocks is not None:
+        dense = blocks.problem(problem)
+        tile = winograd_outputs(dense, algorithm, precision, prepacked, instead=problem)
+    direct = "channels"
+    if not tile and fills_rows(problem):
+        direct = "rows"
+    elif not tile and prefers_planes(problem):
+        direct = "planes"
+    return _Route(size, window.axes(), tile, blocks if tile else None, direct)
+
+
 def _convolve(
     input: np.ndarray,
     weight: np.ndarray,
@@ -225,8 +290,10 @@ def _convolve(
     packed: Packed | None = None,
 ) -> np.ndarray:
     """Convolve with a weight whose packed forms may be kept by their Winograd tile."""
-    out_size = window.output_size(input.shape)
-    shape = (*input.shape[:-3], weight.shape[0], *out_size)
+    filters, dtype, precision = len(weight), weight.dtype, get_float32_precision()
+    prepacked = packed is not None
+    route = _route(window, input.shape, filters, dtype, algorithm, prepacked, precision)
+    shape = (*input.shape[:-3], filters, *route.size)
     if out is not None:
         check_out(out, shape, (input, weight, bias))
     weight, bias = as_contiguous(weight), None if bias is None else as_contiguous(bias)
@@ -238,11 +305,11 @@ def _convolve(
         layout = not layout
     direct = result is not None and is_images(result, layout)
     if result is None or not direct:
-        result = empty_images((x.shape[0], *shape[-3:]), weight.dtype, layout)
+        result = empty_images((x.shape[0], *shape[-3:]), dtype, layout)
     if result.size:
         code = ACTIVATIONS[activation]
         layouts = channels_last, layout
-        _compute(x, weight, bias, window, code, algorithm, result, layouts, packed)
+        _compute(x, weight, bias, window.groups, route, code, result, layouts, packed)
     if input.ndim == 3:
         result = result[0]
     if out is None:
@@ -256,42 +323,37 @@ def _compute(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None,
-    window: Window,
+    groups: int,
+    route: _Route,
     activation: tuple[int, float],
-    algorithm: str,
     result: np.ndarray,
     layouts: tuple[bool, bool],
     packed: Packed | None,
 ) -> None:
-    """Choose how to convolve, and do it; `layouts` tells whether x and result are channels-last."""
-    prepacked, kept = packed is not None, {} if packed is None else packed
-    threads, axes = get_num_threads(), window.axes()
-    problem = window.problem(weight, len(x), result.shape[2:])
-    tile = winograd_outputs(problem, algorithm, prepacked)
-    blocks = None if tile or algorithm != "auto" else window.blocks()
-    if blocks is not None:
-        tile = winograd_outputs(blocks.problem(problem), algorithm, prepacked, instead=problem)
-        if tile:
-            _compute_in_blocks(
-                x, weight, bias, window, blocks, activation, result, layouts, tile, kept
-            )
-            return
-    x, channels_last = in_layout(x, layouts[1]), layouts[1]
-    if not tile and not channels_last and fills_rows(problem):
-        _kernels.depthwise_planes(x, weight, bias, result, *axes, *activation, threads)
-    elif not tile and not channels_last and prefers_planes(problem):
-        _kernels.conv2d_planes(x, weight, bias, result, *axes, window.groups, *activation, threads)
+    """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
+    kept = {} if packed is None else packed
+    if route.blocks is not None:
+        _compute_in_blocks(x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept)
+        return
+    x_last, channels_last = layouts
+    threads, tile = get_num_threads(), route.tile
+    if x_last != channels_last:
+        x = in_layout(x, channels_last)
+    if not channels_last and route.direct == "rows":
+        _kernels.depthwise_planes(x, weight, bias, result, *route.axes, *activation, threads)
+    elif not channels_last and route.direct == "planes":
+        _kernels.conv2d_planes(x, weight, bias, result, *route.axes, groups, *activation, threads)
     else:
         if (None, tile) not in kept:
-            kept[None, tile] = _kernels.PackedConv(weight, bias, window.groups, threads, tile)
-        _kernels.conv2d(x, kept[None, tile], result, *axes, *activation, channels_last, threads)
+            kept[None, tile] = _kernels.PackedConv(weight, bias, groups, threads, tile)
+        packing = kept[None, tile]
+        _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads)
 
 
 def _compute_in_blocks(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None,
-    window: Window,
     blocks: Blocks,
     activation: tuple[int, float],
     result: np.ndarray,
@@ -472,50 +534,81 @@ def conv2d_backward(
     want_input, want_weight, want_bias = checked_mask(output_mask)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
-    rows, columns = window.axes()
     grad_input = grad_weight = grad_bias = None
     if want_input:
         grad_input = empty_images(x.shape, x.dtype, channels_last)
-        tile = _input_gradient_tile(window, weight, x.shape, algorithm)
-        if grad_input.size:
-            _kernels.input_gradient(
-                grad,
-                as_contiguous(weight),
-                None,
-                grad_input,
-                rows,
-                columns,
-                window.groups,
-                channels_last,
-                get_num_threads(),
-                tile,
-            )
+        _input_gradient(grad, weight, None, grad_input, window, algorithm, channels_last)
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
         grad_weight = _weight_gradient(x, grad, weight, window, algorithm, channels_last)
     if want_bias:
-        grad_bias = _bias_gradient(grad)
+        grad_bias = _bias_gradient(grad, channels_last)
     return grad_input, grad_weight, grad_bias
 
 
+def _input_gradient(
+    grad: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    window: Window,
+    algorithm: str,
+    channels_last: bool,
+) -> None:
+    """Write the gradient of an input, plus a bias, into images of the gradient's layout."""
+    precision, groups = get_float32_precision(), window.groups
+    tile = _input_gradient_tile(window, out.shape, len(weight), out.dtype, algorithm, precision)
+    if out.size:
+        weight, axes, threads = as_contiguous(weight), window.axes(), get_num_threads()
+        _kernels.input_gradient(grad, weight, bias, out, *axes, groups, channels_last, threads, tile)
+
+
+@lru_cache(REMEMBERED)
 def _input_gradient_tile(
-    window: Window, weight: np.ndarray, shape: tuple[int, ...], algorithm: str
+    window: Window,
+    shape: tuple[int, ...],
+    filters: int,
+    dtype: np.dtype[Any],
+    algorithm: str,
+    precision: str,
 ) -> int:
     """Choose the Winograd tile for the gradient of an input of this shape; 0: none."""
     axes = window.axes()
-    problem = window.problem(weight, shape[0], shape[2:], transposed=True)
+    problem = window.problem(dtype, filters, shape[0], shape[2:], transposed=True)
     if problem.dense:
-        return winograd_outputs(problem, algorithm)
-    taps = _kernels.dense_taps(weight.dtype, shape[1], *axes, window.groups)
+        return winograd_outputs(problem, algorithm, precision)
+    taps = _kernels.dense_taps(dtype, shape[1], *axes, window.groups)
     if algorithm != "auto" or not all(taps):
-        return winograd_outputs(problem, algorithm)
+        return winograd_outputs(problem, algorithm, precision)
     # Blocks of pixels are its outputs.
     down, across = (-(-n // axis[1]) for n, axis in zip(shape[2:], axes, strict=True))
-    filters = shape[1] * axes[0][1] * axes[1][1]
+    places = shape[1] * axes[0][1] * axes[1][1]
     size = down, across
-    blocks = problem.made_dense(out_channels=filters, kernel=taps, out_size=size)
-    return winograd_outputs(blocks, algorithm)
+    blocks = problem.made_dense(out_channels=places, kernel=taps, out_size=size)
+    return winograd_outputs(blocks, algorithm, precision)
+
+
+@lru_cache(REMEMBERED)
+def _weight_gradient_route(
+    window: Window,
+    shape: tuple[int, ...],
+    out_size: tuple[int, int],
+    filters: int,
+    dtype: np.dtype[Any],
+    algorithm: str,
+    precision: str,
+) -> _Route:
+    """Choose how to compute the gradient of a weight, for images of a shape."""
+    problem = window.problem(dtype, filters, shape[0], out_size)
+    tile = winograd_outputs(problem, algorithm, precision, gradient=True)
+    blocks = None if tile or algorithm != "auto" else window.blocks()
+    if blocks is not None:
+        dense = blocks.problem(problem)
+        tile = winograd_outputs(dense, algorithm, precision, gradient=True, instead=problem)
+    in_planes = not tile and window.kernel != (1, 1) and gradient_in_planes(problem)
+    direct = "planes" if in_planes else "channels"
+    return _Route(out_size, window.axes(), tile, blocks if tile else None, direct)
 
 
 def _weight_gradient(
@@ -526,40 +619,37 @@ def _weight_gradient(
     algorithm: str,
     channels_last: bool,
 ) -> np.ndarray:
-    """Choose how to compute the gradient of a weight, and return it."""
+    """Return the gradient of a weight, from images and gradients of one layout."""
+    dtype, precision = weight.dtype, get_float32_precision()
+    size, filters = grad.shape[2:], len(weight)
+    route = _weight_gradient_route(window, x.shape, size, filters, dtype, algorithm, precision)
     if not len(x):
         return np.zeros_like(weight, order="C")
-    threads, axes, groups = get_num_threads(), window.axes(), window.groups
-    problem = window.problem(weight, len(x), grad.shape[2:])
-    tile = winograd_outputs(problem, algorithm, gradient=True)
-    blocks = None if tile or algorithm != "auto" else window.blocks()
-    if blocks is not None:
-        dense = blocks.problem(problem)
-        tile = winograd_outputs(dense, algorithm, gradient=True, instead=problem)
-        if tile:
-            images = blocks.images(x, grad.shape[2:], channels_last)
-            shape = (weight.shape[0], images.shape[1], blocks.taps, blocks.taps)
-            gradient: np.ndarray = np.empty(shape, weight.dtype)
-            _kernels.weight_gradient(
-                images, to_channels_last(grad), gradient, *blocks.axes(), 1, True, threads, tile
-            )
-            return blocks.weight_gradient(gradient, weight.shape[1], channels_last)
-    result: np.ndarray = _kernels.empty(weight.shape, weight.dtype)
-    in_planes = not channels_last and window.kernel != (1, 1) and gradient_in_planes(problem)
-    if not tile and in_planes:
+    threads, axes, groups, tile = get_num_threads(), route.axes, window.groups, route.tile
+    result: np.ndarray
+    if route.blocks is not None:
+        blocks, grad = route.blocks, to_channels_last(grad)
+        images = blocks.images(x, size, channels_last)
+        result = np.empty((filters, images.shape[1], blocks.taps, blocks.taps), dtype)
+        _kernels.weight_gradient(images, grad, result, *blocks.axes(), 1, True, threads, tile)
+        return blocks.weight_gradient(result, weight.shape[1], channels_last)
+    result = _kernels.empty(weight.shape, dtype)
+    if not channels_last and route.direct == "planes":
         _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
     else:
         _kernels.weight_gradient(x, grad, result, *axes, groups, channels_last, threads, tile)
     return result
 
 
-def _bias_gradient(grad: np.ndarray) -> np.ndarray:
+def _bias_gradient(grad: np.ndarray, channels_last: bool) -> np.ndarray:
     """Return the sum of every channel, added up in float64."""
-    order = memory_order(grad)
-    memory, cut = to_memory(grad, order), cut_at(grad, 1, order)
-    if not memory.size:
-        return np.zeros(grad.shape[1], grad.dtype)
-    totals: np.ndarray = _kernels.totals(memory, cut, get_num_threads())
+    images, channels, rows, columns = grad.shape
+    if not grad.size:
+        return np.zeros(channels, grad.dtype)
+    cut = images, channels, rows * columns
+    if channels_last:
+        grad, cut = as_contiguous(grad.transpose(0, 2, 3, 1)), (images * rows * columns, channels, 1)
+    totals: np.ndarray = _kernels.totals(grad, cut, get_num_threads())
     return totals.astype(grad.dtype)
 
 
@@ -678,19 +768,7 @@ def conv_transpose2d(
     x, channels_last = as_images(input)
     bias = None if bias is None else as_contiguous(bias)
     out = empty_images((x.shape[0], *shape[-3:]), x.dtype, channels_last)
-    tile = _input_gradient_tile(window, weight, out.shape, "auto")
-    if out.size:
-        _kernels.input_gradient(
-            x,
-            as_contiguous(weight),
-            bias,
-            out,
-            *window.axes(),
-            window.groups,
-            channels_last,
-            get_num_threads(),
-            tile,
-        )
+    _input_gradient(x, weight, bias, out, window, "auto", channels_last)
     return out[0] if input.ndim == 3 else out
 
 
@@ -762,5 +840,5 @@ def conv_transpose2d_backward(
     if want_weight:
         grad_weight = _weight_gradient(grad, x, weight, window, "auto", channels_last)
     if want_bias:
-        grad_bias = _bias_gradient(grad)
+        grad_bias = _bias_gradient(grad, channels_last)
     return grad_input, grad_weight, grad_bias

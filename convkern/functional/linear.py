@@ -56,7 +56,7 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
         if bias.shape != weight.shape[:-1]:
             raise ValueError(f"bias must have shape {weight.shape[:-1]}, got {bias.shape}")
     outputs, inputs = weight.shape if weight.ndim == 2 else (1, weight.shape[0])
-    batch = int(np.prod(input.shape[:-1], dtype=np.int64))
+    batch = math.prod(input.shape[:-1])
     out: np.ndarray = _kernels.empty((batch, outputs), input.dtype)
     _kernels.linear(
         as_contiguous(input.reshape(batch, inputs)),
@@ -178,5 +178,5 @@ def flatten(input: np.ndarray, start_dim: int = 1) -> np.ndarray:
     if start >= max(input.ndim, 1):
         raise ValueError(f"start_dim must be below {input.ndim}, got {start}")
     start %= max(input.ndim, 1)
-    joined = int(np.prod(input.shape[start:], dtype=np.int64))
+    joined = math.prod(input.shape[start:])
     return to_contiguous(input).reshape(*input.shape[:start], joined)

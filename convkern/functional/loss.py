@@ -21,6 +21,7 @@ from convkern.geometry import LIMIT, integer, number
 from convkern.threads import get_num_threads
 
 REDUCTIONS = ("none", "mean", "sum")
+_ANY_BUT_0 = tuple(range(1, 33))
 
 
 class _Sum(NamedTuple):
@@ -35,31 +36,69 @@ class _Sum(NamedTuple):
     order: tuple[int, ...]
     #: Shape of the losses.
     samples: tuple[int, ...]
-    #: Classes, (outer, 1, inner), any class where a sample does not count; or probabilities.
+    #: Classes, (outer, inner); or probabilities, (outer, C, inner).
     target: np.ndarray
-    #: Whether a sample counts, (outer, inner).
-    counted: np.ndarray
-    #: Weight of every class, (C, 1), float64.
-    weights: np.ndarray
+    #: Weight of every class, float64; None: 1.
+    weight: np.ndarray | None
+    ignored: int
     smoothing: float
+
+    @property
+    def names(self) -> bool:
+        """Whether targets name classes."""
+        return self.target.dtype.kind != "f"
 
     @property
     def total(self) -> float:
         """What the mean divides by: the samples, if they name classes by their weights."""
-        if self.target.dtype.kind == "f":
-            return self.counted.size
-        return float(self.named(self.weights).sum(where=self.counted))
-
-    def named(self, of_class: np.ndarray) -> np.ndarray:
-        """Return a number of every class, (C, 1), for the class of each sample."""
-        result: np.ndarray = of_class[self.target[:, 0], 0]
-        return result
+        outer, _, inner = cut = self.scores.shape
+        if self.names:
+            return _kernels.class_weights(self.target, self.weight, cut, self.ignored)
+        return outer * inner
 
     def shares(self) -> np.ndarray:
         """Return the share of every class where targets are probabilities."""
-        target = (1 - self.smoothing) * self.target + self.smoothing / len(self.weights)
-        shares: np.ndarray = (target * self.weights).astype(self.scores.dtype, copy=False)
-        return shares
+        shares = (1 - self.smoothing) * self.target + self.smoothing / self.scores.shape[1]
+        if self.weight is not None:
+            shares = shares * self.weight[:, None]
+        return shares.astype(self.scores.dtype, copy=False)
+
+    def losses(self, logs: np.ndarray) -> np.ndarray:
+        """Return what each sample costs, from the logarithms of its probabilities."""
+        if self.names:
+            losses = np.empty(self.target.shape)
+            _kernels.class_losses(logs, *self._classes(), losses)
+            return losses
+        shares = self.shares()
+        # A class of no share adds nothing, however improbable (0 * inf is NaN).
+        terms = np.multiply(logs, shares, out=np.zeros(logs.shape), where=shares != 0)
+        losses = -terms.sum(axis=1)
+        return losses
+
+    def gradient(self, factors: np.ndarray) -> np.ndarray:
+        """Return the gradient of the samples' losses times a factor each, (outer, inner)."""
+        x = self.scores
+        out: np.ndarray = _kernels.empty(x.shape, x.dtype)
+        if not x.size:
+            return out
+        # Softmax times the sum of all shares, less each share.
+        if self.names:
+            sums = np.empty(factors.shape)
+            _kernels.shares_of_samples(*self._classes(), factors, sums)
+            _softmax_into(out, x, sums)
+            _kernels.subtract_shares(out, *self._classes(), factors)
+        else:
+            shares = self.shares()
+            _softmax_into(out, x, factors * shares.sum(axis=1, dtype=np.float64))
+            out -= shares * factors[:, None].astype(x.dtype)
+        return out
+
+    def _classes(
+        self,
+    ) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int, int], int, float]:
+        """Return what the kernels take where targets name classes."""
+        outer, classes, inner = self.scores.shape
+        return self.target, self.weight, (outer, classes, inner), self.ignored, self.smoothing
 
     @classmethod
     def of(
@@ -72,20 +111,20 @@ class _Sum(NamedTuple):
         label_smoothing: float,
     ) -> _Sum:
         """Check the arguments of `cross_entropy`."""
-        x = as_array(input, "input", tuple(range(1, 33)))
+        x = as_array(input, "input", _ANY_BUT_0)
         axis = min(1, x.ndim - 1)
         classes, samples = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
         check_reduction(reduction)
         smoothing = number(label_smoothing, "label_smoothing")
         if not 0 <= smoothing <= 1:
             raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
+        ignored = integer(ignore_index, "ignore_index", -LIMIT)
         if classes == 0:
             raise ValueError(f"input must have at least one class, got shape {x.shape}")
-        weights = np.ones(classes)
         if weight is not None:
-            weights = as_array(weight, "weight", (1,), like=x).astype(np.float64)
-            if weights.shape != (classes,):
-                raise ValueError(f"weight must have shape ({classes},), got {weights.shape}")
+            weight = as_array(weight, "weight", (1,), like=x).astype(np.float64, order="C")
+            if weight.shape != (classes,):
+                raise ValueError(f"weight must have shape ({classes},), got {weight.shape}")
         check_plain(target, "target")
         if not isinstance(target, np.ndarray):
             raise TypeError(f"target must be a NumPy array, got {type(target).__name__}")
@@ -95,33 +134,37 @@ class _Sum(NamedTuple):
             order = tuple(range(x.ndim))
         scores = to_memory(x, order)
         outer, _, inner = cut = cut_at(x, axis, order)
-        counted = np.ones((outer, inner), bool)
         if target.dtype.kind == "f":
             target = as_array(target, "target", (x.ndim,), like=x)
             if target.shape != x.shape:
                 raise ValueError(f"target must have shape {x.shape}, got {target.shape}")
-            if integer(ignore_index, "ignore_index", -LIMIT) >= 0:
+            if ignored >= 0:
                 raise ValueError(f"probabilities have no ignore_index, got {ignore_index}")
             target = to_memory(target, order).reshape(cut)
         else:
-            if target.dtype.kind not in "iu":
-                raise TypeError(
-                    "target must be integer classes or probabilities of the input's dtype, got "
-                    f"{target.dtype}"
-                )
-            if target.shape != samples:
-                raise ValueError(f"target must have shape {samples}, got {target.shape}")
-            target = target.reshape(outer, 1, inner)
-            target, counted = _classes(target, classes, ignore_index)
-        return cls(
-            scores.reshape(cut),
-            order,
-            samples,
-            target,
-            counted.reshape(outer, inner),
-            weights[:, None],
-            smoothing,
+            target = _as_classes(target, samples, classes, ignored).reshape(outer, inner)
+        return cls(scores.reshape(cut), order, samples, target, weight, ignored, smoothing)
+
+
+def _as_classes(
+    target: np.ndarray, samples: tuple[int, ...], classes: int, ignored: int
+) -> np.ndarray:
+    """Return targets that name classes as the kernels read them."""
+    if target.dtype.kind not in "iu":
+        raise TypeError(
+            "target must be integer classes or probabilities of the input's dtype, got "
+            f"{target.dtype}"
         )
+    if target.shape != samples:
+        raise ValueError(f"target must have shape {samples}, got {target.shape}")
+    if target.dtype.kind == "u":
+        target = np.minimum(target, target.dtype.type(min(LIMIT, np.iinfo(target.dtype).max)))
+    indices = as_contiguous(target.astype(np.intp, order="C", copy=False))
+    wrong = _kernels.wrong_class(indices, classes, ignored)
+    if wrong >= 0:
+        found = indices.flat[wrong]
+        raise ValueError(f"target must name classes from 0 to {classes - 1}, got {found}")
+    return indices
 
 
 def check_reduction(reduction: Any) -> None:
@@ -148,6 +191,8 @@ def _spread(
     grad_output: Any, reduction: str, shape: tuple[int, ...], total: float, like: np.ndarray
 ) -> np.ndarray:
     """Return the gradient of every single loss, in float64: undo `_reduced`."""
+    if type(grad_output) is float and reduction != "none" and total:
+        return np.array(grad_output / total if reduction == "mean" else grad_output)
     if reduction == "none":
         grad = as_array(grad_output, "grad_output", (len(shape),), like=like)
     else:
@@ -162,15 +207,6 @@ def _spread(
         with np.errstate(divide="ignore", invalid="ignore"):
             grad = grad / np.float64(total)
     return grad
-
-
-def _classes(target: np.ndarray, classes: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return existing classes, and where targets count."""
-    counted = target != integer(ignore_index, "ignore_index", -LIMIT)
-    wrong = target[counted & ((target < 0) | (target >= classes))]
-    if wrong.size:
-        raise ValueError(f"target must name classes from 0 to {classes - 1}, got {int(wrong[0])}")
-    return np.where(counted, target, 0).astype(np.intp), counted
 
 
 def cross_entropy(
@@ -226,23 +262,8 @@ def cross_entropy(
     logs: np.ndarray = _kernels.empty(x.shape, x.dtype)
     if x.size:
         _kernels.softmax(x, logs, x.shape, get_num_threads(), None, None, True)
-    if terms.target.dtype.kind == "f":
-        losses = -_weighted(logs, terms.shares())
-    else:
-        costs = -np.take_along_axis(logs, terms.target, axis=1)[:, 0]
-        losses = costs * terms.named((1 - terms.smoothing) * terms.weights)
-        if terms.smoothing:
-            losses -= _weighted(logs, terms.smoothing / len(terms.weights) * terms.weights)
-        losses[~terms.counted] = 0
-    losses = losses.reshape(terms.samples)
-    return _reduced(losses, reduction, terms.total, x.dtype)
-
-
-def _weighted(logs: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Sum over the classes; one of no share adds nothing, however improbable (0 * inf is NaN)."""
-    terms = np.multiply(logs, shares, out=np.zeros(logs.shape), where=shares != 0)
-    result: np.ndarray = terms.sum(axis=1)
-    return result
+    losses = terms.losses(logs).reshape(terms.samples)
+    return _reduced(losses, reduction, terms.total if reduction == "mean" else 1, x.dtype)
 
 
 def cross_entropy_backward(
@@ -285,26 +306,10 @@ def cross_entropy_backward(
     terms = _Sum.of(input, target, weight, ignore_index, reduction, label_smoothing)
     x = terms.scores
     grad = _spread(grad_output, reduction, terms.samples, terms.total, x)
-    out: np.ndarray = _kernels.empty(x.shape, x.dtype)
-    if not x.size:
-        return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
-    # Gradient of each sample's loss: softmax times the sum of its shares, less each share.
-    factor = np.array(np.broadcast_to(grad, terms.samples)).reshape(terms.counted.shape)
-    with np.errstate(divide="ignore", invalid="ignore"):  # the mean over samples without weight
-        factor[~terms.counted] = 0
-        if terms.target.dtype.kind == "f":
-            shares = terms.shares()
-            _softmax_into(out, x, factor * shares.sum(axis=1, dtype=np.float64))
-            out -= shares * factor[:, None].astype(x.dtype)
-        else:
-            spread = terms.smoothing / len(terms.weights) * terms.weights
-            named = terms.named((1 - terms.smoothing) * terms.weights)
-            _softmax_into(out, x, factor * (named + spread.sum()))
-            if terms.smoothing:
-                out -= (spread * factor[:, None]).astype(x.dtype)
-            there = np.take_along_axis(out, terms.target, axis=1)
-            there -= (factor * named)[:, None].astype(x.dtype)
-            np.put_along_axis(out, terms.target, there, axis=1)
+    outer, _, inner = x.shape
+    factors = np.empty(terms.samples)
+    factors[...] = grad
+    out = terms.gradient(factors.reshape(outer, inner))
     return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
 
 

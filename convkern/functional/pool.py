@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,36 +81,55 @@ def max_pool2d(
     array([[[5, 3]]])
     """
     input = as_array(input, "input", (3, 4))
-    kernel = pair(kernel_size, "kernel_size")
-    steps = kernel if stride is None else pair(stride, "stride")
-    pads = pair(padding, "padding", 0)
-    gaps = pair(dilation, "dilation")
-    for pad, size in zip(pads, kernel, strict=True):
-        if pad > size // 2:
-            raise ValueError(f"padding must be at most half the window ({size}), got {pad}")
-    if 0 in input.shape[-3:]:
-        raise ValueError(f"input must have no empty channel or spatial axis, got {input.shape}")
-    out_size = tuple(
-        output_size(
-            input.shape[i - 2], kernel[i], steps[i], (pads[i], pads[i]), gaps[i], bool(ceil_mode)
-        )
-        for i in (0, 1)
-    )
-    if (window_extent(kernel[0], gaps[0]) + 1) * input.shape[-1] >= 2**31:
-        raise ValueError(
-            f"a window of {kernel} on rows of {input.shape[-1]} spans more than 2**31 elements"
-        )
+    arguments = kernel_size, kernel_size if stride is None else stride, padding, dilation
+    # Only plain integers: as a key 1.0 and True are the same as 1.
+    of = _remembered_windows if _kernels.are_plain(arguments) else _max_windows
+    out_size, rows, columns = of(input.shape, *arguments, bool(ceil_mode))
     x, channels_last = as_images(input)
     shape = (*x.shape[:2], *out_size)
     values = empty_images(shape, x.dtype, channels_last)
     indices = empty_images(shape, np.dtype(np.int64), channels_last) if return_indices else None
     if values.size:
-        rows, columns = zip(kernel, steps, pads, gaps, strict=True)
         _kernels.max_pool2d(x, values, indices, rows, columns, channels_last, get_num_threads())
     if input.ndim == 3:
         values = values[0]
         indices = None if indices is None else indices[0]
     return values if indices is None else (values, indices)
+
+
+#: Size of the output; kernel, stride, padding and dilation of the rows, and of the columns.
+_Windows = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int, int, int]]
+
+
+def _max_windows(
+    shape: tuple[int, ...],
+    kernel_size: IntPair,
+    stride: IntPair,
+    padding: IntPair,
+    dilation: IntPair,
+    ceil_mode: bool,
+) -> _Windows:
+    """Check the arguments of `max_pool2d` for an input of a shape."""
+    kernel, steps = pair(kernel_size, "kernel_size"), pair(stride, "stride")
+    pads, gaps = pair(padding, "padding", 0), pair(dilation, "dilation")
+    for pad, size in zip(pads, kernel, strict=True):
+        if pad > size // 2:
+            raise ValueError(f"padding must be at most half the window ({size}), got {pad}")
+    if 0 in shape[-3:]:
+        raise ValueError(f"input must have no empty channel or spatial axis, got {shape}")
+    height, width = (
+        output_size(shape[i - 2], kernel[i], steps[i], (pads[i], pads[i]), gaps[i], ceil_mode)
+        for i in (0, 1)
+    )
+    if (window_extent(kernel[0], gaps[0]) + 1) * shape[-1] >= 2**31:
+        raise ValueError(
+            f"a window of {kernel} on rows of {shape[-1]} spans more than 2**31 elements"
+        )
+    rows, columns = ((kernel[i], steps[i], pads[i], gaps[i]) for i in (0, 1))
+    return (height, width), rows, columns
+
+
+_remembered_windows = lru_cache(1024)(_max_windows)
 
 
 def max_pool2d_backward(

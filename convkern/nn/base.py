@@ -319,6 +319,10 @@ class Layer(ABC):
         """Return the parameters, each once, in the order of `named_parameters`."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def _learns(self) -> bool:
+        """Tell whether there is a parameter."""
+        return any(True for _ in self._all_parameters())
+
     def generators(self) -> list[np.random.Generator]:
         """Return the random generators of the layers inside, each once.
 

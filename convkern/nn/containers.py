@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from itertools import accumulate
-from operator import or_
 from textwrap import indent
 from typing import Any, NamedTuple, Self, overload
 
@@ -189,15 +187,14 @@ class Sequential(_LayerList):
 
         Without `input_gradient` the way ends at the first layer that learns.
         """
-        # Of each step's input, and at the end of the output: whether somebody wants its gradient.
-        wanted = list(
-            accumulate((bool(layer.parameters()) for layer, _ in kept), or_, initial=input_gradient)
-        )
+        # Steps before the first that learns are not gone through, unless for the input's gradient.
+        learning = (i for i, (layer, _) in enumerate(kept) if layer._learns())
+        first = 0 if input_gradient else next(learning, len(kept))
         gradient: Array | None = grad_output
-        while kept and wanted[len(kept)]:
+        while len(kept) > first:
             layer, state = kept.pop()  # its memory may serve the layers before it
             assert gradient is not None
-            gradient = layer.gradient(gradient, state, wanted[len(kept)])
+            gradient = layer.gradient(gradient, state, input_gradient or len(kept) > first)
         return gradient if input_gradient else None
 
     def _run(self, input: Array, keep: bool) -> Iterator[tuple[Step, Any]]:

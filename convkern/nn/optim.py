@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from convkern import _kernels
 from convkern.arrays import as_array, check_writeable, memory_order, to_memory
@@ -127,9 +125,12 @@ class Optimizer(ABC):
             options = self._checked(group)
             due += [(parameter, options) for parameter in group["params"] if parameter.has_grad]
         for parameter, _ in due:
-            check_writeable(parameter.data, "data")
-            _check_like(parameter.data, {"grad": parameter.grad, **self.state.get(parameter, {})})
-        if _share_memory([parameter.data for parameter, _ in due]):
+            state = self.state.get(parameter, {})
+            kept = [array for name, array in state.items() if name != "step"]
+            if not _kernels.are_alike([parameter.data, *kept], parameter.grad):
+                check_writeable(parameter.data, "data")
+                _check_like(parameter.data, {"grad": parameter.grad, **state})
+        if _kernels.share_extents([parameter.data for parameter, _ in due]):
             for one in due:
                 self._apply([one])
         else:
@@ -142,14 +143,16 @@ class Optimizer(ABC):
             state = self._completed(parameter, options)
             state["step"] += 1
             states[parameter] = state
+            rule, grad = self._rule(options, state["step"]), parameter.grad
             arrays = [parameter.data, *(state[name] for name in self._names(options))]
-            order = memory_order(parameter.data)
-            memory = [to_memory(array, order) for array in arrays]
-            for array, dense in zip(arrays, memory, strict=True):
-                if not np.may_share_memory(array, dense):
-                    copies.append((array.transpose(order), dense))
-            grad = to_memory(parameter.grad, order)
-            updates.append((grad, memory, self._rule(options, state["step"])))
+            if not _kernels.are_alike(arrays, grad):
+                order = memory_order(parameter.data)
+                grad, memory = to_memory(grad, order), [to_memory(a, order) for a in arrays]
+                for array, dense in zip(arrays, memory, strict=True):
+                    if not np.may_share_memory(array, dense):
+                        copies.append((array.transpose(order), dense))
+                arrays = memory
+            updates.append((grad, arrays, rule))
         self._update(updates)
         self.state.update(states)
         for array, dense in copies:
@@ -265,12 +268,6 @@ class Optimizer(ABC):
         for group, options in zip(self.param_groups, groups, strict=True):
             group.update(options)
         self.state = states
-
-
-def _share_memory(arrays: list[Array]) -> bool:
-    """Tell whether the extents in memory of some arrays overlap."""
-    extents = sorted(byte_bounds(array) for array in arrays if array.size)
-    return any(stop > start for (_, stop), (start, _) in pairwise(extents))
 
 
 def _check_like(data: Array, state: State) -> None:
