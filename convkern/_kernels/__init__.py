@@ -37,16 +37,14 @@ try:
     from convkern._kernels.depthwise import depthwise_planes
     from convkern._kernels.grad_input import dense_taps, input_gradient
     from convkern._kernels.grad_weight import weight_gradient
-<<<<<<< HEAD
     from convkern._kernels.images_last import (
         from_images_last,
+        is_images_last,
         lanes_conv2d,
         lanes_input_gradient,
         lanes_weight_gradient,
         to_images_last,
     )
-    from convkern._kernels.optimizer import adam, sgd, squares
-=======
     from convkern._kernels.loss import (
         class_losses,
         class_weights,
@@ -55,7 +53,6 @@ try:
         wrong_class,
     )
     from convkern._kernels.optimizer import adam, are_alike, sgd, share_extents, squares
->>>>>>> main
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
     from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
@@ -91,17 +88,15 @@ __all__ = [
     "idle_bytes",
     "im2col",
     "input_gradient",
+    "is_images_last",
     "is_operand",
     "isa",
     "isa_names",
     "lanes",
-<<<<<<< HEAD
     "lanes_conv2d",
     "lanes_input_gradient",
     "lanes_weight_gradient",
-=======
     "layout_of",
->>>>>>> main
     "linear",
     "linear_input_gradient",
     "linear_weight_gradient",

@@ -36,6 +36,8 @@ cdef enum:
     CHUNK = 256     # products of one chain of additions
     POSITIONS = 96  # the same of the gradient of a weight: what stays in the nearest cache
     ITEMS = 8       # wanted for the threads' sake
+    VECTOR = 16     # images: what the longest vectors hold
+    MOST_IMAGES = 64
 
 cdef struct Stretch:
     # Outputs out, out + step, ..., `count` of them, whose windows hold `taps` taps of one axis.
@@ -332,6 +334,24 @@ def lanes_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weig
 
 
 # ---------------------------------------------------------------- layout
+
+def is_images_last(cnp.ndarray x):
+    """Tell whether a 4-D array lies in memory as (C, H, W, N), with 16, 32, 48 or 64 images."""
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(x)
+    cdef Py_ssize_t step = cnp.PyArray_ITEMSIZE(x) * shape[0]
+    cdef int axis
+    if (shape[0] % VECTOR or not 0 < shape[0] <= MOST_IMAGES
+            or strides[0] != cnp.PyArray_ITEMSIZE(x)
+            or not cnp.PyArray_CHKFLAGS(x, cnp.NPY_ARRAY_ALIGNED)):
+        return False
+    for axis in (3, 2, 1):
+        if shape[axis] != 1 and strides[axis] != step:
+            return False
+        step *= shape[axis]
+    # One pixel of one channel is contiguous as well.
+    return step > cnp.PyArray_ITEMSIZE(x) * shape[0]
+
 
 def to_images_last(cnp.ndarray x, cnp.ndarray out, int threads):
     """Copy a contiguous NCHW array into an images-last one."""

@@ -20,6 +20,7 @@ from convkern.arrays import (
     is_images,
     to_channels_last,
 )
+from convkern.functional import lanes
 from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import (
     ALGORITHMS,
@@ -293,6 +294,9 @@ def _convolve(
     filters, dtype, precision = len(weight), weight.dtype, get_float32_precision()
     prepacked = packed is not None
     route = _route(window, input.shape, filters, dtype, algorithm, prepacked, precision)
+    if out is None and lanes.takes(input, window, algorithm):
+        code = ACTIVATIONS[activation]
+        return lanes.convolve(input, weight, bias, route.size, route.axes, code)
     shape = (*input.shape[:-3], filters, *route.size)
     if out is not None:
         check_out(out, shape, (input, weight, bias))
@@ -531,7 +535,9 @@ def conv2d_backward(
     algorithm = _one_of(algorithm, "algorithm", ALGORITHMS)
     shape = (*input.shape[:-3], weight.shape[0], *window.output_size(input.shape))
     grad_output = _checked_gradient(grad_output, input, shape)
-    want_input, want_weight, want_bias = checked_mask(output_mask)
+    want_input, want_weight, want_bias = wanted = checked_mask(output_mask)
+    if lanes.takes(input, window, algorithm):
+        return lanes.gradients(grad_output, input, weight, window.axes(), wanted)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
     grad_input = grad_weight = grad_bias = None

@@ -202,7 +202,12 @@ class Sequential(_LayerList):
         leaves = deque(self._leaves())
         # A net may also begin with vectors and make images of them later.
         if np.ndim(input) in (3, 4) and _has_convolution(self):
-            input = functional.to_channels_last(input)
+            import os
+            if os.environ.get("LANES")=="1" and np.ndim(input)==4 and np.shape(input)[0] in (16,32,48,64):
+                from convkern.arrays import to_images_last
+                input = to_images_last(input)
+            else:
+                input = functional.to_channels_last(input)
         while leaves:
             name, layer = leaves.popleft()
             # Exact types: a subclass may compute something else.
