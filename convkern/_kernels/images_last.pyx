@@ -6,6 +6,9 @@ The arrays are (N, C, H, W) in name and (C, H, W, N) in memory, with N a multipl
 lanes.  Few channels and filters then fill whole vectors, a weight meets all of a vector,
 and a window is a walk through memory.  The gradient of the input is the same walk, with
 the weight turned round, one phase of the stride after the other.
+
+A place is a vector of images of one pixel.  Without a stride the places of a row, one after
+the other, are all treated alike, as if there were a pixel for each.
 """
 
 from libc.string cimport memcpy, memset
@@ -54,8 +57,8 @@ cdef struct LanesJob:
     const char *weight
     const char *bias
     char *out
-    # Elements between rows, columns and taps: of the source, of the weight and of the output.
-    Py_ssize_t x_row, x_column, w_row, out_row, out_column
+    # Elements between rows: of the source, of the weight and of the output.
+    Py_ssize_t x_row, w_row, out_row
     const Stretch *rows      # one for each row of the output
     const Stretch *columns
     Py_ssize_t images, stretches, row_count, filters
@@ -119,11 +122,42 @@ cdef Py_ssize_t lines_of(const Axis *a, bint backward, Stretch *lines) except -1
     return count
 
 
+cdef inline Py_ssize_t places_of(const Stretch *stretch, Py_ssize_t vectors) noexcept nogil:
+    """Return how many places of a stretch can be passed through in even steps, for one pixel 1."""
+    return vectors if stretch.step == stretch.source_step == 1 else 1
+
+
+cdef Py_ssize_t blocks_of(const ck_kernels *kernels, Py_ssize_t filters, const Stretch *stretches,
+                          Py_ssize_t count, Py_ssize_t vectors) noexcept nogil:
+    """Return into how many blocks the filters are best cut: those with the fewest tiles.
+
+    A tile lies along the places of a stretch, or with no vectors along its taps.
+    """
+    cdef Py_ssize_t most = kernels.max_lanes_filters, i, blocks, widest, tiles, along
+    cdef Py_ssize_t least = 0, best = 0
+    while most > 0:
+        blocks = ceil_div(filters, most)
+        widest = kernels.max_lanes_pixels[ceil_div(filters, blocks)]
+        tiles = 0
+        for i in range(count):
+            if vectors:
+                along = stretches[i].count * places_of(stretches + i, vectors)
+                tiles += blocks * ceil_div(along, widest) * vectors // places_of(
+                    stretches + i, vectors)
+            else:
+                tiles += blocks * ceil_div(stretches[i].taps, widest)
+        if best == 0 or tiles < least:
+            best, least = blocks, tiles
+        most -= 1
+    return best
+
+
 cdef void lanes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """Some filters of a row of the output: what a tile reads is read by all of them in turn."""
     cdef const LanesJob *job = <const LanesJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t part = item % job.parts, i, tile, tiles, first, count, images, x, out
+    cdef Py_ssize_t part = item % job.parts, i, tile, tiles, first, count, vector, x, out
+    cdef Py_ssize_t vectors = job.images // kernels.lanes, places, length
     cdef Py_ssize_t widest = kernels.max_lanes_pixels[ceil_div(job.filters, job.blocks)]
     cdef const Stretch *row = job.rows + item // job.parts
     cdef const Stretch *stretch
@@ -132,18 +166,19 @@ cdef void lanes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     for i in range(job.stretches):
         stretch = job.columns + i
         layout.columns, layout.w_column = stretch.taps, stretch.tap_step
-        layout.x_pixel = stretch.source_step * job.x_column
-        layout.out_pixel = stretch.step * job.out_column
-        tiles = ceil_div(stretch.count, widest)
+        places = places_of(stretch, vectors)
+        layout.x_pixel = stretch.source_step * (job.images // places)
+        layout.out_pixel = stretch.step * (job.images // places)
+        length = stretch.count * places
+        tiles = ceil_div(length, widest)
         for tile in range(tiles):
-            first = stretch.count * tile // tiles
-            count = stretch.count * (tile + 1) // tiles - first
-            x = row.source * job.x_row + (
-                stretch.source + first * stretch.source_step) * job.x_column
-            out = row.out * job.out_row + (stretch.out + first * stretch.step) * job.out_column
-            for images in range(job.images // kernels.lanes):
-                add_filters(job, &layout, count, part, x + images * kernels.lanes,
-                            row.tap * job.w_row + stretch.tap, out + images * kernels.lanes)
+            first = length * tile // tiles
+            count = length * (tile + 1) // tiles - first
+            x = row.source * job.x_row + stretch.source * job.images + first * layout.x_pixel
+            out = row.out * job.out_row + stretch.out * job.images + first * layout.out_pixel
+            for vector in range(vectors // places):
+                add_filters(job, &layout, count, part, x + vector * kernels.lanes,
+                            row.tap * job.w_row + stretch.tap, out + vector * kernels.lanes)
 
 
 cdef void add_filters(const LanesJob *job, const ck_lanes *layout, Py_ssize_t pixels,
@@ -167,18 +202,19 @@ cdef int convolve(LanesJob *job, const Axis *h, const Axis *w, bint backward, Py
     cdef Stretch *stretches = <Stretch *>take(<size_t>(rows + columns) * sizeof(Stretch))
     cdef double work
     job.layout.chunk = max(1, CHUNK // (h.kernel * w.kernel))
-    job.x_column, job.x_row = images, images * (w.out if backward else w.size)
-    job.out_column, job.out_row = images, images * columns
-    job.layout.x_column, job.layout.x_row = job.x_column, job.x_row
+    job.x_row, job.out_row = images * (w.out if backward else w.size), images * columns
+    job.layout.x_column, job.layout.x_row = images, job.x_row
     job.layout.x_channel = job.x_row * (h.out if backward else h.size)
     job.layout.out_filter = job.out_row * rows
     job.w_row = w.kernel
-    job.images, job.blocks = images, ceil_div(job.filters, kernels.max_lanes_filters)
-    job.parts = min(job.blocks, ceil_div(ITEMS, rows))
+    job.images = images
     try:
         job.rows, job.columns = stretches, stretches + rows
         job.row_count = lines_of(h, backward, stretches)
         job.stretches = stretches_of(w, backward, stretches + rows)
+        job.blocks = blocks_of(kernels, job.filters, job.columns, job.stretches,
+                               images // kernels.lanes)
+        job.parts = min(job.blocks, ceil_div(ITEMS, rows))
         # Each output of the convolution meets each weight once.
         work = 2.0 * images * h.out * w.out * h.kernel * w.kernel
         work *= <double>job.layout.channels * job.filters
@@ -233,11 +269,12 @@ cdef struct GradientJob:
 cdef void add_rows(const GradientJob *job, const char *x, const char *g, Py_ssize_t begin,
                    Py_ssize_t end, Py_ssize_t r, Py_ssize_t filters, Py_ssize_t sums_filter,
                    char *sums) noexcept nogil:
-    """Add the products of one row of taps and some rows of outputs, one vector of images."""
+    """Add the products of one row of taps and some rows of outputs."""
     cdef const ck_kernels *kernels = job.kernels
     cdef const Axis *h = &job.h
     cdef const Stretch *stretch
-    cdef Py_ssize_t size = kernels.itemsize, i, tile, tiles, first, taps, piece, column
+    cdef Py_ssize_t size = kernels.itemsize, vectors = job.images // kernels.lanes
+    cdef Py_ssize_t i, tile, tiles, first, taps, piece, places, length, vector
     cdef ck_lanes_outer layout
     # Only outputs whose windows have these taps inside the image.
     begin = max(begin, ceil_div(max(<Py_ssize_t>0, h.pad - r), h.stride))
@@ -245,7 +282,7 @@ cdef void add_rows(const GradientJob *job, const char *x, const char *g, Py_ssiz
     if begin >= end:
         return
     layout.rows = end - begin
-    layout.x_column = layout.g_pixel = job.images
+    layout.x_column = job.images
     layout.x_row, layout.g_row = h.stride * job.w.size * job.images, job.w.out * job.images
     layout.g_filter = h.out * layout.g_row
     layout.sums_filter = sums_filter
@@ -253,19 +290,23 @@ cdef void add_rows(const GradientJob *job, const char *x, const char *g, Py_ssiz
     g += begin * job.w.out * job.images * size
     for i in range(job.stretches):
         stretch = job.columns + i
-        layout.x_pixel = stretch.source_step * job.images
+        places = places_of(stretch, vectors)
+        layout.x_pixel = stretch.source_step * (job.images // places)
+        layout.g_pixel = job.images // places
+        length = stretch.count * places
         tiles = ceil_div(stretch.taps, kernels.max_lanes_pixels[filters])
         for tile in range(tiles):
             first = stretch.taps * tile // tiles
             taps = stretch.taps * (tile + 1) // tiles - first
-            for piece in range(ceil_div(stretch.count, POSITIONS)):
-                column = piece * POSITIONS
-                layout.pixels = min(<Py_ssize_t>POSITIONS, stretch.count - column)
+            for piece in range(ceil_div(length, POSITIONS) * (vectors // places)):
+                vector = piece % (vectors // places) * kernels.lanes
+                piece = piece // (vectors // places) * POSITIONS
+                layout.pixels = min(<Py_ssize_t>POSITIONS, length - piece)
                 kernels.lanes_outer[filters][taps](
                     &layout,
-                    x + (stretch.source + first) * job.images * size
-                    + column * layout.x_pixel * size,
-                    g + (stretch.out + column) * job.images * size,
+                    x + ((stretch.source + first) * job.images + piece * layout.x_pixel
+                         + vector) * size,
+                    g + (stretch.out * job.images + piece * layout.g_pixel + vector) * size,
                     sums + (stretch.tap + first) * kernels.lanes * size)
 
 
@@ -273,7 +314,7 @@ cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexce
     """The weights of a block of filters in some rows of taps of a channel."""
     cdef const GradientJob *job = <const GradientJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, band, r, f, images, row
+    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, band, r, f, row
     cdef Py_ssize_t part = item % job.parts, channel = item // job.parts % job.channels
     cdef Py_ssize_t block = item // job.parts // job.channels
     cdef Py_ssize_t filter = job.filters * block // job.blocks
@@ -281,18 +322,16 @@ cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexce
     cdef Py_ssize_t first = job.h.kernel * part // job.parts
     cdef Py_ssize_t last = job.h.kernel * (part + 1) // job.parts
     cdef Py_ssize_t taps = (last - first) * job.w.kernel
-    cdef Py_ssize_t step = max(<Py_ssize_t>1, POSITIONS // job.w.out)
+    cdef Py_ssize_t step = max(<Py_ssize_t>1, POSITIONS * lanes // (job.w.out * job.images))
     cdef const char *x = job.x + channel * job.h.size * job.w.size * job.images * size
     cdef const char *g = job.g + filter * job.h.out * job.w.out * job.images * size
     cdef char *sums = scratch
     cdef char *totals = sums + sums_of(job) * lanes * size
     memset(sums, 0, <size_t>(sums_of(job) * lanes * size))
     for band in range(ceil_div(job.h.out, step)):
-        for images in range(job.images // lanes):
-            for r in range(first, last):
-                add_rows(job, x + images * lanes * size, g + images * lanes * size, band * step,
-                         min((band + 1) * step, job.h.out), r, filters, taps,
-                         sums + (r - first) * job.w.kernel * lanes * size)
+        for r in range(first, last):
+            add_rows(job, x, g, band * step, min((band + 1) * step, job.h.out), r, filters, taps,
+                     sums + (r - first) * job.w.kernel * lanes * size)
     kernels.sum_lanes(sums, filters * taps, totals)
     for f in range(filters):
         row = ((filter + f) * job.channels + channel) * job.h.kernel + first
@@ -320,12 +359,12 @@ def lanes_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weig
     job.h = axis(x.shape[2], grad.shape[2], rows)
     job.w = axis(x.shape[3], grad.shape[3], columns)
     job.images, job.channels, job.filters = x.shape[0], x.shape[1], grad.shape[1]
-    job.blocks = ceil_div(job.filters, kernels.max_lanes_filters)
-    job.parts = min(job.h.kernel, ceil_div(ITEMS, job.blocks * job.channels))
-    items = job.blocks * job.channels * job.parts
     stretches = <Stretch *>take(<size_t>job.w.out * sizeof(Stretch))
     try:
         job.columns, job.stretches = stretches, cut_forward(&job.w, stretches)
+        job.blocks = blocks_of(kernels, job.filters, stretches, job.stretches, 0)
+        job.parts = min(job.h.kernel, ceil_div(ITEMS, job.blocks * job.channels))
+        items = job.blocks * job.channels * job.parts
         run(gradient_item, &job, items,
             2.0 * job.images * job.h.out * job.w.out * grad_weight.size / items, threads,
             <size_t>(sums_of(&job) * (kernels.lanes + 1) * kernels.itemsize))
