@@ -143,6 +143,11 @@ def is_images_last(x: np.ndarray) -> bool:
     return _kernels.is_images_last(x)
 
 
+def fills_lanes(shape: tuple[int, ...]) -> bool:
+    """Tell whether images of a shape, (N, C, H, W), are as many as may lie images-last."""
+    return len(shape) == 4 and shape[0] % 16 == 0 and shape[0] <= 64 and math.prod(shape) > 0
+
+
 def empty_images_last(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """Return a new NCHW-shaped array whose memory is images-last."""
     memory: np.ndarray = _kernels.empty((*shape[1:], shape[0]), dtype)

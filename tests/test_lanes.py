@@ -1,4 +1,4 @@
-"""Images-last arrays: convolutions with images in the lanes, and what other operators do with them."""
+"""Images-last arrays: convolutions with images in the lanes, and what others do with them."""
 
 import itertools
 
@@ -69,7 +69,11 @@ def test_conv2d_backward(dtype):
 def test_sums_of_several_chunks(dtype):
     """Channels, and positions of a weight's gradient, beyond one chain of additions."""
     rng = np.random.default_rng(0)
-    for channels, filters, size, kernel in ((70, 3, (4, 9), 3), (2, 7, (3, 301), 2), (3, 2, 19, 16)):
+    for channels, filters, size, kernel in (
+        (70, 3, (4, 9), 3),
+        (2, 7, (3, 301), 2),
+        (3, 2, 19, 16),
+    ):
         size = size if isinstance(size, tuple) else (size, size)
         x = integers(rng, (16, channels, *size), dtype)
         w = integers(rng, (filters, channels, kernel, kernel), dtype)
@@ -180,7 +184,11 @@ def test_layouts_into_each_other(dtype):
     rng = np.random.default_rng(4)
     for shape in ((16, 3, 7, 9), (64, 1, 5, 5), (48, 7, 1, 1), (32, 20, 30, 31)):
         x = rng.standard_normal(shape).astype(dtype)
-        for convert in (np.asarray, functional.to_channels_last, lambda a: a[:, :, ::-1][:, :, ::-1]):
+        for convert in (
+            np.asarray,
+            functional.to_channels_last,
+            lambda a: a[:, :, ::-1][:, :, ::-1],
+        ):
             last = to_images_last(convert(x))
             assert is_images_last(last)
             np.testing.assert_array_equal(last, x)
@@ -216,13 +224,16 @@ def test_pooling_keeps_the_layout(dtype):
     x = np.random.default_rng(5).standard_normal((32, 5, 9, 11)).astype(dtype)
     for mine, true in zip(pooled(to_images_last(x)), pooled(x), strict=True):
         assert is_images_last(mine)
-        np.testing.assert_allclose(mine, true, 1e-5 if dtype == np.float32 else 1e-13)
+        tolerance = 1e-5 if dtype == np.float32 else 1e-13
+        np.testing.assert_allclose(mine, true, tolerance, tolerance)
 
 
 def test_pooling_takes_gradients_and_indices_of_other_layouts():
     x = np.random.default_rng(6).standard_normal((16, 3, 8, 8))
     y, indices = functional.max_pool2d(to_images_last(x), 2, return_indices=True)
-    expected = functional.max_pool2d_backward(to_contiguous(y), np.array(indices, order="C"), x.shape)
+    expected = functional.max_pool2d_backward(
+        to_contiguous(y), np.array(indices, order="C"), x.shape
+    )
     for gradient in (to_contiguous(y), functional.to_channels_last(y)):
         got = functional.max_pool2d_backward(gradient, indices, x.shape)
         assert is_images_last(got)

@@ -50,6 +50,11 @@ GATHER = 10.0
 PLACE = 60.0
 #: Channels whose gradients of weights are made in planes.
 FEW_CHANNELS = 4
+#: Filters, and pairs of a channel and a filter, up to which images in the lanes win.
+FEW_FILTERS = 32
+FEW_PAIRS = 512
+#: Channels and filters from which on Winograd's algorithm wins over that.
+ENOUGH_CHANNELS = 8
 
 
 class Problem(NamedTuple):
@@ -173,6 +178,30 @@ def fills_rows(problem: Problem) -> bool:
     if problem.channels > 1 or problem.groups == 1 or problem.out_size[1] <= 0.7 * lanes:
         return False
     return problem.groups < lanes or problem.out_channels > 1
+
+
+def prefers_images_in_lanes(
+    dtype: np.dtype[Any],
+    channels: int,
+    filters: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+) -> bool:
+    """Tell whether a convolution and its gradients are faster with images in the lanes.
+
+    Vectors of images are always full, whereas those of few channels are not, neither of the
+    outputs nor of the input's gradient.  The sizes of the images have no say, because a net
+    has one layout for maps of all sizes.
+    """
+    winograd = (
+        kernel[0] == kernel[1]
+        and kernel[0] in TILES["high"]
+        and stride == (1, 1)
+        and dtype == np.float32
+        and min(channels, filters) >= ENOUGH_CHANNELS
+    )
+    few = filters <= FEW_FILTERS and channels * filters <= FEW_PAIRS
+    return few and kernel != (1, 1) and not winograd
 
 
 def _vectors(problem: Problem) -> tuple[int, int]:

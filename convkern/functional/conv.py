@@ -18,6 +18,7 @@ from convkern.arrays import (
     empty_images,
     in_layout,
     is_images,
+    is_images_last,
     to_channels_last,
 )
 from convkern.functional import lanes
@@ -294,7 +295,7 @@ def _convolve(
     filters, dtype, precision = len(weight), weight.dtype, get_float32_precision()
     prepacked = packed is not None
     route = _route(window, input.shape, filters, dtype, algorithm, prepacked, precision)
-    if out is None and lanes.takes(input, window, algorithm):
+    if out is None and _in_lanes(input, window, algorithm):
         code = ACTIVATIONS[activation]
         return lanes.convolve(input, weight, bias, route.size, route.axes, code)
     shape = (*input.shape[:-3], filters, *route.size)
@@ -323,6 +324,16 @@ def _convolve(
     return out
 
 
+def _in_lanes(x: np.ndarray, window: Window, algorithm: str) -> bool:
+    """Tell whether images lie so, and the window is such, that they are convolved in the lanes."""
+    return (
+        algorithm != "winograd"
+        and x.ndim == 4
+        and is_images_last(x)
+        and lanes.can_convolve(window.kernel, window.dilation, window.groups)
+    )
+
+
 def _compute(
     x: np.ndarray,
     weight: np.ndarray,
@@ -337,7 +348,9 @@ def _compute(
     """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
     kept = {} if packed is None else packed
     if route.blocks is not None:
-        _compute_in_blocks(x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept)
+        _compute_in_blocks(
+            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept
+        )
         return
     x_last, channels_last = layouts
     threads, tile = get_num_threads(), route.tile
@@ -536,7 +549,7 @@ def conv2d_backward(
     shape = (*input.shape[:-3], weight.shape[0], *window.output_size(input.shape))
     grad_output = _checked_gradient(grad_output, input, shape)
     want_input, want_weight, want_bias = wanted = checked_mask(output_mask)
-    if lanes.takes(input, window, algorithm):
+    if _in_lanes(input, window, algorithm):
         return lanes.gradients(grad_output, input, weight, window.axes(), wanted)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
@@ -567,7 +580,9 @@ def _input_gradient(
     tile = _input_gradient_tile(window, out.shape, len(weight), out.dtype, algorithm, precision)
     if out.size:
         weight, axes, threads = as_contiguous(weight), window.axes(), get_num_threads()
-        _kernels.input_gradient(grad, weight, bias, out, *axes, groups, channels_last, threads, tile)
+        _kernels.input_gradient(
+            grad, weight, bias, out, *axes, groups, channels_last, threads, tile
+        )
 
 
 @lru_cache(REMEMBERED)
@@ -654,7 +669,10 @@ def _bias_gradient(grad: np.ndarray, channels_last: bool) -> np.ndarray:
         return np.zeros(channels, grad.dtype)
     cut = images, channels, rows * columns
     if channels_last:
-        grad, cut = as_contiguous(grad.transpose(0, 2, 3, 1)), (images * rows * columns, channels, 1)
+        grad, cut = (
+            as_contiguous(grad.transpose(0, 2, 3, 1)),
+            (images * rows * columns, channels, 1),
+        )
     totals: np.ndarray = _kernels.totals(grad, cut, get_num_threads())
     return totals.astype(grad.dtype)
 

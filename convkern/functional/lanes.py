@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_contiguous, empty_images_last, is_images_last, to_images_last
+from convkern.arrays import as_contiguous, empty_images_last, to_images_last
 from convkern.threads import get_num_threads
 
 Axis = tuple[int, int, int, int]
@@ -19,16 +17,6 @@ MOST_TAPS = 256
 def can_convolve(kernel: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
     """Tell whether there are kernels for such a window."""
     return groups == 1 and dilation == (1, 1) and kernel[0] * kernel[1] <= MOST_TAPS
-
-
-def takes(x: np.ndarray, window: Any, algorithm: str) -> bool:
-    """Tell whether a convolution of `x` is done here."""
-    return (
-        algorithm != "winograd"
-        and x.ndim == 4
-        and is_images_last(x)
-        and can_convolve(window.kernel, window.dilation, window.groups)
-    )
 
 
 def convolve(
