@@ -19,6 +19,9 @@ from convkern.threads import get_num_threads
 #: dtypes that the kernels compute in.
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
+#: What `as_array` takes where any number of axes will do.
+ANY_NDIM = tuple(range(65))
+
 
 def as_array(
     value: Any, name: str, ndims: tuple[int, ...], like: np.ndarray | None = None

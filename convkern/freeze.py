@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convkern import _kernels, functional
-from convkern.arrays import as_array, empty_images, is_channels_last
+from convkern.arrays import ANY_NDIM, as_array, empty_images, is_channels_last
 from convkern.functional import PackedConv2d
 from convkern.functional.activation import add
 from convkern.nn import (
@@ -77,7 +77,7 @@ class Plan:
         TypeError, ValueError
             As the net's layers do.
         """
-        input = as_array(input, "input", tuple(range(33)))
+        input = as_array(input, "input", ANY_NDIM)
         if self._dtype is not None and input.dtype != self._dtype:
             raise TypeError(f"input must have the net's dtype {self._dtype}, got {input.dtype}")
         takes_any = bool(self._steps) and isinstance(self._steps[0], _ConvolutionStep)

@@ -8,6 +8,7 @@ import numpy as np
 
 from convkern import _kernels
 from convkern.arrays import (
+    ANY_NDIM,
     as_array,
     as_contiguous,
     cut_at,
@@ -83,7 +84,7 @@ def _activate(
     input: np.ndarray, code: int, slope: float, grad: np.ndarray | None = None
 ) -> np.ndarray:
     """Run an activation, or its derivative on a gradient, over the elements in memory order."""
-    x = as_array(input, "input", tuple(range(33)))
+    x = as_array(input, "input", ANY_NDIM)
     order = memory_order(x)
     memory = to_memory(x, order)
     out: np.ndarray = _kernels.empty(memory.shape, x.dtype)
@@ -100,7 +101,7 @@ def add(
 
     With `overwrite`, the result may take the memory of `input`.
     """
-    x = as_array(input, "input", tuple(range(33)))
+    x = as_array(input, "input", ANY_NDIM)
     y = as_array(other, "other", (x.ndim,), like=x)
     if x.shape != y.shape:
         raise ValueError(f"other must have the input's shape {x.shape}, got {y.shape}")
@@ -168,7 +169,7 @@ def softmax(input: np.ndarray, axis: int = 1) -> np.ndarray:
     >>> softmax(np.array([[0.0, 0.0, 1000.0]]))
     array([[0., 0., 1.]])
     """
-    x = as_array(input, "input", tuple(range(1, 33)))
+    x = as_array(input, "input", ANY_NDIM[1:])
     return _softmax(x, axis)
 
 
@@ -189,7 +190,7 @@ def _softmax(x: np.ndarray, axis: int, grad: np.ndarray | None = None) -> np.nda
 
 def _same_shape(grad_output: Any, other: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a gradient and the array of its shape that it belongs to."""
-    array = as_array(other, name, tuple(range(33)))
+    array = as_array(other, name, ANY_NDIM)
     grad = as_array(grad_output, "grad_output", (array.ndim,), like=array)
     if grad.shape != array.shape:
         raise ValueError(f"grad_output must have shape {array.shape}, got {grad.shape}")
@@ -310,7 +311,7 @@ def prelu(input: np.ndarray, weight: np.ndarray) -> np.ndarray:
     >>> prelu(np.array([[-1.0, -1.0]]), np.array([0.5, 2.0]))
     array([[-0.5, -2. ]])
     """
-    return _prelu(weight, as_array(input, "input", tuple(range(33))))[0]
+    return _prelu(weight, as_array(input, "input", ANY_NDIM))[0]
 
 
 def prelu_backward(

@@ -90,8 +90,9 @@ def winograd_outputs(
 ) -> int:
     """Return the outputs of the Winograd tile to use, on each axis; 0: compute directly.
 
-    `precision` is the level that was in force.  With `gradient` it is the weight's gradient that is computed.  `instead` is what the
-    direct algorithm would compute, if that is something else.
+    `precision` is the level that was in force.  With `gradient` it is the weight's gradient
+    that is computed.  `instead` is what the direct algorithm would compute, if that is
+    something else.
     """
     accepted = (GRADIENT_TILES if gradient else TILES)[precision]
     kh, kw = problem.kernel
@@ -102,8 +103,8 @@ def winograd_outputs(
             windows = " or ".join(f"{r}x{r}" for r in accepted)
             steps = "of these" if problem.dense else "of others"
             raise ValueError(
-                f'algorithm="winograd" at precision {precision!r} needs float32 and a {windows} window '
-                f"of stride and dilation 1, got {kh}x{kw} {steps}, {problem.dtype}"
+                f'algorithm="winograd" at precision {precision!r} needs float32 and a {windows} '
+                f"window of stride and dilation 1, got {kh}x{kw} {steps}, {problem.dtype}"
             )
         pack = 0.0 if prepacked else PACK
         return min(tiles, key=lambda m: winograd_cost(problem, m, pack, TRANSFORM))

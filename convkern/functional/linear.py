@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, as_contiguous, checked_mask, to_contiguous
+from convkern.arrays import ANY_NDIM, as_array, as_contiguous, checked_mask, to_contiguous
 from convkern.geometry import integer
 from convkern.threads import get_num_threads
 
@@ -44,7 +44,7 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, 3.0]]), np.array([0.5, 0.0]))
     array([[3.5, 6. ]])
     """
-    input = as_array(input, "input", tuple(range(1, 33)))
+    input = as_array(input, "input", ANY_NDIM[1:])
     weight = as_array(weight, "weight", (1, 2), like=input)
     if input.shape[-1] != weight.shape[-1]:
         raise ValueError(
@@ -111,7 +111,7 @@ def linear_backward(
     >>> gradients[0], gradients[1], gradients[2]
     (array([[2., 2.]]), array([[6., 8.]]), array([2.]))
     """
-    input = as_array(input, "input", tuple(range(1, 33)))
+    input = as_array(input, "input", ANY_NDIM[1:])
     weight = as_array(weight, "weight", (1, 2), like=input)
     outputs, inputs = weight.shape if weight.ndim == 2 else (1, weight.shape[0])
     if input.shape[-1] != inputs:

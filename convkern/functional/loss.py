@@ -8,6 +8,7 @@ import numpy as np
 
 from convkern import _kernels
 from convkern.arrays import (
+    ANY_NDIM,
     as_array,
     as_contiguous,
     check_plain,
@@ -21,7 +22,6 @@ from convkern.geometry import LIMIT, integer, number
 from convkern.threads import get_num_threads
 
 REDUCTIONS = ("none", "mean", "sum")
-_ANY_BUT_0 = tuple(range(1, 33))
 
 
 class _Sum(NamedTuple):
@@ -53,18 +53,21 @@ class _Sum(NamedTuple):
         """What the mean divides by: the samples, if they name classes by their weights."""
         outer, _, inner = cut = self.scores.shape
         if self.names:
-            return _kernels.class_weights(self.target, self.weight, cut, self.ignored)
-        return outer * inner
+            total: float = _kernels.class_weights(self.target, self.weight, cut, self.ignored)
+            return total
+        return float(outer * inner)
 
     def shares(self) -> np.ndarray:
         """Return the share of every class where targets are probabilities."""
-        shares = (1 - self.smoothing) * self.target + self.smoothing / self.scores.shape[1]
+        target = (1 - self.smoothing) * self.target + self.smoothing / self.scores.shape[1]
         if self.weight is not None:
-            shares = shares * self.weight[:, None]
-        return shares.astype(self.scores.dtype, copy=False)
+            target = target * self.weight[:, None]
+        shares: np.ndarray = target.astype(self.scores.dtype, copy=False)
+        return shares
 
     def losses(self, logs: np.ndarray) -> np.ndarray:
         """Return what each sample costs, from the logarithms of its probabilities."""
+        losses: np.ndarray
         if self.names:
             losses = np.empty(self.target.shape)
             _kernels.class_losses(logs, *self._classes(), losses)
@@ -111,7 +114,7 @@ class _Sum(NamedTuple):
         label_smoothing: float,
     ) -> _Sum:
         """Check the arguments of `cross_entropy`."""
-        x = as_array(input, "input", _ANY_BUT_0)
+        x = as_array(input, "input", ANY_NDIM[1:])
         axis = min(1, x.ndim - 1)
         classes, samples = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
         check_reduction(reduction)
@@ -516,8 +519,8 @@ def binary_cross_entropy_with_logits_backward(
 def _elements(input: Any, target: Any, reduction: str) -> tuple[np.ndarray, np.ndarray]:
     """Check an input and a target of the same shape."""
     check_reduction(reduction)
-    x = as_array(input, "input", tuple(range(33)))
-    t = as_array(target, "target", tuple(range(33)), like=x)
+    x = as_array(input, "input", ANY_NDIM)
+    t = as_array(target, "target", ANY_NDIM, like=x)
     if t.shape != x.shape:
         raise ValueError(f"target must have shape {x.shape}, got {t.shape}")
     return x, t
@@ -525,7 +528,7 @@ def _elements(input: Any, target: Any, reduction: str) -> tuple[np.ndarray, np.n
 
 def _factor(value: Any, name: str, x: np.ndarray) -> np.ndarray:
     """Check an array that is broadcast to the shape of `x`."""
-    factor = as_array(value, name, tuple(range(x.ndim + 1)), like=x)
+    factor = as_array(value, name, ANY_NDIM[: x.ndim + 1], like=x)
     try:
         return np.broadcast_to(factor, x.shape)
     except ValueError:

@@ -9,6 +9,7 @@ import numpy as np
 
 from convkern import _kernels
 from convkern.arrays import (
+    ANY_NDIM,
     as_array,
     as_images,
     checked_mask,
@@ -295,7 +296,7 @@ def normalise(
     relu: bool = False,
 ) -> tuple[np.ndarray, Statistics]:
     """Return what `batch_norm` does, or the ReLU of that, and the statistics that it used."""
-    input = as_array(input, "input", tuple(range(2, 33)))
+    input = as_array(input, "input", ANY_NDIM[2:])
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
     old_var = _per_channel(running_var, "running_var", input)
@@ -378,7 +379,7 @@ def batch_norm_backward(
     >>> batch_norm_backward(g, x, np.zeros(1), np.ones(1), eps=0.0)[1:]
     (array([1.]), array([1.]))
     """
-    input = as_array(input, "input", tuple(range(2, 33)))
+    input = as_array(input, "input", ANY_NDIM[2:])
     old_mean = _per_channel(running_mean, "running_mean", input)
     old_var = _per_channel(running_var, "running_var", input)
     order = memory_order(input)
@@ -397,7 +398,7 @@ def normalise_backward(
     output_mask: Sequence[bool],
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """Return the gradients of `normalise`, from the statistics that it used."""
-    input = as_array(input, "input", tuple(range(2, 33)))
+    input = as_array(input, "input", ANY_NDIM[2:])
     grad = as_array(grad_output, "grad_output", (input.ndim,), like=input)
     if grad.shape != input.shape:
         raise ValueError(f"grad_output must have the input's shape {input.shape}, got {grad.shape}")

@@ -9,13 +9,11 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from convkern.arrays import DTYPES, as_array
+from convkern.arrays import ANY_NDIM, DTYPES, as_array
 from convkern.nn.summary import Summary, Window, join_names, summarize
 
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
-
-_ANY_NDIM = tuple(range(33))
 
 
 class Parameter:
@@ -50,7 +48,7 @@ class Parameter:
     """
 
     def __init__(self, data: Array) -> None:
-        self.data: Array = as_array(data, "data", _ANY_NDIM)
+        self.data: Array = as_array(data, "data", ANY_NDIM)
         self._grad: Array | None = None
 
     def __repr__(self) -> str:
@@ -88,8 +86,12 @@ class Parameter:
             If `gradient` is not such an array.
         """
         gradient = self._checked(gradient)
+        self.take_grad(gradient if fresh or self._grad is not None else gradient.copy())
+
+    def take_grad(self, gradient: Array) -> None:
+        """Add a gradient that fits, in an array that nobody else uses."""
         if self._grad is None:
-            self._grad = gradient if fresh else gradient.copy()
+            self._grad = gradient
         else:
             self._grad += gradient
 
@@ -505,7 +507,7 @@ class Layer(ABC):
 
 def _as_gradient(value: Any, name: str, of: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
     """Return `value` as an array of this shape and dtype, or raise."""
-    array: Array = as_array(value, name, _ANY_NDIM)
+    array: Array = as_array(value, name, ANY_NDIM)
     if array.dtype != dtype:
         raise TypeError(f"{name} must have the {of}'s dtype {dtype}, got {array.dtype}")
     if array.shape != shape:

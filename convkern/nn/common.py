@@ -131,10 +131,10 @@ def initial_weights(
 def add_grads(
     parameters: tuple[Parameter | None, ...], gradients: tuple[Array | None, ...]
 ) -> None:
-    """Add to the gradients of the parameters that there are what nobody else uses."""
+    """Add to the gradients of the parameters that there are what `functional` has just made."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if parameter is not None and gradient is not None:
-            parameter.add_grad(gradient, fresh=True)
+            parameter.take_grad(gradient)
 
 
 def map_shape(shape: Sequence[int]) -> Shape:

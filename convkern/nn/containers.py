@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from itertools import accumulate
 from textwrap import indent
 from typing import Any, NamedTuple, Self, overload
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from convkern import functional
 from convkern.arrays import (
+    ANY_NDIM,
     as_array,
     empty_images,
     fills_lanes,
@@ -304,7 +306,7 @@ class Residual(Layer):
 
     def forward(self, input: Array, *, activation: str | None = None) -> Array:
         """Return the sum of both ways, activated if wanted."""
-        input = as_array(input, "input", tuple(range(33)))
+        input = as_array(input, "input", ANY_NDIM)
         around = input if self.shortcut is None else self.shortcut.forward(input)
         return self._sum(self.body.forward(input), around, activation)
 
@@ -312,7 +314,7 @@ class Residual(Layer):
         self, input: Array, *, activation: str | None = None
     ) -> tuple[Array, tuple[Any, Any]]:
         """Return the sum of both ways, activated if wanted, and what they keep."""
-        input = as_array(input, "input", tuple(range(33)))
+        input = as_array(input, "input", ANY_NDIM)
         around, of_shortcut = (
             (input, None) if self.shortcut is None else self.shortcut.record(input)
         )

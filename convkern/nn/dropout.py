@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convkern.arrays import as_array
+from convkern.arrays import ANY_NDIM, as_array
 from convkern.nn.base import Array, Layer, Shape
 from convkern.nn.common import as_generator, map_shape
 
@@ -44,7 +44,7 @@ class Dropout(Layer):
 
     def record(self, input: Array) -> tuple[Array, Array | None]:
         """Return what is left of `input`, and where that is; None is everywhere."""
-        input = as_array(input, "input", tuple(range(33)))
+        input = as_array(input, "input", ANY_NDIM)
         shape = self._choices(input.shape)
         if not self.training or self.p == 0:
             return input, None
