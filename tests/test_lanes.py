@@ -5,8 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from convkern import arrays, conv2d, conv2d_backward, functional, num_threads, reference
+from convkern import (
+    arrays,
+    conv2d,
+    conv2d_backward,
+    functional,
+    models,
+    nn,
+    num_threads,
+    reference,
+    set_float32_precision,
+)
 from convkern.arrays import is_images_last, to_contiguous, to_images_last
+from convkern.functional import conv
 
 from .draws import cases
 from .memory import guarded
@@ -263,3 +274,68 @@ def test_other_operators_keep_the_layout(dtype):
         for mine, true in zip(results(to_images_last(x), grad), results(x, g), strict=True):
             assert is_images_last(mine)
             np.testing.assert_allclose(mine, true, tolerance, tolerance)
+
+
+def test_contiguous_images_by_way_of_lanes(monkeypatch):
+    """80 images are more than one array holds."""
+    rng = np.random.default_rng(8)
+    x, w = integers(rng, (80, 3, 28, 28), np.float32), integers(rng, (5, 3, 6, 6), np.float32)
+    bias = integers(rng, 5, np.float32)
+    expected = reference.conv2d(x, w, bias, 2, activation="relu")
+    noise = rng.standard_normal(x.shape, dtype=np.float32)
+    for way in (True, False):
+        monkeypatch.setattr(conv, "pays_for_lanes", lambda problem, way=way: way)
+        conv._route.cache_clear()
+        y = conv2d(x, w, bias, 2, activation="relu")
+        assert y.flags.c_contiguous
+        np.testing.assert_array_equal(y, expected)
+        same = (
+            conv2d(noise, w, bias, 2)[:64].tobytes()
+            == to_contiguous(conv2d(to_images_last(noise[:64]), w, bias, 2)).tobytes()
+        )
+        assert same or not way
+    conv._route.cache_clear()
+
+
+def test_nets_of_few_channels_take_images_last():
+    rng = np.random.default_rng(9)
+    for net, size, images, taken in (
+        (models.cifar_basic(rng=rng), 28, 16, True),
+        (models.cifar_basic(rng=rng), 28, 80, False),
+        (models.cifar_basic(rng=rng), 28, 20, False),
+        (models.cs231n_convnet(rng=rng), 32, 32, True),
+        (models.resnet20(rng=rng), 32, 16, False),
+        (models.mnist_cnn(rng=rng), 28, 16, False),
+    ):
+        x = rng.standard_normal((images, net.layers[0].in_channels, size, size), np.float32)
+        first = next(iter(net.walk(x)))
+        assert is_images_last(first.output) == taken, f"{images} images"
+        with set_float32_precision("highest"):
+            assert not is_images_last(next(iter(net.walk(x))).output)
+
+
+def test_nested_nets_stay_images_last():
+    """Bodies, branches and whole nets inside of others, in both directions."""
+    rng = np.random.default_rng(10)
+
+    def conv_of(channels, filters):
+        return nn.Conv2d(channels, filters, 3, padding=1, rng=rng, dtype=np.float64)
+
+    net = nn.Sequential(
+        conv_of(3, 4),
+        nn.Residual(conv_of(4, 4), nn.ReLU(), conv_of(4, 4)),
+        nn.ReLU(),
+        nn.Sequential(nn.BatchNorm2d(4, dtype=np.float64), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Concat(conv_of(4, 2), conv_of(4, 3)),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+    )
+    x = rng.standard_normal((32, 3, 12, 12))
+    results = []
+    for level in ("high", "highest"):
+        net.zero_grad()
+        with set_float32_precision(level):
+            y = net(x)
+            results.append([y, net.backward(np.cos(y)), *(p.grad for p in net.parameters())])
+    for mine, true in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, true, 1e-9, 1e-11)

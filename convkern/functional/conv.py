@@ -28,6 +28,7 @@ from convkern.functional.algorithm import (
     Problem,
     fills_rows,
     gradient_in_planes,
+    pays_for_lanes,
     prefers_planes,
     winograd_outputs,
 )
@@ -253,6 +254,8 @@ class _Route(NamedTuple):
     blocks: Blocks | None
     #: Which kernel for contiguous NCHW: "rows" or "planes"; else "channels".
     direct: str
+    #: Whether contiguous NCHW images go by way of images-last ones.
+    by_lanes: bool = False
 
 
 @lru_cache(REMEMBERED)
@@ -270,6 +273,10 @@ def _route(
     problem = window.problem(dtype, filters, shape[0] if len(shape) == 4 else 1, size)
     tile = winograd_outputs(problem, algorithm, precision, prepacked)
     blocks = None if tile or algorithm != "auto" else window.blocks()
+    # The number of images may only have a say where it may change how a sum is rounded.
+    free = algorithm == "auto" and precision != "highest" and not prepacked
+    can = lanes.can_convolve(window.kernel, window.dilation, window.groups)
+    by_lanes = not tile and free and can and pays_for_lanes(problem)
     if blocks is not None:
         dense = blocks.problem(problem)
         tile = winograd_outputs(dense, algorithm, precision, prepacked, instead=problem)
@@ -278,7 +285,7 @@ def _route(
         direct = "rows"
     elif not tile and prefers_planes(problem):
         direct = "planes"
-    return _Route(size, window.axes(), tile, blocks if tile else None, direct)
+    return _Route(size, window.axes(), tile, blocks if tile else None, direct, by_lanes)
 
 
 def _convolve(
@@ -347,6 +354,9 @@ def _compute(
 ) -> None:
     """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
     kept = {} if packed is None else packed
+    if route.by_lanes and layouts == (False, False):
+        lanes.convolve_parts(x, weight, bias, route.axes, activation, result)
+        return
     if route.blocks is not None:
         _compute_in_blocks(
             x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept

@@ -12,6 +12,8 @@ Axis = tuple[int, int, int, int]
 
 #: Of the window: the products of one channel are added up in one chain.
 MOST_TAPS = 256
+#: What an images-last array holds.
+MOST_IMAGES = 64
 
 
 def can_convolve(kernel: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
@@ -32,6 +34,22 @@ def convolve(
     weight, bias = as_contiguous(weight), None if bias is None else as_contiguous(bias)
     _kernels.lanes_conv2d(x, weight, bias, out, *axes, *activation, get_num_threads())
     return out
+
+
+def convolve_parts(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    axes: tuple[Axis, Axis],
+    activation: tuple[int, float],
+    result: np.ndarray,
+) -> None:
+    """Convolve contiguous NCHW arrays by way of images-last ones, some images at a time."""
+    size = result.shape[2], result.shape[3]
+    for n in range(0, len(x), MOST_IMAGES):
+        part = to_images_last(x[n : n + MOST_IMAGES])
+        y = convolve(part, weight, bias, size, axes, activation)
+        _kernels.from_images_last(y, result[n : n + MOST_IMAGES], get_num_threads())
 
 
 def gradients(
