@@ -42,7 +42,7 @@ def random_convolution(rng, dtype, most=14):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conv2d(dtype):
-    for seed in range(cases(300)):
+    for seed in range(cases(120)):
         rng = np.random.default_rng(seed)
         x, w, window = random_convolution(rng, dtype)
         bias = integers(rng, len(w), dtype) if rng.random() < 0.5 else None
@@ -59,7 +59,7 @@ def test_conv2d(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conv2d_backward(dtype):
-    for seed in range(cases(300)):
+    for seed in range(cases(120)):
         rng = np.random.default_rng(seed)
         x, w, window = random_convolution(rng, dtype)
         grad = integers(rng, reference.conv2d(x, w, None, *window).shape, dtype)
@@ -100,7 +100,7 @@ def test_sums_of_several_chunks(dtype):
 def test_every_tile(dtype):
     """Every number of filters and of outputs in a row."""
     rng = np.random.default_rng(0)
-    for filters, width in itertools.product(range(1, 12), range(1, 14)):
+    for filters, width in itertools.product(range(1, 8), (*range(1, 8), 11, 13)):
         x, w = integers(rng, (16, 2, 3, width + 2), dtype), integers(rng, (filters, 2, 2, 3), dtype)
         y = conv2d(to_images_last(x), w)
         np.testing.assert_array_equal(y, reference.conv2d(x, w), f"{filters} filters, {width}")
@@ -112,7 +112,7 @@ def test_every_tile(dtype):
 
 @pytest.mark.parametrize("at_end", (False, True))
 def test_touches_no_memory_outside(at_end):
-    for seed in range(cases(40)):
+    for seed in range(cases(25)):
         rng = np.random.default_rng(seed)
         x, w, window = random_convolution(rng, np.float32)
         y = reference.conv2d(x, w, None, *window)
