@@ -5,8 +5,9 @@ Everything here trusts its arguments; `convkern.functional` is what checks them.
 
 try:
     from convkern._kernels.activation import activate, add, prelu, softmax
-    from convkern._kernels.blocks import gather_blocks
+    from convkern._kernels.blocks import gather_blocks, spread_steps, take_steps
     from convkern._kernels.channels import (
+        ImageMoments,
         affine,
         gradient_sums,
         local_response_norm,
@@ -63,6 +64,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = [
+    "ImageMoments",
     "PackedConv",
     "activate",
     "adam",
@@ -114,8 +116,10 @@ __all__ = [
     "shares_of_samples",
     "softmax",
     "spin_fma",
+    "spread_steps",
     "squares",
     "subtract_shares",
+    "take_steps",
     "to_channels_last",
     "to_contiguous",
     "to_images_last",

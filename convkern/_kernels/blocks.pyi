@@ -8,3 +8,9 @@ def gather_blocks(
     channels_last: bool,
     threads: int,
 ) -> None: ...
+def take_steps(
+    pixels: np.ndarray, steps: np.ndarray, step: tuple[int, int], threads: int
+) -> None: ...
+def spread_steps(
+    steps: np.ndarray, pixels: np.ndarray, step: tuple[int, int], threads: int
+) -> None: ...

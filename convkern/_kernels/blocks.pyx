@@ -126,3 +126,63 @@ def gather_blocks(cnp.ndarray x, cnp.ndarray blocks, tuple rows, tuple columns, 
     job.rows, job.columns = blocks.shape[2], blocks.shape[3]
     run(gather_item, &job, blocks.shape[0] * job.rows,
         2.0 * job.columns * job.block_rows * job.lines * job.unit, threads, 0)
+
+
+cdef enum:
+    PLANE_BYTES = 32 << 10  # of an item that takes or spreads steps
+
+cdef struct StepJob:
+    const ck_kernels *kernels
+    char *steps
+    char *pixels
+    # Of a plane with the pixels at every step, of one with all, and the steps.
+    Py_ssize_t rows, columns, height, width, row_step, column_step
+    Py_ssize_t planes, per_item
+
+
+cdef void take_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """The pixels at every step of some planes."""
+    cdef const StepJob *job = <const StepJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, plane
+    for plane in range(item * job.per_item, min((item + 1) * job.per_item, job.planes)):
+        job.kernels.gather_taps(job.pixels + plane * job.height * job.width * size,
+                                job.column_step, job.row_step * job.width, job.rows,
+                                job.steps + plane * job.rows * job.columns * size, job.columns,
+                                job.columns)
+
+
+cdef void spread_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Some planes with the pixels of smaller ones at every step."""
+    cdef const StepJob *job = <const StepJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, plane
+    for plane in range(item * job.per_item, min((item + 1) * job.per_item, job.planes)):
+        job.kernels.spread_plane(job.steps + plane * job.rows * job.columns * size, job.rows,
+                                 job.columns, job.row_step, job.column_step,
+                                 job.pixels + plane * job.height * job.width * size, job.height,
+                                 job.width)
+
+
+cdef StepJob step_job(cnp.ndarray pixels, cnp.ndarray steps, tuple step) noexcept:
+    cdef StepJob job
+    job.kernels = kernels_of(pixels)
+    job.steps, job.pixels = <char *>cnp.PyArray_DATA(steps), <char *>cnp.PyArray_DATA(pixels)
+    job.rows, job.columns = steps.shape[2], steps.shape[3]
+    job.height, job.width = pixels.shape[2], pixels.shape[3]
+    job.row_step, job.column_step = step
+    job.planes = pixels.shape[0] * pixels.shape[1]
+    job.per_item = max(1, PLANE_BYTES // (job.height * job.width * job.kernels.itemsize))
+    return job
+
+
+def take_steps(cnp.ndarray pixels, cnp.ndarray steps, tuple step, int threads):
+    """Copy every step-th pixel of contiguous NCHW images, from the first on."""
+    cdef StepJob job = step_job(pixels, steps, step)
+    run(take_item, &job, ceil_div(job.planes, job.per_item),
+        2.0 * job.per_item * job.rows * job.columns, threads, 0)
+
+
+def spread_steps(cnp.ndarray steps, cnp.ndarray pixels, tuple step, int threads):
+    """Put pixels at every step of contiguous NCHW images, zeros between them."""
+    cdef StepJob job = step_job(pixels, steps, step)
+    run(spread_item, &job, ceil_div(job.planes, job.per_item),
+        2.0 * job.per_item * job.height * job.width, threads, 0)

@@ -1,8 +1,14 @@
 import numpy as np
 
 def moments(
-    x: np.ndarray, cut: tuple[int, int, int], threads: int
+    x: np.ndarray, cut: tuple[int, int, int], threads: int, unit: int = 0
 ) -> tuple[np.ndarray, np.ndarray]: ...
+
+class ImageMoments:
+    def __init__(self, x: np.ndarray) -> None: ...
+    def begin(self, image: int) -> None: ...
+    def result(self, threads: int) -> tuple[np.ndarray, np.ndarray] | None: ...
+
 def gradient_sums(
     grad: np.ndarray,
     x: np.ndarray,

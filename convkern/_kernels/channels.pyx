@@ -6,7 +6,9 @@ Channels lie in memory as (outer, channels, inner): an `inner` of 1 means pixels
 neighbouring channels, otherwise planes of one channel each.
 """
 
+cimport cython
 from libc.math cimport isfinite
+from libc.stdint cimport int64_t
 
 cimport numpy as cnp
 import numpy as np
@@ -29,6 +31,17 @@ from convkern._kernels.core cimport (
 
 cnp.import_array()
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    /* Returns what is left; all that other threads wrote before is seen by the last one. */
+    static inline int64_t ck_missing(int64_t *missing, int64_t count)
+    {
+        return __atomic_sub_fetch(missing, count, __ATOMIC_ACQ_REL);
+    }
+    """
+    int64_t ck_missing(int64_t *missing, int64_t count) nogil
+
 cdef enum:
     BLOCK = 16384    # elements of an item, more or less
     CHANNELS = 512   # channels of an item
@@ -36,33 +49,11 @@ cdef enum:
 
 # ---------------------------------------------------------------- sums
 
-# What is summed up: one or two sums per channel.
-cdef enum Sums:
-    MOMENTS           # x, then (x - mean)^2 with the mean of the piece
-    GRADIENTS         # g, then g * (x - center)
-    TOTAL             # x
-    NEGATIVE          # x * g where x is not positive
-
-cdef struct SumsJob:
-    const ck_kernels *kernels
-    const char *x
-    const char *g
-    const double *center
-    # Coefficients of the affine map before the ReLU that g is behind, or NULL: to compute that
-    # map once more from x is cheaper than to read its output again.
-    const char *rectified
-    double *partial          # (2, pieces, channels)
-    double *sums             # (2, channels)
-    Py_ssize_t outer, channels, inner
-    Sums what
-    # A piece is `images` x `part` elements of every channel, an item `group` channels of it.
-    Py_ssize_t images, part, group, parts, pieces, groups
-
-
 cdef inline Py_ssize_t piece_count(const SumsJob *job, Py_ssize_t piece) noexcept nogil:
     """Count the elements of a channel in one piece."""
-    cdef Py_ssize_t n = piece // job.parts * job.images, p = piece % job.parts * job.part
-    return min(job.images, job.outer - n) * min(job.part, job.inner - p)
+    cdef Py_ssize_t n = piece // job.parts % job.per_unit * job.images
+    cdef Py_ssize_t p = piece % job.parts * job.part
+    return min(job.images, job.unit - n) * min(job.part, job.inner - p)
 
 
 cdef double planes_sum(const SumsJob *job, int term, const char *x, const char *g, double center,
@@ -98,14 +89,16 @@ cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t c0 = item % job.groups * job.group, piece = item // job.groups, c, start
     cdef Py_ssize_t channels = min(job.group, job.channels - c0)
-    cdef Py_ssize_t n0 = piece // job.parts * job.images, p0 = piece % job.parts * job.part
-    cdef Py_ssize_t images = min(job.images, job.outer - n0), length = min(job.part, job.inner - p0)
+    cdef Py_ssize_t n0 = piece // job.parts % job.per_unit * job.images
+    cdef Py_ssize_t p0 = piece % job.parts * job.part
+    cdef Py_ssize_t images = min(job.images, job.unit - n0), length = min(job.part, job.inner - p0)
     cdef double *first = job.partial + piece * job.channels + c0
     cdef double *second = first + job.pieces * job.channels
     cdef double *mean = <double *>scratch
     cdef double count = images * length
     cdef const char *x
     cdef const char *g
+    n0 += piece // job.parts // job.per_unit * job.unit
     start = ((n0 * job.channels + c0) * job.inner + p0) * kernels.itemsize
     x = job.x + start
     g = moved(job.g, start)
@@ -183,8 +176,24 @@ cdef void combine_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
                 other[c] += count * shift * shift
 
 
+cdef void cut_sums(SumsJob *job, tuple cut, Py_ssize_t unit) noexcept:
+    """Cut (outer, channels, inner) into pieces and groups."""
+    job.outer, job.channels, job.inner = cut
+    job.unit = unit or job.outer
+    job.part = min(job.inner, <Py_ssize_t>BLOCK)
+    job.group = min(job.channels, max(1, min(<Py_ssize_t>CHANNELS, BLOCK // job.part)))
+    if job.rectified != NULL and job.inner == 1:
+        job.group = job.channels  # whole pixels
+    job.images = max(1, BLOCK // (job.part * job.group))
+    job.parts = ceil_div(job.inner, job.part)
+    job.per_unit = ceil_div(job.unit, job.images)
+    job.pieces = job.outer // job.unit * job.per_unit * job.parts
+    job.groups = ceil_div(job.channels, job.group)
+
+
 cdef cnp.ndarray channel_sums(Sums what, cnp.ndarray x, cnp.ndarray grad, cnp.ndarray center,
-                              tuple cut, int threads, cnp.ndarray rectified=None):
+                              tuple cut, int threads, cnp.ndarray rectified=None,
+                              Py_ssize_t unit=0):
     """Return the sums of every channel as a float64 array (2, channels)."""
     cdef SumsJob job
     cdef cnp.ndarray sums = np.empty((2, cut[1]))
@@ -192,15 +201,7 @@ cdef cnp.ndarray channel_sums(Sums what, cnp.ndarray x, cnp.ndarray grad, cnp.nd
     job.x, job.g = <const char *>cnp.PyArray_DATA(x), data_of(grad)
     job.center = <const double *>data_of(center)
     job.rectified, job.sums = data_of(rectified), <double *>cnp.PyArray_DATA(sums)
-    job.outer, job.channels, job.inner = cut
-    job.part = min(job.inner, <Py_ssize_t>BLOCK)
-    job.group = min(job.channels, max(1, min(<Py_ssize_t>CHANNELS, BLOCK // job.part)))
-    if rectified is not None and job.inner == 1:
-        job.group = job.channels  # whole pixels
-    job.images = max(1, BLOCK // (job.part * job.group))
-    job.parts = ceil_div(job.inner, job.part)
-    job.pieces = ceil_div(job.outer, job.images) * job.parts
-    job.groups = ceil_div(job.channels, job.group)
+    cut_sums(&job, cut, unit)
     cdef double work = 8.0 * job.images * job.part * job.group
     cdef size_t scratch = <size_t>job.group * sizeof(double)
     if rectified is not None:
@@ -209,18 +210,86 @@ cdef cnp.ndarray channel_sums(Sums what, cnp.ndarray x, cnp.ndarray grad, cnp.nd
     job.partial = <double *>take(<size_t>(2 * job.pieces * job.channels) * sizeof(double) + 1)
     try:
         run(sums_item, &job, job.pieces * job.groups, work, threads, scratch)
-        run(combine_item, &job, ceil_div(job.channels, CHANNELS), 4.0 * job.pieces * CHANNELS,
-            threads, 0)
+        combine(&job, threads)
     finally:
         give(job.partial)
     return sums
 
 
-def moments(cnp.ndarray x, tuple cut, int threads):
-    """Return the mean and the biased variance of every channel, in float64."""
-    mean, squares = channel_sums(MOMENTS, x, None, None, cut, threads)
+cdef int combine(const SumsJob *job, int threads) except -1:
+    """Add up all pieces."""
+    return run(combine_item, job, ceil_div(job.channels, CHANNELS), 4.0 * job.pieces * CHANNELS,
+               threads, 0)
+
+
+def moments(cnp.ndarray x, tuple cut, int threads, Py_ssize_t unit=0):
+    """Return the mean and the biased variance of every channel, in float64.
+
+    Pieces of the sum end where `unit` outer elements do, if that is not 0.
+    """
+    mean, squares = channel_sums(MOMENTS, x, None, None, cut, threads, None, unit)
     squares /= cut[0] * cut[2]
     return mean, squares
+
+
+@cython.final
+cdef class ImageMoments:
+    """The `moments` of channels-last images, of pieces that end with an image, made while a
+    convolution writes them: by the thread that completes an image, from its cache."""
+
+    def __cinit__(self, cnp.ndarray x):
+        """Expect all outputs of dense images, (N, C, H, W)."""
+        cdef Py_ssize_t pixels = x.shape[2] * x.shape[3], n
+        self.images, self.first = x.shape[0], 0
+        self.job.kernels, self.job.what = kernels_of(x), MOMENTS
+        self.job.x = <const char *>cnp.PyArray_DATA(x)
+        self.job.g = self.job.rectified = NULL
+        self.job.center = NULL
+        self.sums = np.empty((2, x.shape[1]))
+        self.job.sums = <double *>cnp.PyArray_DATA(self.sums)
+        cut_sums(&self.job, (self.images * pixels, x.shape[1], 1), pixels)
+        self.job.partial = <double *>take(
+            <size_t>(2 * self.job.pieces * self.job.channels) * sizeof(double) + 1)
+        self.scratch = take(<size_t>(self.images * self.job.group) * sizeof(double) + 1)
+        self.missing = <int64_t *>take(<size_t>self.images * sizeof(int64_t) + 1)
+        for n in range(self.images):
+            self.missing[n] = pixels * self.job.channels
+
+    def __dealloc__(self):
+        give(self.job.partial)
+        give(self.scratch)
+        give(self.missing)
+
+    def begin(self, Py_ssize_t image):
+        """Say which image is the first of the next call."""
+        self.first = image
+
+    def result(self, int threads):
+        """Return mean and biased variance, or None if not all outputs have come."""
+        cdef Py_ssize_t n
+        for n in range(self.images):
+            if self.missing[n]:
+                return None
+        combine(&self.job, threads)
+        mean, squares = self.sums
+        squares /= self.job.outer
+        return mean, squares
+
+
+cdef Arrivals arrivals_of(ImageMoments moments) noexcept:
+    """Return what the threads need, or NULLs for None."""
+    if moments is None:
+        return Arrivals(NULL, NULL, NULL)
+    return Arrivals(&moments.job, moments.missing, moments.scratch)
+
+
+cdef void outputs_came(const Arrivals *arrivals, Py_ssize_t image, int64_t count) noexcept nogil:
+    """Note that so many outputs of an image are there; whoever brings the last ones adds up."""
+    cdef const SumsJob *job = arrivals.job
+    cdef Py_ssize_t items = job.per_unit * job.groups, item
+    if ck_missing(&arrivals.missing[image], count) == 0:
+        for item in range(image * items, (image + 1) * items):
+            sums_item(job, item, arrivals.scratch + image * job.group * sizeof(double))
 
 
 def gradient_sums(cnp.ndarray grad, cnp.ndarray x, cnp.ndarray center, tuple cut, int threads,

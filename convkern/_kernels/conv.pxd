@@ -1,5 +1,6 @@
 """Convolutions as the gradients use them: parts that fill an output."""
 
+from convkern._kernels.channels cimport Arrivals
 from convkern._kernels.core cimport Axis, Images, Span, ck_kernels
 from convkern._kernels.packing cimport PackedConv
 
@@ -31,3 +32,5 @@ cdef struct ConvJob:
     bint all_filters
     int activation
     double slope
+    const Arrivals *arrivals  # who is told of outputs that are there, or NULL
+    Py_ssize_t first_image    # of theirs

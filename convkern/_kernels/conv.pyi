@@ -1,5 +1,6 @@
 import numpy as np
 
+from convkern._kernels.channels import ImageMoments
 from convkern._kernels.packing import PackedConv
 
 def conv2d(
@@ -12,6 +13,7 @@ def conv2d(
     slope: float,
     channels_last: bool,
     threads: int,
+    moments: ImageMoments | None = None,
 ) -> None: ...
 def conv2d_planes(
     x: np.ndarray,

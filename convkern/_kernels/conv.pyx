@@ -7,6 +7,7 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
+from convkern._kernels.channels cimport Arrivals, ImageMoments, arrivals_of, outputs_came
 from convkern._kernels.core cimport (
     CK_AHEAD,
     CK_FIRST,
@@ -186,6 +187,7 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     cdef Py_ssize_t size = job.kernels.itemsize, position = item % job.positions, index, group
     cdef Py_ssize_t first = 0, last = job.groups * job.blocks
     cdef Py_ssize_t image = position // job.column_blocks // job.row_blocks
+    cdef Py_ssize_t filters = 0
     cdef Block block
     if not job.all_filters:
         first = item // job.positions
@@ -193,9 +195,20 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     for index in range(first, last):
         group = index // job.blocks
         block = block_of(job.kernels, job.vectors, job.blocks, index % job.blocks)
+        filters += min(block.width, job.out_channels - block.first)
         conv_block(job, job.x + (image * job.x_image + group * job.channels) * size,
                    job.out + (image * job.out_image + group * job.out_channels + block.first) * size,
                    position, group, &block)
+    if job.arrivals != NULL:
+        outputs_came(job.arrivals, job.first_image + image, filters * pixels_at(job, position))
+
+
+cdef Py_ssize_t pixels_at(const ConvJob *job, Py_ssize_t position) noexcept nogil:
+    """Count the pixels of a block of rows and columns."""
+    cdef Py_ssize_t i = position % job.column_blocks
+    cdef Py_ssize_t j = position // job.column_blocks % job.row_blocks
+    return ((job.w.out * (i + 1) // job.column_blocks - job.w.out * i // job.column_blocks)
+            * (job.h.out * (j + 1) // job.row_blocks - job.h.out * j // job.row_blocks))
 
 
 cdef inline Py_ssize_t rows_seen(const Axis *h, Py_ssize_t count) noexcept nogil:
@@ -281,6 +294,8 @@ cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.h.out
     depthwise_row(job, job.x + image * job.x_image * size, job.out + image * job.out_image * size,
                   item % job.h.out, 0, job.groups)
+    if job.arrivals != NULL:
+        outputs_came(job.arrivals, job.first_image + image, job.w.out * job.groups)
 
 
 cdef void depthwise_strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -374,7 +389,7 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, bint plane
             and job.out_row == job.w.out * job.out_column):
         job.w.size = job.w.out = job.h.size * job.w.size
         job.h.size = job.h.out = 1
-        if (not planes and job.x_image == job.w.size * job.x_column
+        if (not planes and job.arrivals == NULL and job.x_image == job.w.size * job.x_column
                 and job.out_image == job.w.out * job.out_column):
             job.w.size = job.w.out = images * job.w.size
             images = 1
@@ -421,13 +436,15 @@ cdef class Part:
 
 
 cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t images,
-                       bint planes, int activation, double slope, int threads) except -1:
+                       bint planes, int activation, double slope, const Arrivals *arrivals,
+                       Py_ssize_t first_image, int threads) except -1:
     """Run one part on images, channels-last or planes."""
     cdef ConvJob job
     cdef PackedConv packed = part.packed
     if packed.winograd != NULL:
         return winograd_images(packed, &part.h, &part.w, x, out, images, planes, activation, slope,
-                               threads)
+                               arrivals, first_image, threads)
+    job.arrivals, job.first_image = arrivals, first_image
     job.kernels, job.weight, job.bias = packed.kernels, packed.weight, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
@@ -456,8 +473,10 @@ cdef bint takes_strips(Part part, Py_ssize_t images, int threads) noexcept:
 
 
 def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double slope,
-             bint channels_last, int threads):
+             bint channels_last, int threads, ImageMoments moments=None):
     """Convolve x into out, which the parts fill between them.
+
+    `moments` are those of channels-last images that out is a part of.
 
     Both arrays are channels-last (contiguous channels, any other strides) or
     both contiguous NCHW; the latter pass through channels-last strips, or copies of
@@ -466,14 +485,18 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
     cdef Images from_, to
     cdef Py_ssize_t images = x.shape[0], n, count
     cdef Part part
+    cdef Arrivals arrivals
     if channels_last:
         from_, to = images_of(x), images_of(out)
+        arrivals = arrivals_of(moments)
         for part in parts:
-            convolve_part(part, &from_, &to, images, False, activation, slope, threads)
+            convolve_part(part, &from_, &to, images, False, activation, slope,
+                          NULL if moments is None else &arrivals,
+                          0 if moments is None else moments.first, threads)
         return
     if len(parts) == 1 and takes_strips(parts[0], images, threads):
         from_, to = images_of(x), images_of(out)
-        convolve_part(parts[0], &from_, &to, images, True, activation, slope, threads)
+        convolve_part(parts[0], &from_, &to, images, True, activation, slope, NULL, 0, threads)
         return
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], out_plane = out.shape[2] * out.shape[3]
@@ -489,7 +512,7 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
             transpose(kernels, <const char *>cnp.PyArray_DATA(x) + n * x_bytes, from_.data, count,
                       x.shape[1], x_plane, threads)
             for part in parts:
-                convolve_part(part, &from_, &to, count, False, activation, slope, threads)
+                convolve_part(part, &from_, &to, count, False, activation, slope, NULL, 0, threads)
             transpose(kernels, to.data, <char *>cnp.PyArray_DATA(out) + n * out_bytes, count,
                       out_plane, out.shape[1], threads)
             n += count
@@ -498,10 +521,11 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
 
 
 def conv2d(cnp.ndarray x, PackedConv packed, cnp.ndarray out, tuple rows, tuple columns,
-           int activation, double slope, bint channels_last, int threads):
+           int activation, double slope, bint channels_last, int threads,
+           ImageMoments moments=None):
     """Convolve x into out; rows and columns are (kernel, stride, leading padding, dilation)."""
     part = Part(packed, (x.shape[2], out.shape[2], *rows), (x.shape[3], out.shape[3], *columns))
-    convolve(x, out, [part], activation, slope, channels_last, threads)
+    convolve(x, out, [part], activation, slope, channels_last, threads, moments)
 
 
 def conv2d_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out, tuple rows,

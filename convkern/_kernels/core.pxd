@@ -118,6 +118,10 @@ cdef extern from "csrc/ck.h" nogil:
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
         void (*gather_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                            ptrdiff_t) noexcept nogil
+        void (*split_plane)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                            void *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*spread_plane)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                             ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*copy_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                           ptrdiff_t) noexcept nogil
         void (*spread)(const void *, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t) noexcept nogil

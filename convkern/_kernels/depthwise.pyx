@@ -2,8 +2,8 @@
 # cython: initializedcheck=False, embedsignature=False
 """Depthwise convolution of contiguous NCHW images where they lie: lanes along the rows.
 
-A plane is copied with zeros around it, its rows split into the phases of the stride:
-then every tap reads pixels that lie side by side.
+Some rows of a plane at a time are copied with zeros around them, each split into the phases of
+the stride: then every tap reads pixels that lie side by side, in the first-level cache.
 """
 
 from libc.string cimport memset
@@ -26,7 +26,9 @@ from convkern._kernels.core cimport (
 cnp.import_array()
 
 cdef enum:
-    PIXELS = 4096  # of an item
+    PIXELS = 4096              # of an item
+    COPY_BYTES = 16 << 10      # of a plane that are copied at a time,
+    FEWEST_ROWS = 8            # but for so many rows of the output
 
 cdef struct DepthwiseJob:
     const ck_kernels *kernels
@@ -37,51 +39,58 @@ cdef struct DepthwiseJob:
     Axis h, w
     ck_plane plane
     Py_ssize_t planes, per_input, channels, per_item
-    # Of the copy: rows above the first of the image, rows in all, elements of a phase and of a row.
-    Py_ssize_t top, rows, phase, row
+    # Of the copy: elements of a phase and of a row; and how many rows of
+    # the output it is for, of how many planes at a time.
+    Py_ssize_t phase, row, out_rows, together
 
 
-cdef void split_plane(const DepthwiseJob *job, const char *x, char *copy) noexcept nogil:
-    """Copy a plane with zeros around it, phase by phase."""
-    cdef Py_ssize_t size = job.kernels.itemsize, row, y, p, first, begin, end
-    for row in range(job.rows):
-        y = row - job.top
-        if not 0 <= y < job.h.size:
-            memset(copy, 0, <size_t>(job.row * size))
-            copy += job.row * size
-            continue
-        for p in range(job.w.stride):
-            # Element i is pixel i*stride + p - pad.
-            first = p - job.w.pad
-            begin = 0 if first >= 0 else ceil_div(-first, job.w.stride)
-            end = 0 if job.w.size <= first else ceil_div(job.w.size - first, job.w.stride)
-            begin = min(begin, job.phase)
-            end = max(begin, min(end, job.phase))
-            job.kernels.gather_row(x + (y * job.w.size + first) * size, job.w.stride, begin, end,
-                                   copy, job.phase)
-            copy += job.phase * size
+cdef inline Py_ssize_t copied_rows(const DepthwiseJob *job) noexcept nogil:
+    """Return how many rows the copy has."""
+    return (job.out_rows - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1
+
+
+cdef void copy_rows(const DepthwiseJob *job, const char *x, Py_ssize_t row, Py_ssize_t count,
+                    char *copy) noexcept nogil:
+    """Copy the rows of x that the windows of some output rows meet, between zeros."""
+    cdef Py_ssize_t size = job.kernels.itemsize, top = row * job.h.stride - job.h.pad
+    cdef Py_ssize_t rows = (count - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1
+    cdef Py_ssize_t begin = min(rows, max(0, -top)), end = max(begin, min(rows, job.h.size - top))
+    memset(copy, 0, <size_t>(begin * job.row * size))
+    memset(copy + end * job.row * size, 0, <size_t>((rows - end) * job.row * size))
+    # Left and right of the image there are zeros already.
+    job.kernels.split_plane(x + (top + begin) * job.w.size * size, job.w.size, job.w.size,
+                            end - begin, job.w.stride, job.w.pad, copy + begin * job.row * size,
+                            job.row, job.phase)
 
 
 cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """Some planes of the output."""
     cdef const DepthwiseJob *job = <const DepthwiseJob *>job_
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, index, plane, source, copied = -1, channel
+    cdef Py_ssize_t size = job.kernels.itemsize, plane = item * job.per_item, stop, i, row
+    cdef Py_ssize_t last = min(plane + job.per_item, job.planes), channel
+    cdef Py_ssize_t copy = copied_rows(job) * job.row * size
+    cdef ck_plane rows = job.plane
     cdef double bias = 0
-    for index in range(job.per_item):
-        plane = item * job.per_item + index
-        if plane >= job.planes:
-            return
-        channel, source = plane % job.channels, plane // job.per_input
-        if source != copied:
-            split_plane(job, job.x + source * job.h.size * job.w.size * size, scratch)
-            copied = source
-        if job.bias != NULL:
-            bias = (<const float *>job.bias)[channel] if size == 4 else (
-                <const double *>job.bias)[channel]
-        kernels.depthwise_plane(
-            &job.plane, scratch, job.weight + channel * job.plane.tap_rows * job.plane.taps * size,
-            bias, job.out + plane * job.plane.rows * job.plane.columns * size)
+    memset(scratch, 0, <size_t>(job.together * copy))
+    while plane < last:
+        stop, row = min(plane + job.together, last), 0
+        while row < job.h.out:
+            rows.rows = min(job.out_rows, job.h.out - row)
+            # All are copied before the first is read: stores have reached the cache by then.
+            for i in range(plane, stop):
+                copy_rows(job, job.x + i // job.per_input * job.h.size * job.w.size * size, row,
+                          rows.rows, scratch + (i - plane) * copy)
+            for i in range(plane, stop):
+                channel = i % job.channels
+                if job.bias != NULL:
+                    bias = (<const float *>job.bias)[channel] if size == 4 else (
+                        <const double *>job.bias)[channel]
+                job.kernels.depthwise_plane(
+                    &rows, scratch + (i - plane) * copy,
+                    job.weight + channel * job.plane.tap_rows * job.plane.taps * size, bias,
+                    job.out + (i * job.h.out + row) * job.w.out * size)
+            row += job.out_rows
+        plane = stop
 
 
 def depthwise_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out,
@@ -100,10 +109,10 @@ def depthwise_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.nd
     reach = (job.w.kernel - 1) * job.w.dilation
     job.phase = ceil_div(job.w.out, lanes) * lanes + reach // job.w.stride + 1
     job.row = job.phase * job.w.stride
-    job.top = max(0, job.h.pad)
-    job.rows = (job.h.out - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1
-    job.rows += job.top - job.h.pad
-    job.plane.rows, job.plane.columns = job.h.out, job.w.out
+    job.out_rows = max(<Py_ssize_t>FEWEST_ROWS, COPY_BYTES // (job.row * job.h.stride * size))
+    job.out_rows = ceil_div(job.h.out, ceil_div(job.h.out, job.out_rows))
+    job.together = max(1, COPY_BYTES // (copied_rows(&job) * job.row * size))
+    job.plane.columns = job.w.out
     job.plane.tap_rows, job.plane.taps = job.h.kernel, job.w.kernel
     job.plane.x_step, job.plane.x_tap = job.h.stride * job.row, job.h.dilation * job.row
     job.plane.activation, job.plane.slope = activation, slope
@@ -114,9 +123,9 @@ def depthwise_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.nd
             s * job.w.dilation // job.w.stride)
     job.plane.offsets = offsets
     work = 2.0 * job.per_item * (
-        job.rows * job.row + job.h.out * job.w.out * job.h.kernel * job.w.kernel)
+        job.h.size * job.w.size + job.h.out * job.w.out * job.h.kernel * job.w.kernel)
     try:
         run(depthwise_item, &job, ceil_div(job.planes, job.per_item), work, threads,
-            <size_t>(job.rows * job.row * size))
+            <size_t>(job.together * copied_rows(&job) * job.row * size))
     finally:
         give(offsets)

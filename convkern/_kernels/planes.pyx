@@ -14,6 +14,7 @@ from libc.string cimport memset
 cimport numpy as cnp
 
 from convkern._kernels.core cimport (
+    CK_AHEAD,
     CK_FIRST,
     CK_LAST,
     CK_MAX_VECTORS,
@@ -135,15 +136,12 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     cdef const char *bias = moved(job.bias, (group * job.out_channels + begin) * size)
     layout.bias_by_pixel = bias != NULL
     chunk.flags = CK_FIRST
-    chunk.ahead, chunk.ahead_step = x, 0
     chunk.columns = 1
-    tiles = ceil_div(rows, kernels.max_pixels[ceil_div(job.vectors, job.panels)])
     while True:
         length = min(job.chunk, job.length - k)
         if k + length == job.length:
             chunk.flags |= CK_LAST
-        # Packed panels stay in the second-level cache while the tiles pass over them row by
-        # row, so that each writes long pieces of a few rows.  Likewise x is read in long pieces.
+        # Rows of x are read in long pieces, those of the next chunk fetched meanwhile.
         done = 0
         while done < length:
             part_rows = min(length - done, <Py_ssize_t>TOGETHER if job.plain else length)
@@ -156,23 +154,29 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
                                           + done * vectors * lanes) * size,
                                zeros + job.width * size)
             done += part_rows
-        for tile in range(tiles):
-            row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
-            for panel in range(first, last):
-                column = job.vectors * panel // job.panels * lanes
-                vectors = job.vectors * (panel + 1) // job.panels - column // lanes
-                layout.tail = <int>min(lanes, job.pixels - column - (vectors - 1) * lanes)
-                if job.direct and column + vectors * lanes <= job.pixels:
-                    # One step of the sum is one row of x where it lies.
-                    b = x + (k * job.pixels + column) * size
-                    chunk.rows, chunk.run, layout.w_row = length, 1, job.pixels
-                else:
-                    b = scratch + (panel - first) * job.chunk * job.width * size
-                    chunk.rows, chunk.run = 1, length
+        chunk.ahead, chunk.ahead_step = x, 0
+        if job.plain and job.panel_groups == 1:
+            chunk.ahead, chunk.ahead_step = x + (k + length) * job.pixels * size, CK_AHEAD
+        for panel in range(first, last):
+            column = job.vectors * panel // job.panels * lanes
+            vectors = job.vectors * (panel + 1) // job.panels - column // lanes
+            layout.tail = <int>min(lanes, job.pixels - column - (vectors - 1) * lanes)
+            if job.direct and column + vectors * lanes <= job.pixels:
+                # One step of the sum is one row of x where it lies.
+                b = x + (k * job.pixels + column) * size
+                chunk.rows, chunk.run, layout.w_row = length, 1, job.pixels
+            else:
+                b = scratch + (panel - first) * job.chunk * job.width * size
+                chunk.rows, chunk.run = 1, length
+            # The panel stays in the first-level cache while the filters pass over it.
+            tiles = ceil_div(rows, kernels.max_pixels[vectors])
+            for tile in range(tiles):
+                row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
                 kernels.tile[vectors][stop - row](
                     &layout, &chunk, weight + (row * job.length + k) * size, b,
                     moved(bias, row * size) if layout.bias_by_pixel else zeros,
                     out + (row * job.pixels + column) * size)
+                chunk.ahead += length // 4 * chunk.ahead_step
         k += length
         if chunk.flags & CK_LAST:
             return
@@ -201,6 +205,7 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
         out_channels <= kernels.max_pixels[ceil_div(job.vectors, job.panels)])
     job.row_blocks = ceil_div(out_channels, ROWS)
     job.chunk = max(1, min(job.length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))
+    job.chunk = max(1, ceil_div(job.length, max(1, ceil_div(job.length, job.chunk))))
     job.group = PACKED_BYTES // (job.chunk * job.width * kernels.itemsize)
     job.group = max(1, min(job.group, job.panels))
     cdef Py_ssize_t others = images * groups * job.row_blocks

@@ -1,11 +1,13 @@
 """Winograd's convolution."""
 
+from convkern._kernels.channels cimport Arrivals
 from convkern._kernels.core cimport Axis, Images, ck_patch
 from convkern._kernels.packing cimport PackedConv
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
                          const Images *out, Py_ssize_t images, bint planes, int activation,
-                         double slope, int threads) except -1
+                         double slope, const Arrivals *arrivals, Py_ssize_t first_image,
+                         int threads) except -1
 
 
 cdef inline void patch_of(const Images *images, const char *origin, Py_ssize_t itemsize,

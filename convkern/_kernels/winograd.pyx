@@ -17,6 +17,7 @@ contiguous NCHW images, come and go through strips.
 
 from libc.string cimport memset
 
+from convkern._kernels.channels cimport Arrivals, outputs_came
 from convkern._kernels.core cimport (
     CK_AHEAD,
     CK_FIRST,
@@ -64,6 +65,8 @@ cdef struct WinogradJob:
     # or a unit is cut into pieces.
     Py_ssize_t across, per_image, tiles, tile_groups, unit, pieces
     bint shared           # whether the threads share V
+    const Arrivals *arrivals
+    Py_ssize_t first_image
     # Tiles and channels of the input that are transformed at a time, of how many such strips.
     Py_ssize_t input_tiles, strip_channels, strips
     # V: from one tile to the next, from one element to the next; M: the latter.
@@ -208,7 +211,21 @@ cdef void convolve_block(const WinogradJob *job, const char *v, Py_ssize_t begin
         transform_outputs(job, tile, stop, m + (tile - begin) * part.width * size, part.width,
                           job.bias + padded * size, group * job.out_channels + part.first,
                           min(part.width, job.out_channels - part.first), strip)
+        if job.arrivals != NULL:
+            outputs_came(job.arrivals, job.first_image + tile // job.per_image,
+                         pixels_of(job, tile, stop)
+                         * min(part.width, job.out_channels - part.first))
         tile = stop
+
+
+cdef Py_ssize_t pixels_of(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Count the outputs of tiles begin .. end-1 of one image."""
+    cdef Py_ssize_t tile, top, left, outputs = job.tile.outputs, pixels = 0
+    for tile in range(begin, end):
+        top = tile % job.per_image // job.across * outputs
+        left = tile % job.per_image % job.across * outputs
+        pixels += min(outputs, job.h.out - top) * min(outputs, job.w.out - left)
+    return pixels
 
 
 cdef void winograd_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -291,10 +308,12 @@ cdef Py_ssize_t strip_pixels(const WinogradJob *job, Py_ssize_t tiles, Py_ssize_
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
                          const Images *out, Py_ssize_t images, bint planes, int activation,
-                         double slope, int threads) except -1:
+                         double slope, const Arrivals *arrivals, Py_ssize_t first_image,
+                         int threads) except -1:
     """Convolve images; the axes have stride and dilation 1.
 
-    They are channels-last, or `planes`: contiguous NCHW.
+    They are channels-last, or `planes`: contiguous NCHW.  `arrivals` are told of outputs, of
+    `first_image` and so on, unless they are NULL.
     """
     cdef WinogradJob job
     cdef const ck_kernels *kernels = packed.kernels
@@ -306,6 +325,7 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
     job.x, job.out, job.h, job.w, job.planes = x[0], out[0], h[0], w[0], planes
     job.activation, job.slope = activation, slope
+    job.arrivals, job.first_image = arrivals, first_image
     job.across = ceil_div(w.out, packed.winograd.outputs)
     job.per_image = job.across * ceil_div(h.out, packed.winograd.outputs)
     job.tiles = images * job.per_image

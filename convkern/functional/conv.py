@@ -48,6 +48,8 @@ from convkern.threads import get_num_threads
 
 #: Calls whose shapes and arguments are remembered with all that follows from them.
 REMEMBERED = 4096
+#: Images that each thread should have if one of them at a time is added up.
+IMAGES_PER_THREAD = 4
 #: Of outputs at a time, where the input passes through blocks.
 BLOCK_BYTES = 8 << 20
 
@@ -121,6 +123,16 @@ class Window(NamedTuple):
             (self.kernel[i], self.stride[i], self.padding[i][0], self.dilation[i]) for i in (0, 1)
         )
         return rows, columns
+
+    @property
+    def skips(self) -> bool:
+        """Whether the window is one pixel that steps over others of the image."""
+        inside = self.kernel == (1, 1) and self.padding == ((0, 0), (0, 0))
+        return inside and self.stride != (1, 1)
+
+    def of_steps(self) -> Window:
+        """Return the window that does the same on the pixels of every step alone."""
+        return self._replace(stride=(1, 1))
 
     def blocks(self) -> Blocks | None:
         """Return the blocks of pixels that make the convolution a dense one, if they may help."""
@@ -239,7 +251,11 @@ class PackedConv2d:
             self.algorithm,
             out,
             self._packed,
-        )
+        )[0]
+
+
+#: Mean and biased variance of every channel, in float64.
+Moments = tuple[np.ndarray, np.ndarray]
 
 
 class _Route(NamedTuple):
@@ -297,14 +313,19 @@ def _convolve(
     algorithm: str,
     out: np.ndarray | None,
     packed: Packed | None = None,
-) -> np.ndarray:
-    """Convolve with a weight whose packed forms may be kept by their Winograd tile."""
+    wants_moments: bool = False,
+) -> tuple[np.ndarray, Moments | None]:
+    """Convolve with a weight whose packed forms may be kept by their Winograd tile.
+
+    Mean and variance of the output's channels come with it if wanted, and if they can be made
+    meanwhile: there are images enough for all threads, channels-last.
+    """
     filters, dtype, precision = len(weight), weight.dtype, get_float32_precision()
     prepacked = packed is not None
     route = _route(window, input.shape, filters, dtype, algorithm, prepacked, precision)
     if out is None and _in_lanes(input, window, algorithm):
         code = ACTIVATIONS[activation]
-        return lanes.convolve(input, weight, bias, route.size, route.axes, code)
+        return lanes.convolve(input, weight, bias, route.size, route.axes, code), None
     shape = (*input.shape[:-3], filters, *route.size)
     if out is not None:
         check_out(out, shape, (input, weight, bias))
@@ -318,17 +339,23 @@ def _convolve(
     direct = result is not None and is_images(result, layout)
     if result is None or not direct:
         result = empty_images((x.shape[0], *shape[-3:]), dtype, layout)
+    made: _kernels.ImageMoments | None = None
     if result.size:
         code = ACTIVATIONS[activation]
+        if window.skips and not layout:
+            x, window, channels_last = _steps(x, window, route.size), window.of_steps(), False
+            route = _route(window, x.shape, filters, dtype, algorithm, prepacked, precision)
         layouts = channels_last, layout
-        _compute(x, weight, bias, window.groups, route, code, result, layouts, packed)
+        if wants_moments and layout and len(result) >= IMAGES_PER_THREAD * get_num_threads():
+            made = _kernels.ImageMoments(result)
+        _compute(x, weight, bias, window.groups, route, code, result, layouts, packed, made)
     if input.ndim == 3:
         result = result[0]
-    if out is None:
-        return result
-    if not direct:
-        out[...] = result
-    return out
+    if out is not None:
+        if not direct:
+            out[...] = result
+        result = out
+    return result, None if made is None else made.result(get_num_threads())
 
 
 def _in_lanes(x: np.ndarray, window: Window, algorithm: str) -> bool:
@@ -351,6 +378,7 @@ def _compute(
     result: np.ndarray,
     layouts: tuple[bool, bool],
     packed: Packed | None,
+    made: _kernels.ImageMoments | None,
 ) -> None:
     """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
     kept = {} if packed is None else packed
@@ -359,7 +387,7 @@ def _compute(
         return
     if route.blocks is not None:
         _compute_in_blocks(
-            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept
+            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept, made
         )
         return
     x_last, channels_last = layouts
@@ -374,7 +402,15 @@ def _compute(
         if (None, tile) not in kept:
             kept[None, tile] = _kernels.PackedConv(weight, bias, groups, threads, tile)
         packing = kept[None, tile]
-        _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads)
+        _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads, made)
+
+
+def _steps(x: np.ndarray, window: Window, out_size: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels that a window which skips some meets, contiguous NCHW."""
+    x = in_layout(x, False)
+    steps = empty_images((*x.shape[:2], *out_size), x.dtype, False)
+    _kernels.take_steps(x, steps, window.stride, get_num_threads())
+    return steps
 
 
 def _compute_in_blocks(
@@ -387,6 +423,7 @@ def _compute_in_blocks(
     layouts: tuple[bool, bool],
     tile: int,
     kept: Packed,
+    made: _kernels.ImageMoments | None,
 ) -> None:
     """Convolve blocks of pixels, of a few images at a time, so that they stay in the cache."""
     threads = get_num_threads()
@@ -399,7 +436,9 @@ def _compute_in_blocks(
         part = result[n : n + step]
         y = part if layouts[1] else empty_images(part.shape, part.dtype, True)
         dense = blocks.images(x[n : n + step], result.shape[2:], layouts[0])
-        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads)
+        if made is not None:
+            made.begin(n)
+        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads, made)
         if not layouts[1]:
             _kernels.to_contiguous(y, part, threads)
 
@@ -475,6 +514,25 @@ def conv2d(
            [ -7.,   0.,   0., -12.],
            [-27., -17., -18., -35.]], dtype=float32)
     """
+    return conv2d_moments(
+        input, weight, bias, stride, padding, dilation, groups, activation, algorithm, out, False
+    )[0]
+
+
+def conv2d_moments(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    stride: IntPair,
+    padding: Padding,
+    dilation: IntPair,
+    groups: int,
+    activation: str | None,
+    algorithm: str = "auto",
+    out: np.ndarray | None = None,
+    wants_moments: bool = True,
+) -> tuple[np.ndarray, Moments | None]:
+    """Return `conv2d`, and what a batch normalisation of it needs if that costs little more."""
     input = as_array(input, "input", (3, 4))
     weight = as_array(weight, "weight", (4,), like=input)
     window = Window.of(weight, stride, padding, dilation, groups)
@@ -486,6 +544,7 @@ def conv2d(
         _one_of(activation, "activation", ACTIVATIONS),
         _one_of(algorithm, "algorithm", ALGORITHMS),
         out,
+        wants_moments=wants_moments,
     )
 
 
@@ -586,38 +645,50 @@ def _input_gradient(
     channels_last: bool,
 ) -> None:
     """Write the gradient of an input, plus a bias, into images of the gradient's layout."""
-    precision, groups = get_float32_precision(), window.groups
-    tile = _input_gradient_tile(window, out.shape, len(weight), out.dtype, algorithm, precision)
-    if out.size:
-        weight, axes, threads = as_contiguous(weight), window.axes(), get_num_threads()
+    threads, filters, precision = get_num_threads(), len(weight), get_float32_precision()
+    if window.skips and not channels_last and bias is None:
+        steps = empty_images((*out.shape[:2], *grad.shape[2:]), out.dtype, False)
+        _input_gradient(grad, weight, None, steps, window.of_steps(), algorithm, False)
+        if out.size:
+            _kernels.spread_steps(steps, out, window.stride, threads)
+        return
+    route = _input_gradient_route(window, out.shape, filters, out.dtype, algorithm, precision)
+    if not out.size:
+        return
+    weight, groups, tile = as_contiguous(weight), window.groups, route.tile
+    if not channels_last and route.direct == "planes" and out.shape[2:] == grad.shape[2:]:
+        # A product of two matrices, as the convolution itself is.
+        turned, plain = as_contiguous(weight.transpose(1, 0, 2, 3)), ACTIVATIONS[None]
+        _kernels.conv2d_planes(grad, turned, bias, out, *route.axes, 1, *plain, threads)
+    else:
         _kernels.input_gradient(
-            grad, weight, bias, out, *axes, groups, channels_last, threads, tile
+            grad, weight, bias, out, *route.axes, groups, channels_last, threads, tile
         )
 
 
 @lru_cache(REMEMBERED)
-def _input_gradient_tile(
+def _input_gradient_route(
     window: Window,
     shape: tuple[int, ...],
     filters: int,
     dtype: np.dtype[Any],
     algorithm: str,
     precision: str,
-) -> int:
-    """Choose the Winograd tile for the gradient of an input of this shape; 0: none."""
-    axes = window.axes()
-    problem = window.problem(dtype, filters, shape[0], shape[2:], transposed=True)
-    if problem.dense:
-        return winograd_outputs(problem, algorithm, precision)
-    taps = _kernels.dense_taps(dtype, shape[1], *axes, window.groups)
-    if algorithm != "auto" or not all(taps):
-        return winograd_outputs(problem, algorithm, precision)
-    # Blocks of pixels are its outputs.
-    down, across = (-(-n // axis[1]) for n, axis in zip(shape[2:], axes, strict=True))
-    places = shape[1] * axes[0][1] * axes[1][1]
-    size = down, across
-    blocks = problem.made_dense(out_channels=places, kernel=taps, out_size=size)
-    return winograd_outputs(blocks, algorithm, precision)
+) -> _Route:
+    """Choose how to compute the gradient of an input of this shape."""
+    rows, columns = axes = window.axes()
+    size = shape[2], shape[3]
+    problem = window.problem(dtype, filters, shape[0], size, transposed=True)
+    in_planes = window.kernel == (1, 1) and problem.dense and window.groups == 1
+    direct = "planes" if in_planes and prefers_planes(problem) else "channels"
+    if not problem.dense and algorithm == "auto":
+        taps = _kernels.dense_taps(dtype, shape[1], *axes, window.groups)
+        if all(taps):
+            # Blocks of pixels are its outputs.
+            down, across = -(-size[0] // rows[1]), -(-size[1] // columns[1])
+            places = shape[1] * rows[1] * columns[1]
+            problem = problem.made_dense(out_channels=places, kernel=taps, out_size=(down, across))
+    return _Route(size, axes, winograd_outputs(problem, algorithm, precision), None, direct)
 
 
 @lru_cache(REMEMBERED)
@@ -651,6 +722,8 @@ def _weight_gradient(
     channels_last: bool,
 ) -> np.ndarray:
     """Return the gradient of a weight, from images and gradients of one layout."""
+    if window.skips and not channels_last:
+        x, window = _steps(x, window, grad.shape[2:]), window.of_steps()
     dtype, precision = weight.dtype, get_float32_precision()
     size, filters = grad.shape[2:], len(weight)
     route = _weight_gradient_route(window, x.shape, size, filters, dtype, algorithm, precision)

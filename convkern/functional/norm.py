@@ -172,8 +172,10 @@ def _statistics(
     running_mean: np.ndarray | None,
     running_var: np.ndarray | None,
     training: bool,
+    unit: int,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and biased variance per channel in float64."""
+    """Return mean and biased variance per channel in float64, of batches as they may be known."""
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("running_mean and running_var are needed outside training, got None")
@@ -184,8 +186,14 @@ def _statistics(
         )
     if not memory.size:
         return np.zeros(cut[1]), np.zeros(cut[1])
-    mean, var = _kernels.moments(memory, cut, get_num_threads())
-    return mean, var
+    if moments is None:
+        moments = _kernels.moments(memory, cut, get_num_threads(), unit)
+    return moments
+
+
+def _unit(x: np.ndarray, order: tuple[int, ...]) -> int:
+    """Return the pixels of a channels-last image, else 0: `conv2d_moments` adds them up apart."""
+    return x.shape[2] * x.shape[3] if order == (0, 2, 3, 1) else 0
 
 
 def _checked_eps(eps: float, training: bool) -> float:
@@ -280,7 +288,7 @@ class Statistics(NamedTuple):
 
     mean: np.ndarray  #: of every channel, in float64
     var: np.ndarray  #: biased
-    #: Of the affine map, (4, C), if a ReLU followed it.
+    #: Of the affine map, (4, C), if a ReLU followed it directly.
     rectified: np.ndarray | None = None
 
 
@@ -294,8 +302,14 @@ def normalise(
     momentum: float,
     eps: float,
     relu: bool = False,
+    plus: np.ndarray | None = None,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Statistics]:
-    """Return what `batch_norm` does, or the ReLU of that, and the statistics that it used."""
+    """Return what `batch_norm` does, and the statistics that it used.
+
+    An array of the input's shape may be added to the output, and that be rectified.  `moments`
+    are the batch's mean and biased variance, where they are known.
+    """
     input = as_array(input, "input", ANY_NDIM[2:])
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
@@ -306,13 +320,17 @@ def normalise(
         _check_running(running_mean, running_var)
     order = memory_order(input)
     memory, cut = to_memory(input, order), cut_at(input, 1, order)
-    mean, var = _statistics(memory, cut, old_mean, old_var, training)
+    unit = _unit(input, order)
+    mean, var = _statistics(memory, cut, old_mean, old_var, training, unit, moments)
     zeros = np.zeros_like(mean)
     factor = 1 / np.sqrt(var + eps)
     if scale is not None:
         factor *= scale
-    rows = _coefficients(memory.dtype, mean, factor, zeros if shift is None else shift, zeros)
-    out = _affine(memory, None, cut, rows, relu)
+    gain, other = zeros, None
+    if plus is not None:
+        gain, other = np.ones_like(mean), to_memory(as_array(plus, "plus", (4,), like=input), order)
+    rows = _coefficients(memory.dtype, mean, factor, zeros if shift is None else shift, gain)
+    out = _affine(memory, other, cut, rows, relu)
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
         with np.errstate(invalid="ignore"):  # infinite elements leave NaN
@@ -321,7 +339,7 @@ def normalise(
             moved_var = (1 - momentum) * running_var + momentum * unbiased
         # Both or none, should memory run out.
         running_mean[...], running_var[...] = moved_mean, moved_var
-    return from_memory(out, order), Statistics(mean, var, rows if relu else None)
+    return from_memory(out, order), Statistics(mean, var, rows if relu and plus is None else None)
 
 
 def _check_running(running_mean: Any, running_var: Any) -> None:
@@ -384,7 +402,8 @@ def batch_norm_backward(
     old_var = _per_channel(running_var, "running_var", input)
     order = memory_order(input)
     memory, cut = to_memory(input, order), cut_at(input, 1, order)
-    statistics = Statistics(*_statistics(memory, cut, old_mean, old_var, training))
+    unit = _unit(input, order)
+    statistics = Statistics(*_statistics(memory, cut, old_mean, old_var, training, unit))
     return normalise_backward(grad_output, input, statistics, weight, training, eps, output_mask)
 
 

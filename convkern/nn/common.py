@@ -151,6 +151,12 @@ def check_channels(shape: Sequence[int], channels: int) -> Shape:
     return tuple(shape)
 
 
+def check_same_ways(shape: Shape, around: Shape) -> None:
+    """Raise if the two ways of a `Residual` end in different shapes."""
+    if shape != around:
+        raise ValueError(f"the body gives shape {shape}, but its shortcut {around}")
+
+
 def extents(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
     """Return how many rows and columns a window spans."""
     return window_extent(kernel[0], dilation[0]), window_extent(kernel[1], dilation[1])

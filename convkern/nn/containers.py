@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from itertools import accumulate
 from textwrap import indent
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, NamedTuple, Self, TypeGuard, overload
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from convkern.arrays import (
 from convkern.functional.activation import add
 from convkern.nn.activation import ReLU
 from convkern.nn.base import Array, Layer, Shape
+from convkern.nn.common import check_same_ways
 from convkern.nn.conv import Conv2d, ConvTranspose2d
 from convkern.nn.linear import Linear
 from convkern.nn.norm import BatchNorm2d
@@ -208,10 +209,15 @@ class Sequential(_LayerList):
             gradient = layer.gradient(gradient, state, input_gradient or len(kept) > first)
         return gradient if input_gradient else None
 
-    def _run(self, input: Array, keep: bool) -> Iterator[tuple[Step, Any]]:
-        """Run the net layer by layer, yielding each step and what its gradient needs."""
+    def _run(self, input: Array, keep: bool, **last: Any) -> Iterator[tuple[Step, Any]]:
+        """Run the net layer by layer, yielding each step and what its gradient needs.
+
+        `last` are keywords for the last layer.
+        """
         leaves = deque(self._leaves())
         input = _in_best_layout(input, self)
+        moments: tuple[Array, Array] | None = None
+        kept: Any
         while leaves:
             name, layer = leaves.popleft()
             # Exact types: a subclass may compute something else.
@@ -220,8 +226,17 @@ class Sequential(_LayerList):
                 type(layer) is Conv2d or type(layer) is BatchNorm2d or type(layer) is Residual
             ):
                 layer = _Fused(layer, leaves.popleft()[1])
+            options = last if not leaves else {}
+            if moments is not None:
+                options = {**options, "moments": moments}
+            moments = None
             try:
-                input, kept = layer.record(input) if keep else (layer.forward(input), None)
+                if not keep:
+                    input, kept = layer.forward(input, **options), None
+                elif leaves and _gives_moments(layer, leaves[0][1]):
+                    input, kept, moments = layer.record_moments(input)
+                else:
+                    input, kept = layer.record(input, **options)
             except (TypeError, ValueError) as error:
                 error.add_note(f"in layer {name}, {layer!r}")
                 raise
@@ -306,20 +321,40 @@ class Residual(Layer):
 
     def forward(self, input: Array, *, activation: str | None = None) -> Array:
         """Return the sum of both ways, activated if wanted."""
-        input = as_array(input, "input", ANY_NDIM)
-        around = input if self.shortcut is None else self.shortcut.forward(input)
-        return self._sum(self.body.forward(input), around, activation)
+        return self._both(input, activation, keep=False)[0]
 
     def record(
         self, input: Array, *, activation: str | None = None
     ) -> tuple[Array, tuple[Any, Any]]:
         """Return the sum of both ways, activated if wanted, and what they keep."""
-        input = as_array(input, "input", ANY_NDIM)
-        around, of_shortcut = (
-            (input, None) if self.shortcut is None else self.shortcut.record(input)
-        )
-        output, of_body = self.body.record(input)
-        return self._sum(output, around, activation), (of_body, of_shortcut)
+        return self._both(input, activation, keep=True)
+
+    def _both(
+        self, input: Array, activation: str | None, keep: bool
+    ) -> tuple[Array, tuple[Any, Any]]:
+        """Go both ways, and add up."""
+        output = input = as_array(input, "input", ANY_NDIM)
+        around, of_shortcut = input, None
+        if self.shortcut is not None:
+            if keep:
+                around, of_shortcut = self.shortcut.record(input)
+            else:
+                around = self.shortcut.forward(input)
+        # A normalisation at the end of the body does the rest in its own pass.
+        last = {"plus": around, "activation": activation} if self._ends_normalised() else {}
+        of_body = []
+        for step, state in self.body._run(input, keep, **last):
+            output = step.output
+            of_body.append((step.layer, state))
+        if not last:
+            check_same_ways(output.shape, around.shape)
+            output = add(output, around, activation, overwrite=_gives_away(self.body))
+        return output, (of_body, of_shortcut)
+
+    def _ends_normalised(self) -> bool:
+        """Tell whether the body's last layer is a batch normalisation."""
+        leaves = list(self.body._leaves())
+        return bool(leaves) and type(leaves[-1][1]) is BatchNorm2d
 
     def gradient(
         self, grad_output: Array, kept: tuple[Any, Any], input_gradient: bool = True
@@ -334,18 +369,13 @@ class Residual(Layer):
             return None
         return add(through, around, overwrite=_gives_away(self.body, first=True))
 
-    def _sum(self, output: Array, around: Array, activation: str | None) -> Array:
-        """Return the sum of what both ways gave."""
-        _check_same(output.shape, around.shape)
-        return add(output, around, activation, overwrite=_gives_away(self.body))
-
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the shape that both ways give."""
         shape = self.body.output_shape(input_shape)
         around = tuple(input_shape)
         if self.shortcut is not None:
             around = self.shortcut.output_shape(input_shape)
-        _check_same(shape, around)
+        check_same_ways(shape, around)
         return shape
 
     def _children(self) -> Iterator[tuple[str, Layer]]:
@@ -450,11 +480,19 @@ class _Fused(Layer):
         """Return the activated output."""
         return self.layer.forward(input, activation="relu")
 
-    def record(self, input: Array) -> tuple[Array, tuple[Any, Array | None]]:
+    def record(self, input: Array, **options: Any) -> tuple[Array, tuple[Any, Array | None]]:
         """Return the activated output; it tells where the layer's own was positive."""
-        output, kept = self.layer.record(input, activation="relu")
+        output, kept = self.layer.record(input, activation="relu", **options)
         # A normalisation takes its gradient through the ReLU by itself.
         return output, (kept, None if type(self.layer) is BatchNorm2d else output)
+
+    def record_moments(
+        self, input: Array
+    ) -> tuple[Array, tuple[Any, Array], tuple[Array, Array] | None]:
+        """Return the same of a convolution, and the moments of its activated output."""
+        assert isinstance(self.layer, Conv2d)
+        output, kept, moments = self.layer.record_moments(input, activation="relu")
+        return output, (kept, output), moments
 
     def gradient(
         self, grad_output: Array, kept: tuple[Any, Array | None], input_gradient: bool = True
@@ -498,6 +536,12 @@ def _in_best_layout(input: Any, net: Layer) -> Any:
     return functional.to_channels_last(input)
 
 
+def _gives_moments(layer: Layer, after: Layer) -> TypeGuard[Conv2d | _Fused]:
+    """Tell whether a convolution is normalised by the layer after it with the batch's moments."""
+    convolution = layer.layer if isinstance(layer, _Fused) else layer
+    return type(convolution) is Conv2d and type(after) is BatchNorm2d and after.takes_moments()
+
+
 def _gives_away(layer: Layer, *, first: bool = False) -> bool:
     """Tell whether a layer's output may be overwritten; with `first`, its input's gradient."""
     if isinstance(layer, Sequential):
@@ -532,12 +576,6 @@ def _joined_shape(shapes: Sequence[Shape]) -> Shape:
         if [*shape[:axis], joined[axis], *shape[axis:][1:]] != joined:
             raise ValueError(f"the branches give shapes that do not fit: {list(shapes)}")
     return tuple(joined)
-
-
-def _check_same(shape: Shape, around: Shape) -> None:
-    """Raise if the two ways of a `Residual` end in different shapes."""
-    if shape != around:
-        raise ValueError(f"the body gives shape {shape}, but its shortcut {around}")
 
 
 def _tree(layer: Layer) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from convkern import functional
 from convkern.arrays import as_array
 from convkern.functional.algorithm import prefers_images_in_lanes
+from convkern.functional.conv import conv2d_moments
 from convkern.functional.lanes import can_convolve
 from convkern.geometry import (
     IntPair,
@@ -160,9 +161,16 @@ class Conv2d(_Convolution):
 
     def record(self, input: Array, *, activation: str | None = None) -> tuple[Array, Array]:
         """Return the convolution and the input, padded if that takes a mode."""
+        output, kept, _ = self.record_moments(input, activation=activation, wanted=False)
+        return output, kept
+
+    def record_moments(
+        self, input: Array, *, activation: str | None = None, wanted: bool = True
+    ) -> tuple[Array, Array, tuple[Array, Array] | None]:
+        """Return what `record` does, and what a batch normalisation needs, if it is at hand."""
         if self.padding_mode != "zeros":
             input = _pad(input, self._pads, self.padding_mode)
-        output = functional.conv2d(
+        output, moments = conv2d_moments(
             input,
             self.weight.data,
             self._bias(),
@@ -170,9 +178,10 @@ class Conv2d(_Convolution):
             self._zeros(),
             self.dilation,
             self.groups,
-            activation=activation,
+            activation,
+            wants_moments=wanted,
         )
-        return output, input
+        return output, input, moments
 
     def gradient(
         self, grad_output: Array, kept: Array, input_gradient: bool = True

@@ -13,7 +13,7 @@ from convkern.arrays import as_array
 from convkern.functional.norm import Statistics, normalise, normalise_backward
 from convkern.geometry import integer
 from convkern.nn.base import Array, Layer, Parameter, Shape
-from convkern.nn.common import add_grads, as_dtype, check_channels, options
+from convkern.nn.common import add_grads, as_dtype, check_channels, check_same_ways, options
 
 
 class _Call(NamedTuple):
@@ -92,16 +92,31 @@ class BatchNorm2d(Layer):
             np.zeros((), np.int64) if track_running_stats else None
         )
 
-    def forward(self, input: Array, *, activation: str | None = None) -> Array:
-        """Return the normalised input, as `convkern.batch_norm`; with ``"relu"`` rectified."""
-        return self.record(input, activation=activation)[0]
+    def forward(
+        self, input: Array, *, plus: Array | None = None, activation: str | None = None
+    ) -> Array:
+        """Return the normalised input, as `convkern.batch_norm`.
 
-    def record(self, input: Array, *, activation: str | None = None) -> tuple[Array, _Call]:
-        """Return the same, and the input with the statistics."""
+        An array of its shape may be added, and the sum be rectified with ``"relu"``.
+        """
+        return self.record(input, plus=plus, activation=activation)[0]
+
+    def record(
+        self,
+        input: Array,
+        *,
+        plus: Array | None = None,
+        activation: str | None = None,
+        moments: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, _Call]:
+        """Return the same, and the input with the statistics, of which `moments` may be known."""
         input = as_array(input, "input", (3, 4))
         check_channels(input.shape, self.num_features)
         images = input if input.ndim == 4 else input[None]
-        training = self.training or self.running_mean is None
+        if plus is not None:
+            check_same_ways(input.shape, plus.shape)
+            plus = plus if plus.ndim == 4 else plus[None]
+        training = self.takes_moments()
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0
@@ -117,10 +132,16 @@ class BatchNorm2d(Layer):
             momentum,
             self.eps,
             relu=activation == "relu",
+            plus=plus,
+            moments=moments,
         )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
         return output if input.ndim == 4 else output[0], _Call(images, statistics, training)
+
+    def takes_moments(self) -> bool:
+        """Tell whether it is the batch's own mean and variance that are used."""
+        return self.training or self.running_mean is None
 
     def gradient(
         self, grad_output: Array, kept: _Call, input_gradient: bool = True

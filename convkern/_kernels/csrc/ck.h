@@ -319,6 +319,15 @@ typedef struct {
      * the first and the last of those elements may be read */
     void (*gather_row)(const void *src, ptrdiff_t stride, ptrdiff_t begin, ptrdiff_t end, void *dst,
                        ptrdiff_t n);
+    /* dst[r*dst_row + p*length + i] = src[r*src_row + i*stride + p - left] for r < rows, p < stride,
+     * i < length, where that is one of the row's `width` elements; the others are left as they are */
+    void (*split_plane)(const void *src, ptrdiff_t src_row, ptrdiff_t width, ptrdiff_t rows,
+                        ptrdiff_t stride, ptrdiff_t left, void *dst, ptrdiff_t dst_row,
+                        ptrdiff_t length);
+    /* dst[r*row_step*width + i*column_step] = src[r*columns + i] for r < rows, i < columns, 0 for
+     * the others of height * width elements */
+    void (*spread_plane)(const void *src, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t row_step,
+                         ptrdiff_t column_step, void *dst, ptrdiff_t height, ptrdiff_t width);
     /* dst[r*width + i] = src[r*src_row + i] for i < n, 0 for n <= i < width; r < rows */
     void (*copy_rows)(const void *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t n, void *dst,
                       ptrdiff_t width);
