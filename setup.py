@@ -127,6 +127,7 @@ extensions = [
         "depthwise",
         "grad_input",
         "grad_weight",
+        "images_last",
         "loss",
         "optimizer",
         "packing",

@@ -2,6 +2,7 @@
 
 Logical order is always NCHW.  The kernels read two layouts directly,
 contiguous NCHW and channels-last; anything else is copied into one of them.
+Those of small convolutions also read images-last, (C, H, W, N) in memory.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def as_images(x: np.ndarray) -> tuple[np.ndarray, bool]:
     channels_last, readable = _kernels.layout_of(x)
     if channels_last and x.size:
         return x if readable else x.copy(order="K"), True
-    return as_contiguous(x), False
+    return to_contiguous(x), False
 
 
 def in_layout(x: np.ndarray, channels_last: bool) -> np.ndarray:
@@ -140,10 +141,41 @@ def to_channels_last(input: np.ndarray) -> np.ndarray:
     return out[0] if input.ndim == 3 else out
 
 
+def is_images_last(x: np.ndarray) -> bool:
+    """Tell whether the memory of a 4-D array is (C, H, W, N) with 16, 32, 48 or 64 images."""
+    return _kernels.is_images_last(x)
+
+
+def fills_lanes(shape: tuple[int, ...]) -> bool:
+    """Tell whether images of a shape, (N, C, H, W), are as many as may lie images-last."""
+    return len(shape) == 4 and shape[0] % 16 == 0 and shape[0] <= 64 and math.prod(shape) > 0
+
+
+def empty_images_last(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Return a new NCHW-shaped array whose memory is images-last."""
+    memory: np.ndarray = _kernels.empty((*shape[1:], shape[0]), dtype)
+    return memory.transpose(3, 0, 1, 2)
+
+
+def to_images_last(x: np.ndarray) -> np.ndarray:
+    """Return an equal array whose memory is images-last, of a 4-D array with images."""
+    if is_images_last(x):
+        return x
+    x = in_layout(x, False)
+    out = empty_images_last(x.shape, x.dtype)
+    if x.size:
+        _kernels.to_images_last(x, out, get_num_threads())
+    return out
+
+
 def to_contiguous(x: np.ndarray) -> np.ndarray:
-    """Return an equal C-contiguous array, by the transpose kernel where `x` is channels-last."""
+    """Return an equal C-contiguous array, by a transpose kernel where memory has another order."""
     if x.ndim != 4 or x.dtype not in DTYPES or x.flags.c_contiguous or not x.flags.aligned:
         return as_contiguous(x)
+    if is_images_last(x):
+        out: np.ndarray = _kernels.empty(x.shape, x.dtype)
+        _kernels.from_images_last(x, out, get_num_threads())
+        return out
     if not x.transpose(0, 2, 3, 1).flags.c_contiguous:
         return as_contiguous(x)
     out = empty_images(x.shape, x.dtype, False)
@@ -165,6 +197,8 @@ def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
         return to_contiguous(x)
     if order == (0, 2, 3, 1):
         return as_contiguous(to_channels_last(x).transpose(order))
+    if order == (1, 2, 3, 0) and x.dtype in DTYPES:
+        return to_images_last(x).transpose(order)
     return as_contiguous(view)
 
 

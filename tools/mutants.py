@@ -55,6 +55,7 @@ TESTS = [
     "tests/test_nn_backward.py",
     "tests/test_against_torch.py",
 ]
+_LANES = ["tests/test_lanes.py"]
 _POOL = ["tests/test_pool.py", "tests/test_exact.py"]
 _DENSE = ["tests/test_dense.py"]
 _CHANNELS = ["tests/test_dense.py", "tests/test_nn_backward.py"]
@@ -73,6 +74,8 @@ FIRST = {
     "winograd.pyx": _WINOGRAD,
     "winograd_gradient.pyx": _WINOGRAD,
     "blocks.pyx": _WINOGRAD,
+    "lanes.inc": _LANES,
+    "images_last.pyx": _LANES,
 }
 
 
@@ -537,6 +540,37 @@ FAULTS = [
         "first * plane + region.top * planes.row + region.left) * size\n    if area",
         "first * plane + region.top * planes.row) * size\n    if area",
         "strips always begin at the left edge",
+    ),
+    # ------------------------------------------------------------ lanes.inc, images_last.pyx
+    Fault(
+        "lanes.inc",
+        "const vec sum = first ? acc[f][p] : acc[f][p] + v_load(o);",
+        "const vec sum = acc[f][p];",
+        "of several chunks of channels the last alone counts",
+    ),
+    Fault(
+        "lanes.inc",
+        "v_store(sum, v_load(sum) + acc[f][s]);",
+        "v_store(sum, acc[f][s]);",
+        "of several pieces of a weight's gradient the last alone counts",
+    ),
+    Fault(
+        "images_last.pyx",
+        "taps - 1 - (p + a.pad) // a.stride, 1)",
+        "taps - 1 - p // a.stride, 1)",
+        "the gradient of the input knows no padding",
+    ),
+    Fault(
+        "images_last.pyx",
+        "begin = max(begin, ceil_div(max(<Py_ssize_t>0, h.pad - r), h.stride))",
+        "begin = max(begin, max(<Py_ssize_t>0, h.pad - r) // h.stride)",
+        "windows above the image are added to the gradient of the weight",
+    ),
+    Fault(
+        "images_last.pyx",
+        "return vectors if stretch.step == stretch.source_step == 1 else 1",
+        "return vectors",
+        "with a stride, too, all places of a row are in even steps",
     ),
     # ------------------------------------------------------------ planes.pyx, planes_gradient.pyx
     Fault(

@@ -38,6 +38,14 @@ try:
     from convkern._kernels.depthwise import depthwise_planes
     from convkern._kernels.grad_input import dense_taps, input_gradient
     from convkern._kernels.grad_weight import weight_gradient
+    from convkern._kernels.images_last import (
+        from_images_last,
+        is_images_last,
+        lanes_conv2d,
+        lanes_input_gradient,
+        lanes_weight_gradient,
+        to_images_last,
+    )
     from convkern._kernels.loss import (
         class_losses,
         class_weights,
@@ -75,16 +83,21 @@ __all__ = [
     "empty",
     "empty_cache",
     "fma_peak",
+    "from_images_last",
     "gather",
     "gather_blocks",
     "gradient_sums",
     "idle_bytes",
     "im2col",
     "input_gradient",
+    "is_images_last",
     "is_operand",
     "isa",
     "isa_names",
     "lanes",
+    "lanes_conv2d",
+    "lanes_input_gradient",
+    "lanes_weight_gradient",
     "layout_of",
     "linear",
     "linear_input_gradient",
@@ -109,6 +122,7 @@ __all__ = [
     "take_steps",
     "to_channels_last",
     "to_contiguous",
+    "to_images_last",
     "totals",
     "weight_gradient",
     "wrong_class",

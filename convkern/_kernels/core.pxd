@@ -77,6 +77,17 @@ cdef extern from "csrc/ck.h" nogil:
         const ptrdiff_t *offsets
         int activation
         double slope
+    ctypedef struct ck_lanes:
+        ptrdiff_t channels, rows, columns, chunk, x_channel, x_row, x_column, x_pixel
+        ptrdiff_t w_filter, w_channel, w_row, w_column, out_filter, out_pixel
+        int activation
+        double slope
+    ctypedef void (*ck_lanes_fn)(const ck_lanes *, const void *, const void *, const void *,
+                                 void *) noexcept nogil
+    ctypedef struct ck_lanes_outer:
+        ptrdiff_t rows, pixels, x_column, x_row, x_pixel, g_filter, g_row, g_pixel, sums_filter
+    ctypedef void (*ck_lanes_outer_fn)(const ck_lanes_outer *, const void *, const void *,
+                                       void *) noexcept nogil
     ctypedef struct ck_kernels:
         int itemsize, lanes, max_dot_rows
         int max_pixels[5]
@@ -148,6 +159,11 @@ cdef extern from "csrc/ck.h" nogil:
         void (*adam)(const ck_adam *, const void *, void *, void *, void *, void *,
                      ptrdiff_t) noexcept nogil
         double (*spin_fma)(ptrdiff_t, void *) noexcept nogil
+        int max_lanes_filters
+        int max_lanes_pixels[6]
+        ck_lanes_fn lanes_tile[6][7]
+        ck_lanes_outer_fn lanes_outer[6][7]
+        void (*sum_lanes)(const void *, ptrdiff_t, void *) noexcept nogil
     const char *const *ck_isa_names()
     int ck_isa_supported(const char *)
     const ck_kernels *ck_table(const char *, int)

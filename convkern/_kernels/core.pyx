@@ -106,7 +106,7 @@ cdef extern from *:
 cdef object kept_capsule = PyCapsule_New(kept_handler_address, "mem_handler", NULL)
 
 cdef enum:
-    KEEP_BYTES = 1 << 16  # what is smaller the system's allocator keeps by itself, more or less
+    KEEP_BYTES = 1 << 14  # smaller arrays gain nothing from pages that are kept, or from whole lines
 
 
 def empty(tuple shape, dtype, bint channels_last=False):

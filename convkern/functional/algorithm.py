@@ -58,6 +58,14 @@ ROW = 0.6
 ROW_OF_3X3 = 0.4
 #: Channels whose gradients of weights are made in planes.
 FEW_CHANNELS = 4
+#: Multiply-adds with images in the lanes, and bringing a vector of them there or back.
+LANES = 2.0
+TURN = 80.0
+#: Filters, and pairs of a channel and a filter, up to which images in the lanes win.
+FEW_FILTERS = 32
+FEW_PAIRS = 320
+#: Channels and filters from which on Winograd's algorithm wins over that.
+ENOUGH_CHANNELS = 16
 
 
 class Problem(NamedTuple):
@@ -156,24 +164,35 @@ def prefers_planes(problem: Problem) -> bool:
     they hold channels, and pixels and outputs are brought from one order into the other.
     The number of images has no say, because the two differ in rounding.
     """
-    in_vectors, vectors = _vectors(problem)
-    lanes: int = _kernels.lanes(problem.dtype)
     if problem.channels == problem.out_channels == 1:
-        return problem.groups < lanes  # channels share vectors, but these are too few
+        # Channels share vectors, but these are too few.
+        return problem.groups < int(_kernels.lanes(problem.dtype))
+    return _planes_cost(problem) < _strips_cost(problem)
+
+
+def _planes_cost(problem: Problem) -> float:
+    """Return what an image of one group costs in planes."""
+    lanes: int = _kernels.lanes(problem.dtype)
     pixels = problem.out_size[0] * problem.out_size[1]
     taps = problem.kernel[0] * problem.kernel[1]
-    products = problem.channels * taps
     copies = 0.0
     if taps > 1 or problem.stride != (1, 1):
         copies = COPY_TAPS if problem.stride[1] == 1 else PICK_TAPS
     filled: float = -(-pixels // lanes)
     if not copies and problem.groups == 1 and pixels < MOST_FULL * lanes * filled:
         filled = pixels / lanes  # joined with those of other images
-    planes = filled * products * (problem.out_channels * PLANES + copies)
+    products = filled * problem.channels * taps
+    return products * (problem.out_channels * PLANES + copies)
+
+
+def _strips_cost(problem: Problem) -> float:
+    """Return what an image of one group costs in channels-last strips."""
+    in_vectors, vectors = _vectors(problem)
+    pixels = problem.out_size[0] * problem.out_size[1]
+    products = problem.channels * problem.kernel[0] * problem.kernel[1]
     step = problem.stride[1] * min(problem.stride[0], problem.kernel[0])
-    strips = pixels * (products * vectors + GATHER * step * in_vectors + PLACE * vectors)
-    strips += products * vectors * PACK / SHARED_BY
-    return planes < strips
+    copies = pixels * (GATHER * step * in_vectors + PLACE * vectors)
+    return products * vectors * (pixels + PACK / SHARED_BY) + copies
 
 
 def fills_rows(problem: Problem) -> bool:
@@ -187,6 +206,42 @@ def fills_rows(problem: Problem) -> bool:
         return False
     dense_square = problem.kernel == (3, 3) and problem.stride[1] == 1
     return problem.out_size[1] > (ROW_OF_3X3 if dense_square else ROW) * lanes
+
+
+def prefers_images_in_lanes(
+    dtype: np.dtype[Any],
+    channels: int,
+    filters: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+) -> bool:
+    """Tell whether a convolution and its gradients are faster with images in the lanes.
+
+    Vectors of images are always full, whereas those of few channels are not, neither of the
+    outputs nor of the input's gradient.  The sizes of the images have no say, because a net
+    has one layout for maps of all sizes.
+    """
+    winograd = (
+        kernel[0] == kernel[1]
+        and kernel[0] in TILES["high"]
+        and stride == (1, 1)
+        and dtype == np.float32
+        and min(channels, filters) >= ENOUGH_CHANNELS
+    )
+    few = filters <= FEW_FILTERS and channels * filters <= FEW_PAIRS
+    return few and kernel != (1, 1) and not winograd
+
+
+def pays_for_lanes(problem: Problem) -> bool:
+    """Tell whether contiguous NCHW images had better be brought images-last and back again."""
+    sizes = problem.dtype, problem.channels, problem.out_channels
+    if problem.images % 16 or not prefers_images_in_lanes(*sizes, problem.kernel, problem.stride):
+        return False
+    outputs = problem.out_size[0] * problem.out_size[1] * problem.out_channels
+    pixels = problem.out_size[0] * problem.out_size[1] * problem.stride[0] * problem.stride[1]
+    products = outputs * problem.channels * problem.kernel[0] * problem.kernel[1]
+    cost = products * LANES + (pixels * problem.channels + outputs) * TURN
+    return cost / _kernels.lanes(problem.dtype) < min(_planes_cost(problem), _strips_cost(problem))
 
 
 def _vectors(problem: Problem) -> tuple[int, int]:

@@ -18,14 +18,17 @@ from convkern.arrays import (
     empty_images,
     in_layout,
     is_images,
+    is_images_last,
     to_channels_last,
 )
+from convkern.functional import lanes
 from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import (
     ALGORITHMS,
     Problem,
     fills_rows,
     gradient_in_planes,
+    pays_for_lanes,
     prefers_planes,
     winograd_outputs,
 )
@@ -267,6 +270,8 @@ class _Route(NamedTuple):
     blocks: Blocks | None
     #: Which kernel for contiguous NCHW: "rows" or "planes"; else "channels".
     direct: str
+    #: Whether contiguous NCHW images go by way of images-last ones.
+    by_lanes: bool = False
 
 
 @lru_cache(REMEMBERED)
@@ -284,6 +289,10 @@ def _route(
     problem = window.problem(dtype, filters, shape[0] if len(shape) == 4 else 1, size)
     tile = winograd_outputs(problem, algorithm, precision, prepacked)
     blocks = None if tile or algorithm != "auto" else window.blocks()
+    # The number of images may only have a say where it may change how a sum is rounded.
+    free = algorithm == "auto" and precision != "highest" and not prepacked
+    can = lanes.can_convolve(window.kernel, window.dilation, window.groups)
+    by_lanes = not tile and free and can and pays_for_lanes(problem)
     if blocks is not None:
         dense = blocks.problem(problem)
         tile = winograd_outputs(dense, algorithm, precision, prepacked, instead=problem)
@@ -292,7 +301,7 @@ def _route(
         direct = "rows"
     elif not tile and prefers_planes(problem):
         direct = "planes"
-    return _Route(size, window.axes(), tile, blocks if tile else None, direct)
+    return _Route(size, window.axes(), tile, blocks if tile else None, direct, by_lanes)
 
 
 def _convolve(
@@ -314,6 +323,9 @@ def _convolve(
     filters, dtype, precision = len(weight), weight.dtype, get_float32_precision()
     prepacked = packed is not None
     route = _route(window, input.shape, filters, dtype, algorithm, prepacked, precision)
+    if out is None and _in_lanes(input, window, algorithm):
+        code = ACTIVATIONS[activation]
+        return lanes.convolve(input, weight, bias, route.size, route.axes, code), None
     shape = (*input.shape[:-3], filters, *route.size)
     if out is not None:
         check_out(out, shape, (input, weight, bias))
@@ -346,6 +358,16 @@ def _convolve(
     return result, None if made is None else made.result(get_num_threads())
 
 
+def _in_lanes(x: np.ndarray, window: Window, algorithm: str) -> bool:
+    """Tell whether images lie so, and the window is such, that they are convolved in the lanes."""
+    return (
+        algorithm != "winograd"
+        and x.ndim == 4
+        and is_images_last(x)
+        and lanes.can_convolve(window.kernel, window.dilation, window.groups)
+    )
+
+
 def _compute(
     x: np.ndarray,
     weight: np.ndarray,
@@ -360,6 +382,9 @@ def _compute(
 ) -> None:
     """Convolve as chosen; `layouts` tells whether x and result are channels-last."""
     kept = {} if packed is None else packed
+    if route.by_lanes and layouts == (False, False):
+        lanes.convolve_parts(x, weight, bias, route.axes, activation, result)
+        return
     if route.blocks is not None:
         _compute_in_blocks(
             x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept, made
@@ -592,7 +617,9 @@ def conv2d_backward(
     algorithm = _one_of(algorithm, "algorithm", ALGORITHMS)
     shape = (*input.shape[:-3], weight.shape[0], *window.output_size(input.shape))
     grad_output = _checked_gradient(grad_output, input, shape)
-    want_input, want_weight, want_bias = checked_mask(output_mask)
+    want_input, want_weight, want_bias = wanted = checked_mask(output_mask)
+    if _in_lanes(input, window, algorithm):
+        return lanes.gradients(grad_output, input, weight, window.axes(), wanted)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
     grad_input = grad_weight = grad_bias = None

@@ -17,6 +17,8 @@ from convkern.arrays import (
     check_plain,
     empty_images,
     in_layout,
+    is_images_last,
+    to_images_last,
 )
 from convkern.geometry import IntPair, integer, number, output_size, pair, window_extent
 from convkern.threads import get_num_threads
@@ -85,6 +87,13 @@ def max_pool2d(
     # Only plain integers: as a key 1.0 and True are the same as 1.
     of = _remembered_windows if _kernels.are_plain(arguments) else _max_windows
     out_size, rows, columns = of(input.shape, *arguments, bool(ceil_mode))
+    if _is_images_last(input):
+        swapped = max_pool2d(
+            _swapped(input), *arguments, ceil_mode=ceil_mode, return_indices=return_indices
+        )
+        if isinstance(swapped, tuple):
+            return _swapped(swapped[0]), _swapped(swapped[1])
+        return _swapped(swapped)
     x, channels_last = as_images(input)
     shape = (*x.shape[:2], *out_size)
     values = empty_images(shape, x.dtype, channels_last)
@@ -174,6 +183,9 @@ def max_pool2d_backward(
 def _scattered(values: np.ndarray, indices: Any, size: tuple[int, ...], *, add: bool) -> np.ndarray:
     """Return zero images of a size with the values at their indices, added up or the last one."""
     _check_indices(indices, values.shape)
+    if _is_images_last(values) or _is_images_last(indices):
+        values = to_images_last(values)
+        return _swapped(_scattered(_swapped(values), _swapped(indices), size, add=add))
     images, channels_last = as_images(values)
     out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
     if not out.size:
@@ -189,6 +201,16 @@ def _scattered(values: np.ndarray, indices: Any, size: tuple[int, ...], *, add: 
     ):
         raise _index_error(indices, math.prod(size))
     return out[0] if values.ndim == 3 else out
+
+
+def _is_images_last(x: np.ndarray) -> bool:
+    """Tell whether an array is images-last; with N and C swapped it then is channels-last."""
+    return x.ndim == 4 and is_images_last(x)
+
+
+def _swapped(x: np.ndarray) -> np.ndarray:
+    """Return images with the channels for images and the images for channels, or undo that."""
+    return x.transpose(1, 0, 2, 3)
 
 
 def _pixels(x: np.ndarray, channels_last: bool) -> np.ndarray:
@@ -332,6 +354,8 @@ def max_unpool2d_backward(grad_output: np.ndarray, indices: np.ndarray) -> np.nd
     lead = grad_output.shape[:-2]
     size = np.shape(indices)[-2:]
     _check_indices(indices, (*lead, *size))
+    if _is_images_last(grad_output):
+        return _swapped(max_unpool2d_backward(_swapped(grad_output), _swapped(indices)))
     images, channels_last = as_images(grad_output)
     out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)
     if out.size and not _kernels.gather(
@@ -396,6 +420,8 @@ def _box_sums(
     divisors: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return the sums over windows of 3-D or 4-D images, divided by products of the divisors."""
+    if _is_images_last(x):
+        return _swapped(_box_sums(_swapped(x), rows, columns, divisors))
     images, channels_last = as_images(x)
     size = (len(rows.begin), len(columns.begin))
     out = empty_images((*images.shape[:2], *size), images.dtype, channels_last)

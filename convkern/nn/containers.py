@@ -12,7 +12,15 @@ from typing import Any, NamedTuple, Self, TypeGuard, overload
 import numpy as np
 
 from convkern import functional
-from convkern.arrays import ANY_NDIM, as_array, empty_images, is_channels_last
+from convkern.arrays import (
+    ANY_NDIM,
+    as_array,
+    empty_images,
+    fills_lanes,
+    is_channels_last,
+    is_images_last,
+    to_images_last,
+)
 from convkern.functional.activation import add, relu_gradient
 from convkern.nn.activation import ReLU
 from convkern.nn.base import Array, Layer, Shape
@@ -22,6 +30,7 @@ from convkern.nn.linear import Linear
 from convkern.nn.norm import BatchNorm2d
 from convkern.nn.pool import AvgPool2d, MaxPool2d
 from convkern.nn.summary import join_names
+from convkern.precision import get_float32_precision
 
 #: Layers whose output, and gradient of the input, nobody else holds: it may be overwritten.
 _GIVING_AWAY = (Conv2d, ConvTranspose2d, BatchNorm2d, Linear)
@@ -119,9 +128,10 @@ class Sequential(_LayerList):
 
     Notes
     -----
-    Inside a net with convolutions activations travel channels-last, and a
-    `ReLU` right after a `Conv2d`, a `BatchNorm2d` or a `Residual` is computed within that.
-    Neither changes `layers` or what the net computes, and training does the same.
+    Inside a net with convolutions activations travel channels-last, or images-last
+    where 16, 32, 48 or 64 images meet few channels. A `ReLU` right after a `Conv2d`, a
+    `BatchNorm2d` or a `Residual` is computed within that. Neither changes `layers` or
+    what the net computes, and training does the same.
 
     A layer with the empty name adds nothing to the names of what is inside it:
     ``Sequential(("", Linear(2, 3)))`` has a ``weight``, not a ``0.weight``.
@@ -212,9 +222,7 @@ class Sequential(_LayerList):
         `last` are keywords for the last layer.
         """
         leaves = deque(self._leaves())
-        # A net may also begin with vectors and make images of them later.
-        if np.ndim(input) in (3, 4) and _has_convolution(self):
-            input = functional.to_channels_last(input)
+        input = _in_best_layout(input, self)
         moments: tuple[Array, Array] | None = None
         kept: Any
         while leaves:
@@ -485,9 +493,7 @@ class _Fused(Layer):
         # A normalisation takes its gradient through the ReLU by itself.
         return output, [kept, None if type(self.layer) is BatchNorm2d else output]
 
-    def record_moments(
-        self, input: Array
-    ) -> tuple[Array, list[Any], tuple[Array, Array] | None]:
+    def record_moments(self, input: Array) -> tuple[Array, list[Any], tuple[Array, Array] | None]:
         """Return the same of a convolution, and the moments of its activated output."""
         assert isinstance(self.layer, Conv2d)
         output, kept, moments = self.layer.record_moments(input, activation="relu")
@@ -521,11 +527,29 @@ class _Fused(Layer):
 _GIVING_GRADIENTS_AWAY = (MaxPool2d, AvgPool2d, Residual)
 
 
-def _has_convolution(layer: Layer) -> bool:
-    """Tell whether there is a convolution anywhere inside."""
-    return isinstance(layer, Conv2d | ConvTranspose2d) or any(
-        _has_convolution(child) for _, child in layer._children()
-    )
+def _convolutions(layer: Layer) -> Iterator[Conv2d | ConvTranspose2d]:
+    """Yield the convolutions that are anywhere inside."""
+    if isinstance(layer, Conv2d | ConvTranspose2d):
+        yield layer
+    for _, child in layer._children():
+        yield from _convolutions(child)
+
+
+def _in_best_layout(input: Any, net: Layer) -> Any:
+    """Return the input of a net in the memory layout that its convolutions are fastest in.
+
+    A net may also begin with vectors and make images of them later.
+    """
+    if np.ndim(input) not in (3, 4) or next(_convolutions(net), None) is None:
+        return input
+    if fills_lanes(np.shape(input)) and get_float32_precision() != "highest":
+        input = as_array(input, "input", (4,))
+        # Inside of another net that one has chosen.
+        if is_images_last(input) or all(
+            layer.prefers_images_last() for layer in _convolutions(net)
+        ):
+            return to_images_last(input)
+    return functional.to_channels_last(input)
 
 
 def _gives_moments(layer: Layer, after: Layer) -> TypeGuard[Conv2d | _Fused]:

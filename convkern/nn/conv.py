@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from convkern import functional
 from convkern.arrays import as_array
+from convkern.functional.algorithm import prefers_images_in_lanes
 from convkern.functional.conv import conv2d_moments
+from convkern.functional.lanes import can_convolve
 from convkern.geometry import (
     IntPair,
     Padding,
@@ -69,6 +71,10 @@ class _Convolution(Layer):
     def _bias(self) -> Array | None:
         """Return the values of the bias."""
         return None if self.bias is None else self.bias.data
+
+    def prefers_images_last(self) -> bool:
+        """Tell whether a batch of images had better lie with the images in the lanes."""
+        return False
 
 
 class Conv2d(_Convolution):
@@ -195,6 +201,20 @@ class Conv2d(_Convolution):
         if grad_input is not None and self.padding_mode != "zeros":
             grad_input = _fold_padding(grad_input, self._pads, self.padding_mode)
         return grad_input
+
+    def prefers_images_last(self) -> bool:
+        """Tell whether a batch of images had better lie with the images in the lanes."""
+        return (
+            self.padding_mode == "zeros"
+            and can_convolve(self.kernel_size, self.dilation, self.groups)
+            and prefers_images_in_lanes(
+                self.weight.data.dtype,
+                self.in_channels,
+                self.out_channels,
+                self.kernel_size,
+                self.stride,
+            )
+        )
 
     def _zeros(self) -> PaddingPairs:
         """Return the padding that the convolution itself does."""

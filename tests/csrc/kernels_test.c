@@ -581,6 +581,72 @@ static void test_depthwise(void)
     compare("depthwise_plane", out, 0);
 }
 
+/* ---- images in the lanes ---- */
+
+static void test_lanes(int filters, int pixels)
+{
+    const ptrdiff_t lanes = kernels->lanes;
+    ck_lanes t = {draw(1, 5), draw(0, 3), draw(0, 3), draw(1, 3), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                  (int)draw(CK_IDENTITY, CK_LEAKY_RELU), 0.5};
+    t.x_pixel = draw(1, 3) * lanes, t.x_column = draw(1, 3) * lanes;
+    t.x_row = draw(1, 30) * lanes, t.x_channel = draw(1, 60) * lanes;
+    t.w_filter = draw(1, 20), t.w_channel = draw(1, 20), t.w_row = draw(1, 9), t.w_column = draw(1, 3);
+    t.out_pixel = draw(1, 2) * lanes, t.out_filter = pixels * t.out_pixel + draw(0, 2) * lanes;
+    const ptrdiff_t rows = t.rows ? t.rows - 1 : 0, columns = t.columns ? t.columns - 1 : 0;
+    const void *x = integers((t.channels - 1) * t.x_channel + rows * t.x_row + columns * t.x_column
+                             + (pixels - 1) * t.x_pixel + lanes);
+    const void *w = integers((filters - 1) * t.w_filter + (t.channels - 1) * t.w_channel
+                             + rows * t.w_row + columns * t.w_column + 1);
+    const void *bias = draw(0, 1) ? integers(filters) : NULL;
+    output out = new_output((filters - 1) * t.out_filter + (pixels - 1) * t.out_pixel + lanes);
+    for (int f = 0; f < filters; f++)
+        for (int p = 0; p < pixels; p++)
+            for (ptrdiff_t i = 0; i < lanes; i++) {
+                double sum = bias ? at(bias, f) : 0;
+                for (ptrdiff_t c = 0; c < t.channels; c++)
+                    for (ptrdiff_t r = 0; r < t.rows; r++)
+                        for (ptrdiff_t s = 0; s < t.columns; s++)
+                            sum += at(x, c * t.x_channel + r * t.x_row + s * t.x_column
+                                             + p * t.x_pixel + i)
+                                * at(w, f * t.w_filter + c * t.w_channel + r * t.w_row
+                                            + s * t.w_column);
+                out.true_[f * t.out_filter + p * t.out_pixel + i] =
+                    activated(sum, t.activation, t.slope);
+            }
+    kernels->lanes_tile[filters][pixels](&t, x, w, bias, out.mine);
+    compare("lanes_tile", out, 0);
+
+    ck_lanes_outer o = {draw(1, 4), draw(1, 9), 0, 0, 0, 0, 0, 0, pixels + draw(0, 2)};
+    o.x_column = draw(1, 3) * lanes, o.x_row = draw(1, 30) * lanes, o.x_pixel = draw(1, 3) * lanes;
+    o.g_filter = draw(1, 60) * lanes, o.g_row = draw(1, 30) * lanes, o.g_pixel = draw(1, 3) * lanes;
+    x = integers((o.rows - 1) * o.x_row + (o.pixels - 1) * o.x_pixel + (pixels - 1) * o.x_column
+                 + lanes);
+    const void *g = integers((o.rows - 1) * o.g_row + (o.pixels - 1) * o.g_pixel
+                             + (filters - 1) * o.g_filter + lanes);
+    output sums = new_output(((filters - 1) * o.sums_filter + pixels) * lanes);
+    for (int f = 0; f < filters; f++)
+        for (int s = 0; s < pixels; s++)
+            for (ptrdiff_t r = 0; r < o.rows; r++)
+                for (ptrdiff_t p = 0; p < o.pixels; p++)
+                    for (ptrdiff_t i = 0; i < lanes; i++)
+                        sums.true_[(f * o.sums_filter + s) * lanes + i] +=
+                            at(x, s * o.x_column + r * o.x_row + p * o.x_pixel + i)
+                            * at(g, f * o.g_filter + r * o.g_row + p * o.g_pixel + i);
+    kernels->lanes_outer[filters][pixels](&o, x, g, sums.mine);
+    compare("lanes_outer", sums, 0);
+
+    const ptrdiff_t vectors = draw(1, 3) * lanes;
+    x = integers(vectors * lanes);
+    output totals = new_output(vectors);
+    for (ptrdiff_t j = 0; j < vectors; j++) {
+        totals.true_[j] = 0;
+        for (ptrdiff_t i = 0; i < lanes; i++)
+            totals.true_[j] += at(x, j * lanes + i);
+    }
+    kernels->sum_lanes(x, vectors - draw(0, lanes - 1), totals.mine);
+    compare("sum_lanes", totals, 0);
+}
+
 /* ---- element by element, and along channels ---- */
 
 static void test_activations(void)
@@ -912,6 +978,10 @@ static void test_all(int times)
             test_dot(MR, 1);
             test_dot(MR, CK_DOT_COLUMNS);
         }
+    for (int filters = 1; filters <= kernels->max_lanes_filters; filters++)
+        for (int pixels = 1; pixels <= kernels->max_lanes_pixels[filters]; pixels++)
+            for (int i = 0; i < times; i++, release_all())
+                test_lanes(filters, pixels);
     for (int i = 0; i < CK_WINOGRAD_TILES_COUNT * times; i++, release_all())
         test_winograd(&kernels->winograd[i % CK_WINOGRAD_TILES_COUNT]);
     static void (*const tests[])(void) = {

@@ -23,6 +23,8 @@ enum { CK_IDENTITY, CK_RELU, CK_RELU6, CK_LEAKY_RELU, CK_SIGMOID };
 /* Terms of a channel's sum: x, (x - center)^2, (x - center)*g, and x*g unless x is positive. */
 enum { CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS };
 
+enum { CK_MAX_LANES_FILTERS = 5, CK_MAX_LANES_PIXELS = 6 };
+
 enum { CK_AHEAD = 128 };
 
 enum { CK_SOFTMAX_COLUMNS = 128 }; /* most columns of one call of softmax */
@@ -227,6 +229,41 @@ typedef struct {
     double slope;
 } ck_plane;
 
+/* ---- Images side by side: a tile of filters x output pixels, a lane is an image ----
+ *
+ * out[f*out_filter + p*out_pixel + i] = activation(bias[f] + sum over channels c, rows r, columns s
+ *     of x[c*x_channel + r*x_row + s*x_column + p*x_pixel + i]
+ *      * w[f*w_filter + c*w_channel + r*w_row + s*w_column])
+ *
+ * for f < FILTERS, p < PIXELS, i < lanes.  The sum is cut every `chunk` channels.  bias may be NULL.
+ */
+typedef struct {
+    ptrdiff_t channels, rows, columns, chunk;
+    ptrdiff_t x_channel, x_row, x_column, x_pixel;
+    ptrdiff_t w_filter, w_channel, w_row, w_column;
+    ptrdiff_t out_filter, out_pixel;
+    int activation;
+    double slope;
+} ck_lanes;
+
+typedef void (*ck_lanes_fn)(const ck_lanes *layout, const void *x, const void *w, const void *bias,
+                            void *out);
+
+/* ---- Gradient of the weight from such images: a tile of filters x taps of a row ----
+ *
+ * sums[(f*sums_filter + s)*lanes + i] += sum over rows r, pixels p of
+ *     x[s*x_column + r*x_row + p*x_pixel + i] * g[f*g_filter + r*g_row + p*g_pixel + i]
+ *
+ * for f < FILTERS, s < TAPS, i < lanes.
+ */
+typedef struct {
+    ptrdiff_t rows, pixels;
+    ptrdiff_t x_column, x_row, x_pixel, g_filter, g_row, g_pixel, sums_filter;
+} ck_lanes_outer;
+
+typedef void (*ck_lanes_outer_fn)(const ck_lanes_outer *layout, const void *x, const void *g,
+                                  void *sums);
+
 typedef struct {
     int dtype, itemsize, lanes;
     int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
@@ -354,6 +391,13 @@ typedef struct {
                  ptrdiff_t n);
     /* Spin on independent FMA chains; returns the number of floating-point operations done. */
     double (*spin_fma)(ptrdiff_t iterations, void *sink);
+
+    int max_lanes_filters;
+    int max_lanes_pixels[CK_MAX_LANES_FILTERS + 1]; /* for each number of filters */
+    ck_lanes_fn lanes_tile[CK_MAX_LANES_FILTERS + 1][CK_MAX_LANES_PIXELS + 1];
+    ck_lanes_outer_fn lanes_outer[CK_MAX_LANES_FILTERS + 1][CK_MAX_LANES_PIXELS + 1];
+    /* out[j] = the sum of the lanes of vector j, for j < n rounded up to a multiple of the lanes */
+    void (*sum_lanes)(const void *vectors, ptrdiff_t n, void *out);
 } ck_kernels;
 
 /* ---- dispatch.c ---- */

@@ -43,12 +43,17 @@ CK_INLINE vec activate(vec v, int activation, vec slope)
 #include "columns.inc"
 #include "conv.inc"
 #include "dense.inc"
+#include "lanes.inc"
 #include "optimizer.inc"
 #include "pool.inc"
 #include "winograd.inc"
 
 #define CK_TILE_ENTRY(MR, NV) [NV][MR] = CK_SYMBOL(tile_##MR##x##NV),
 #define CK_OUTER_ENTRY(MR, NV) [NV][MR] = CK_SYMBOL(outer_##MR##x##NV),
+#define CK_LANES_ENTRY(FILTERS, PIXELS) \
+    [FILTERS][PIXELS] = CK_SYMBOL(lanes_tile_##FILTERS##x##PIXELS),
+#define CK_LANES_OUTER_ENTRY(FILTERS, PIXELS) \
+    [FILTERS][PIXELS] = CK_SYMBOL(lanes_outer_##FILTERS##x##PIXELS),
 #define CK_DOT_ENTRY(MR, NR) [MR][NR] = CK_SYMBOL(dot_##MR##x##NR),
 #define CK_WINOGRAD_ENTRY(M, R, N) \
     {M, R, N, CK_SYMBOL(winograd_input_##N), CK_SYMBOL(winograd_weight_##M##x##R), \
@@ -101,4 +106,9 @@ const ck_kernels CK_SYMBOL(table) = {
     .sgd = CK_SYMBOL(sgd),
     .adam = CK_SYMBOL(adam),
     .spin_fma = CK_SYMBOL(spin_fma),
+    .max_lanes_filters = CK_REGISTERS == 32 ? 5 : 4,
+    .max_lanes_pixels = CK_LANES_WIDEST,
+    .lanes_tile = {CK_LANES_TILES(CK_LANES_ENTRY)},
+    .lanes_outer = {CK_LANES_TILES(CK_LANES_OUTER_ENTRY)},
+    .sum_lanes = CK_SYMBOL(sum_lanes),
 };
