@@ -9,9 +9,11 @@ import pytest
 from layers import is_channels_last
 
 import convkern
-from convkern import nn
+from convkern import _kernels, nn
+from convkern.functional import conv as functional_conv
 from convkern.functional import to_channels_last
 from convkern.functional.activation import add
+from convkern.functional.conv import conv2d_moments
 
 
 def normal(shape, seed=0, dtype=np.float64):
@@ -296,3 +298,90 @@ def test_repr_and_parts_of_concat():
     part = block[1:]
     assert isinstance(part, nn.Concat)
     assert repr(part) == "Concat(\n  (1): Sigmoid()\n)"
+
+
+# What one layer does for the next
+
+
+#: Input, filters and options of convolutions of every kind that tells of its outputs.
+CONVOLUTIONS = [
+    ((8, 3, 12, 13), (16, 3, 3, 3), {"padding": 1}),
+    ((9, 16, 17, 14), (32, 16, 3, 3), {"padding": 1}),  # Winograd's for float32
+    ((8, 32, 9, 10), (24, 32, 1, 1), {}),
+    ((8, 32, 9, 10), (24, 32, 1, 1), {"stride": 2}),
+    ((8, 24, 20, 11), (40, 24, 3, 3), {"stride": 2, "padding": 1}),
+    ((8, 12, 9, 9), (24, 3, 3, 3), {"groups": 4}),
+    ((8, 20, 9, 9), (20, 1, 3, 3), {"groups": 20, "padding": 1}),
+    ((8, 3, 64, 64), (32, 3, 7, 7), {"stride": 2, "padding": 3}),  # of blocks of pixels
+    ((16, 64, 8, 8), (64, 64, 3, 3), {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "filters", "options"), CONVOLUTIONS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_moments_come_with_a_convolution(shape, filters, options, dtype, threads):
+    x, w = to_channels_last(normal(shape, dtype=dtype)), normal(filters, 1, dtype)
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **options}
+    with convkern.num_threads(threads):
+        y, moments = conv2d_moments(x, w, None, **arguments, activation="relu")
+        pixels = np.ascontiguousarray(y.transpose(0, 2, 3, 1))
+        images, height, width, channels = pixels.shape
+        cut = images * height * width, channels, 1
+        expected = _kernels.moments(pixels, cut, threads, height * width)
+    assert moments is not None
+    np.testing.assert_array_equal(moments, expected)
+    flat = pixels.reshape(-1, channels).astype(np.float64)
+    np.testing.assert_allclose(moments[0], flat.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(moments[1], flat.var(axis=0), rtol=1e-6)
+
+
+def test_few_images_bring_no_moments():
+    x, w = to_channels_last(normal((7, 3, 8, 8))), normal((4, 3, 3, 3), 1)
+    with convkern.num_threads(2):
+        assert conv2d_moments(x, w, None, 1, 0, 1, 1, None)[1] is None
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_layer_does_for_the_next_changes_no_bit(dtype, training, monkeypatch):
+    """A residual net's output, gradients and running statistics, each way."""
+
+    def results():
+        rng = np.random.default_rng(3)
+        block = nn.Residual(
+            nn.Conv2d(6, 18, 3, padding=1, bias=False, rng=rng, dtype=dtype),
+            nn.BatchNorm2d(18, dtype=dtype),
+            nn.ReLU(),
+            nn.Conv2d(18, 18, 3, padding=1, bias=False, rng=rng, dtype=dtype),
+            nn.BatchNorm2d(18, dtype=dtype),
+            shortcut=nn.Conv2d(6, 18, 1, rng=rng, dtype=dtype),
+        )
+        net = nn.Sequential(block, nn.ReLU(), nn.Conv2d(18, 3, 1, rng=rng, dtype=dtype))
+        x = normal((8, 6, 9, 7), dtype=dtype)
+        net(x)  # moves the running statistics
+        if not training:
+            net.eval()
+            return [net(x), *net.state_dict().values()]
+        y = net(x)
+        gradient = net.backward(normal(y.shape, 5, dtype))
+        return [y, gradient, *(p.grad for p in net.parameters()), *net.state_dict().values()]
+
+    together = results()
+    monkeypatch.setattr(functional_conv, "IMAGES_PER_THREAD", 1000)
+    for one, other in zip(together, results(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_normalisation_adds_the_way_around(activation):
+    layer = nn.BatchNorm2d(5, dtype=np.float64)
+    x, plus = normal((3, 5, 4, 6)), to_channels_last(normal((3, 5, 4, 6), 1))
+    expected = layer.forward(x) + plus
+    if activation:
+        expected = np.maximum(expected, 0)
+    np.testing.assert_allclose(layer.forward(x, plus=plus, activation=activation), expected)
+    np.testing.assert_allclose(layer.forward(x[0], plus=plus[0]), layer.forward(x[:1])[0] + plus[0])
+    body = nn.Residual(nn.Conv2d(5, 4, 1, dtype=np.float64), nn.BatchNorm2d(4, dtype=np.float64))
+    with pytest.raises(ValueError, match="the body gives shape"):
+        body(x)

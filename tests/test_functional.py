@@ -273,6 +273,20 @@ TYPES = [None, "image", [[1.0]], {}, X.astype(int), X.astype(np.float16), X > 0,
 TYPES += [X.astype(np.longdouble), X.astype(object), np.ma.masked_array(X), 3.0]
 
 
+def test_arguments_that_equal_remembered_ones_are_checked():
+    """1.0 and True are the same key as 1, but no integers."""
+    convkern.conv2d(X, W, stride=1)
+    convkern.conv2d(X, W, stride=(1, 1))
+    convkern.max_pool2d(X, 1)
+    for wrong in (1.0, True, (1.0, 1), [1, True], (np.float32(1), 1)):
+        with pytest.raises(TypeError, match="stride must be an integer"):
+            convkern.conv2d(X, W, stride=wrong)
+        with pytest.raises(TypeError, match="kernel_size must be an integer"):
+            convkern.max_pool2d(X, wrong)
+    same = convkern.conv2d(X, W, stride=np.int8(1), padding=[0, 0], dilation=[1])
+    np.testing.assert_array_equal(same, convkern.conv2d(X, W))
+
+
 @pytest.mark.parametrize("value", TYPES, ids=lambda v: str(getattr(v, "dtype", type(v).__name__)))
 def test_wrong_types(value):
     calls = [

@@ -68,7 +68,8 @@ def test_every_allocation_of_an_operator(name):
         arrays = [value for value in given.values() if isinstance(value, np.ndarray)]
         untouched = [a for a in arrays if a.flags.writeable] + list(state(name, given))
         sites += sweep(partial(getattr(functional, name), **given), untouched)
-    assert sites > 0 or name == "conv_output_size"
+    # One makes numbers, the other mostly views.
+    assert sites > 0 or name in ("conv_output_size", "flatten")
 
 
 @pytest.mark.parametrize("algorithm", ("direct", "winograd", "auto"))

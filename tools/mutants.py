@@ -58,7 +58,7 @@ TESTS = [
 _LANES = ["tests/test_lanes.py"]
 _POOL = ["tests/test_pool.py", "tests/test_exact.py"]
 _DENSE = ["tests/test_dense.py"]
-_CHANNELS = ["tests/test_dense.py", "tests/test_nn_backward.py"]
+_CHANNELS = ["tests/test_dense.py", "tests/test_containers.py", "tests/test_nn_backward.py"]
 _OPTIMIZER = ["tests/test_training.py"]
 _WINOGRAD = ["tests/test_winograd.py"]
 FIRST = {
@@ -68,6 +68,8 @@ FIRST = {
     "activation.pyx": _DENSE,
     "channels.inc": _CHANNELS,
     "channels.pyx": _CHANNELS,
+    "conv.pyx": [*TESTS[:1], "tests/test_containers.py"],
+    "loss.pyx": ["tests/test_loss_norm.py"],
     "optimizer.inc": _OPTIMIZER,
     "optimizer.pyx": _OPTIMIZER,
     "winograd.inc": _WINOGRAD,
@@ -186,9 +188,9 @@ FAULTS = [
     ),
     Fault(
         "conv.inc",
-        "i -= 4, x += 4 * t->x_step, out += 4 * t->columns;",
-        "i -= 4, out += 4 * t->columns;",
-        "the rows behind a block of four read from its beginning",
+        "p -= 4, x += 4 * t->x_pixel, out += 4 * t->out_pixel;",
+        "p -= 4, out += 4 * t->out_pixel;",
+        "the pixels behind a block of four read from its beginning",
     ),
     # ------------------------------------------------------------ columns.inc
     Fault(
@@ -581,8 +583,9 @@ FAULTS = [
     ),
     Fault(
         "planes.pyx",
-        "moved(bias, row * size) if layout.bias_by_pixel else zeros,",
-        "moved(bias, 0) if layout.bias_by_pixel else zeros,",
+        "moved(bias, row * size) if layout.bias_by_pixel else zeros,\n"
+        "                    out + (row",
+        "moved(bias, 0) if layout.bias_by_pixel else zeros,\n                    out + (row",
         "every tile of filters gets the bias of the first",
     ),
     Fault(
@@ -949,8 +952,8 @@ FAULTS = [
     ),
     Fault(
         "channels.pyx",
-        "return min(job.images, job.outer - n) * min(job.part, job.inner - p)",
-        "return min(job.images, job.outer - n) * job.part",
+        "return min(job.images, job.unit - n) * min(job.part, job.inner - p)",
+        "return min(job.images, job.unit - n) * job.part",
         "the last piece of a plane counts as a whole one",
     ),
     Fault(
@@ -990,7 +993,56 @@ FAULTS = [
         "        pass\n",
         "of many channels each group passes the ReLU as if it were all",
     ),
+    Fault(
+        "channels.pyx",
+        "for item in range(image * items, (image + 1) * items):",
+        "for item in range(image * items, image * items + 1):",
+        "of an image that is complete only the first piece is added up",
+    ),
+    Fault(
+        "channels.pyx",
+        "arrivals.scratch + image * job.group * sizeof(double))",
+        "arrivals.scratch)",
+        "threads that complete images share one scratch",
+    ),
+    Fault(
+        "channels.pyx",
+        "    n0 += piece // job.parts // job.per_unit * job.unit\n",
+        "    pass\n",
+        "pieces of every image are those of the first",
+    ),
+    Fault(
+        "conv.pyx",
+        "        if (not planes and job.arrivals == NULL and job.x_image == job.w.size",
+        "        if (not planes and job.x_image == job.w.size",
+        "images that are one row of pixels come all as the first",
+    ),
+    # ------------------------------------------------------------ loss.pyx
+    Fault(
+        "loss.pyx",
+        "losses[o * inner + i] -= sample[c * inner] * share",
+        "losses[o * inner + i] -= sample[c] * share",
+        "smoothing reads neighbouring samples in place of classes",
+    ),
+    Fault(
+        "loss.pyx",
+        "        if classes.target[i] != ignored:\n",
+        "        if True:\n",
+        "what is ignored has a weight in the mean",
+    ),
+    Fault(
+        "loss.pyx",
+        "spread += classes.spread * weight_of(&classes, c)",
+        "spread += classes.spread",
+        "the shares of a sample do not add up to those that are subtracted",
+    ),
     # ------------------------------------------------------------ activation.pyx, optimizer.pyx
+    Fault(
+        "optimizer.pyx",
+        "        if first < reach:\n            return True\n",
+        "        if first < 0:\n            return True\n",
+        "parameters that share memory make their steps at once",
+    ),
     Fault(
         "activation.pyx",
         "+ first * (job.length if job.inner == 1 else 1)) * size",

@@ -112,13 +112,12 @@ cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         g = scratch
     if job.inner == 1:
         if job.what == NEGATIVE:
-            kernels.pixel_sums(CK_NEGATIVE_PRODUCTS, x, g, NULL, images, job.channels, channels,
-                               first)
+            kernels.pixel_sums(CK_NEGATIVE_PRODUCTS, x, g, images, job.channels, channels, first)
             return
         if job.what == GRADIENTS:
             kernels.pixel_pairs(x, g, job.center + c0, images, job.channels, channels, first, second)
             return
-        kernels.pixel_sums(CK_SUM, x, NULL, NULL, images if job.what == TOTAL else 1, job.channels,
+        kernels.pixel_sums(CK_SUM, x, NULL, images if job.what == TOTAL else 1, job.channels,
                            channels, first)
         if job.what == TOTAL:
             return

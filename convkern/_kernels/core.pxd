@@ -138,7 +138,7 @@ cdef extern from "csrc/ck.h" nogil:
         void (*softmax_backward)(const void *, const void *, void *, ptrdiff_t, ptrdiff_t,
                                  ptrdiff_t) noexcept nogil
         double (*plane_sum)(int, const void *, const void *, double, ptrdiff_t) noexcept nogil
-        void (*pixel_sums)(int, const void *, const void *, const double *, ptrdiff_t, ptrdiff_t,
+        void (*pixel_sums)(int, const void *, const void *, ptrdiff_t, ptrdiff_t,
                            ptrdiff_t, double *) noexcept nogil
         void (*pixel_pairs)(const void *, const void *, const double *, ptrdiff_t, ptrdiff_t,
                             ptrdiff_t, double *, double *) noexcept nogil

@@ -743,18 +743,19 @@ static void test_channels(void)
     for (ptrdiff_t c = 0; c < channels; c++)
         center[c] = (double)draw(-3, 3);
     for (int term = CK_SUM; term <= CK_NEGATIVE_PRODUCTS; term++) {
-        kernels->pixel_sums(term, x, g, center, pixels, row, channels, sums);
+        const int of_pixels = term == CK_SUM || term == CK_NEGATIVE_PRODUCTS;
+        if (of_pixels)
+            kernels->pixel_sums(term, x, g, pixels, row, channels, sums);
         checks++;
         double whole = 0;
         for (ptrdiff_t c = 0; c < channels; c++) {
             double sum = 0;
             for (ptrdiff_t p = 0; p < pixels; p++)
-                sum += term_of(term, at(x, p * row + c), at(g, p * row + c), center[c]);
+                sum += term_of(term, at(x, p * row + c), at(g, p * row + c), 0);
             whole += term_of(term, at(x, c), at(g, c), 2);
-            if (sums[c] != sum) {
+            if (of_pixels && sums[c] != sum) {
                 printf("%s pixel_sums: channel %td is %g, not %g\n", isa, c, sums[c], sum);
                 failures++;
-                break;
             }
         }
         if (kernels->plane_sum(term, x, g, 2, channels) != whole) {

@@ -359,7 +359,7 @@ typedef struct {
     /* The sum of n terms of one channel. */
     double (*plane_sum)(int term, const void *x, const void *g, double center, ptrdiff_t n);
     /* sums[c] = the sum of the terms of channel c over pixels that lie `row` apart */
-    void (*pixel_sums)(int term, const void *x, const void *g, const double *center,
+    void (*pixel_sums)(int term, const void *x, const void *g,
                        ptrdiff_t pixels, ptrdiff_t row, ptrdiff_t channels, double *sums);
     /* first[c] and second[c] = the sums of v = x - center and of v*v, or with g those of g and of v*g,
      * in the same way */
