@@ -174,6 +174,20 @@ def test_bad_arguments_of_losses(kind, options, x, target, error, message):
         kind(**options)(x, target)
 
 
+def test_a_loss_of_one_s_own_is_not_passed_over():
+    class Doubled(nn.CrossEntropyLoss):
+        def forward(self, input, target):
+            return 2 * super().forward(input, target)
+
+        def gradient(self, grad_output, input, target):
+            return 2 * super().gradient(grad_output, input, target)
+
+    x, target = np.random.default_rng(0).standard_normal((4, 3)), np.array([0, 2, 1, 1])
+    plain, doubled = nn.CrossEntropyLoss(), Doubled()
+    assert doubled(x, target) == 2 * plain(x, target)
+    np.testing.assert_array_equal(doubled.backward(), 2 * plain.backward())
+
+
 # ---------------------------------------------------------------- optimisers
 
 

@@ -208,6 +208,7 @@ def fills_rows(problem: Problem) -> bool:
     return problem.out_size[1] > (ROW_OF_3X3 if dense_square else ROW) * lanes
 
 
+@lru_cache(maxsize=4096)
 def prefers_images_in_lanes(
     dtype: np.dtype[Any],
     channels: int,

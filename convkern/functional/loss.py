@@ -24,7 +24,7 @@ from convkern.threads import get_num_threads
 REDUCTIONS = ("none", "mean", "sum")
 
 
-class _Sum(NamedTuple):
+class CrossEntropy(NamedTuple):
     """The checked arguments of a cross entropy, cut as memory is: (outer, C, inner).
 
     Class `c` has the share ``weights[c] * ((1 - smoothing) * target[c] + smoothing / C)`` of a
@@ -65,7 +65,27 @@ class _Sum(NamedTuple):
         shares: np.ndarray = target.astype(self.scores.dtype, copy=False)
         return shares
 
-    def losses(self, logs: np.ndarray) -> np.ndarray:
+    def value(self, reduction: str) -> np.ndarray | np.floating[Any]:
+        """Return the loss."""
+        x = self.scores
+        logs: np.ndarray = _kernels.empty(x.shape, x.dtype)
+        if x.size:
+            _kernels.softmax(x, logs, x.shape, get_num_threads(), None, None, True)
+        losses = self._losses(logs).reshape(self.samples)
+        return _reduced(losses, reduction, self.total if reduction == "mean" else 1, x.dtype)
+
+    def gradient(self, grad_output: Any, reduction: str) -> np.ndarray:
+        """Return the gradient of the loss by the scores."""
+        x = self.scores
+        grad = _spread(grad_output, reduction, self.samples, self.total, x)
+        factors = np.empty(self.samples)
+        factors[...] = grad
+        out = self._gradient(factors.reshape(x.shape[0], x.shape[2]))
+        sizes = list(self.samples)
+        sizes.insert(min(1, len(sizes)), x.shape[1])
+        return from_memory(out.reshape([sizes[axis] for axis in self.order]), self.order)
+
+    def _losses(self, logs: np.ndarray) -> np.ndarray:
         """Return what each sample costs, from the logarithms of its probabilities."""
         losses: np.ndarray
         if self.names:
@@ -78,7 +98,7 @@ class _Sum(NamedTuple):
         losses = -terms.sum(axis=1)
         return losses
 
-    def gradient(self, factors: np.ndarray) -> np.ndarray:
+    def _gradient(self, factors: np.ndarray) -> np.ndarray:
         """Return the gradient of the samples' losses times a factor each, (outer, inner)."""
         x = self.scores
         out: np.ndarray = _kernels.empty(x.shape, x.dtype)
@@ -112,7 +132,7 @@ class _Sum(NamedTuple):
         ignore_index: int,
         reduction: str,
         label_smoothing: float,
-    ) -> _Sum:
+    ) -> CrossEntropy:
         """Check the arguments of `cross_entropy`."""
         x = as_array(input, "input", ANY_NDIM[1:])
         axis = min(1, x.ndim - 1)
@@ -260,13 +280,8 @@ def cross_entropy(
     >>> cross_entropy(np.zeros((2, 4)), np.array([0, 3])) / np.log(4.0)
     np.float64(1.0)
     """
-    terms = _Sum.of(input, target, weight, ignore_index, reduction, label_smoothing)
-    x = terms.scores
-    logs: np.ndarray = _kernels.empty(x.shape, x.dtype)
-    if x.size:
-        _kernels.softmax(x, logs, x.shape, get_num_threads(), None, None, True)
-    losses = terms.losses(logs).reshape(terms.samples)
-    return _reduced(losses, reduction, terms.total if reduction == "mean" else 1, x.dtype)
+    terms = CrossEntropy.of(input, target, weight, ignore_index, reduction, label_smoothing)
+    return terms.value(reduction)
 
 
 def cross_entropy_backward(
@@ -306,25 +321,14 @@ def cross_entropy_backward(
     >>> cross_entropy_backward(1.0, np.zeros((1, 2)), np.array([1]))
     array([[ 0.5, -0.5]])
     """
-    terms = _Sum.of(input, target, weight, ignore_index, reduction, label_smoothing)
-    x = terms.scores
-    grad = _spread(grad_output, reduction, terms.samples, terms.total, x)
-    outer, _, inner = x.shape
-    factors = np.empty(terms.samples)
-    factors[...] = grad
-    out = terms.gradient(factors.reshape(outer, inner))
-    return from_memory(out.reshape(_sizes(input, terms.order)), terms.order)
+    terms = CrossEntropy.of(input, target, weight, ignore_index, reduction, label_smoothing)
+    return terms.gradient(grad_output, reduction)
 
 
 def _softmax_into(out: np.ndarray, scores: np.ndarray, scale: np.ndarray) -> None:
     """Write every sample's softmax times its scale."""
     factors = as_contiguous(scale.astype(scores.dtype))
     _kernels.softmax(scores, out, scores.shape, get_num_threads(), None, factors)
-
-
-def _sizes(x: np.ndarray, order: tuple[int, ...]) -> list[int]:
-    """Return the shape of an array whose axes are in memory order."""
-    return [x.shape[axis] for axis in order]
 
 
 @np.errstate(all="ignore")

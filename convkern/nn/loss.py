@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from convkern import functional
-from convkern.functional.loss import check_reduction
+from convkern.functional.loss import CrossEntropy, check_reduction
 from convkern.nn.base import Array
 from convkern.nn.common import real
 
@@ -37,17 +37,24 @@ class Loss(ABC):
     array([[6., 8.]])
     """
 
-    _last: tuple[Array, Array] | None = None
+    _last: Any = None
 
     def __init__(self, reduction: str = "mean") -> None:
         check_reduction(reduction)
         self.reduction = reduction
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Part a new `forward` or `gradient` from inherited shortcuts, which would pass it over."""
+        super().__init_subclass__(**options)
+        if {"forward", "gradient"} & vars(cls).keys():
+            for name in {"record", "gradient_of"} - vars(cls).keys():
+                setattr(cls, name, getattr(Loss, name))
+
     def __call__(self, input: Array, target: Array) -> float | Array:
         """Return the loss of `input`: a float, or with ``"none"`` an array."""
         self._last = None
-        value = self.forward(input, target)
-        self._last = input, target
+        value, kept = self.record(input, target)
+        self._last = kept
         return value if isinstance(value, np.ndarray) else float(value)
 
     def backward(self, grad_output: float | Array = 1.0) -> Array:
@@ -73,9 +80,17 @@ class Loss(ABC):
         """
         if self._last is None:
             raise RuntimeError(f"backward of {type(self).__name__} must follow a call, once")
-        gradient = self.gradient(grad_output, *self._last)
+        gradient = self.gradient_of(grad_output, self._last)
         self._last = None
         return gradient
+
+    def record(self, input: Array, target: Array) -> tuple[Array | np.floating[Any], Any]:
+        """Return the loss, and whatever `gradient_of` needs: here, the arguments."""
+        return self.forward(input, target), (input, target)
+
+    def gradient_of(self, grad_output: float | Array, kept: Any) -> Array:
+        """Return the gradient of the loss by its input, from what `record` returned."""
+        return self.gradient(grad_output, *kept)
 
     @abstractmethod
     def forward(self, input: Array, target: Array) -> Array | np.floating[Any]:
@@ -138,10 +153,22 @@ class CrossEntropyLoss(Loss):
             grad_output, input, target, self.weight, **self._options()
         )
 
+    def record(self, input: Array, target: Array) -> tuple[Array | np.floating[Any], CrossEntropy]:
+        """Return the loss, and the arguments as they have been checked."""
+        terms = CrossEntropy.of(input, target, self.weight, **self._options())
+        return terms.value(self.reduction), terms
+
+    def gradient_of(self, grad_output: float | Array, kept: CrossEntropy) -> Array:
+        """Return the gradient by the scores."""
+        return kept.gradient(grad_output, self.reduction)
+
     def _options(self) -> dict[str, Any]:
         """Return the keywords of both functions."""
-        names = ("ignore_index", "reduction", "label_smoothing")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "label_smoothing": self.label_smoothing,
+        }
 
 
 class MSELoss(Loss):

@@ -27,6 +27,8 @@ State: TypeAlias = dict[str, Any]
 #: state, which it changes; the numbers of its formula.
 Update: TypeAlias = tuple[Array, list[Array], tuple[float, ...]]
 
+_NOTHING: State = {}
+
 
 class Optimizer(ABC):
     """The base of the optimisers: groups of parameters, their options and their state.
@@ -125,7 +127,7 @@ class Optimizer(ABC):
             options = self._checked(group)
             due += [(parameter, options) for parameter in group["params"] if parameter.has_grad]
         for parameter, _ in due:
-            state = self.state.get(parameter, {})
+            state = self.state.get(parameter, _NOTHING)
             kept = [array for name, array in state.items() if name != "step"]
             if not _kernels.are_alike([parameter.data, *kept], parameter.grad):
                 check_writeable(parameter.data, "data")
@@ -180,7 +182,7 @@ class Optimizer(ABC):
 
     def _completed(self, parameter: Parameter, options: Options) -> State:
         """Return what is kept of a parameter; what is new to it is zero."""
-        old = self.state.get(parameter, {})
+        old = self.state.get(parameter, _NOTHING)
         state: State = {"step": old.get("step", 0)}
         for name in self._names(options):
             state[name] = old[name] if name in old else np.zeros_like(parameter.data)
