@@ -273,6 +273,22 @@ TYPES = [None, "image", [[1.0]], {}, X.astype(int), X.astype(np.float16), X > 0,
 TYPES += [X.astype(np.longdouble), X.astype(object), np.ma.masked_array(X), 3.0]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, functional.to_channels_last])
+@pytest.mark.parametrize("filters", [1, 5, 16, 49])
+def test_weight_gradient_of_a_product_with_few_filters(filters, layout, dtype):
+    """Channels or filters may be what vectors hold; sums of small integers are exact."""
+    rng = np.random.default_rng(filters)
+    x = layout(rng.integers(-4, 5, (3, 150, 5, 7)).astype(dtype))
+    grad = layout(rng.integers(-4, 5, (3, filters, 5, 7)).astype(dtype))
+    weight = np.zeros((filters, 150, 1, 1), dtype)
+    expected = np.einsum("nkhw,nchw->kc", grad.astype(int), x.astype(int))
+    for threads in (1, 2):
+        with convkern.num_threads(threads):
+            found = convkern.conv2d_backward(grad, x, weight)[1]
+        np.testing.assert_array_equal(found[:, :, 0, 0], expected)
+
+
 def test_arguments_that_equal_remembered_ones_are_checked():
     """1.0 and True are the same key as 1, but no integers."""
     convkern.conv2d(X, W, stride=1)

@@ -58,6 +58,8 @@ ROW = 0.6
 ROW_OF_3X3 = 0.4
 #: Channels whose gradients of weights are made in planes.
 FEW_CHANNELS = 4
+#: Vectors of filters that are few for the gradient of a 1x1 window's weight.
+FEW_VECTORS = 3
 #: Multiply-adds with images in the lanes, and bringing a vector of them there or back.
 LANES = 2.0
 TURN = 80.0
@@ -154,6 +156,15 @@ def gradient_in_planes(problem: Problem) -> bool:
     lanes: int = _kernels.lanes(problem.dtype)
     pixels = problem.out_size[0] * problem.out_size[1]
     return problem.channels <= FEW_CHANNELS and pixels > 0.8 * lanes * -(-pixels // lanes)
+
+
+def gradient_of_few_filters(problem: Problem) -> bool:
+    """Tell whether the gradient of a 1x1 window's weight had better have channels in its vectors.
+
+    Filters are there otherwise, of which a tile should have some vectors.
+    """
+    lanes: int = _kernels.lanes(problem.dtype)
+    return problem.out_channels <= FEW_VECTORS * lanes < problem.channels
 
 
 @lru_cache(maxsize=4096)

@@ -28,6 +28,7 @@ from convkern.functional.algorithm import (
     Problem,
     fills_rows,
     gradient_in_planes,
+    gradient_of_few_filters,
     pays_for_lanes,
     prefers_planes,
     winograd_outputs,
@@ -123,6 +124,12 @@ class Window(NamedTuple):
             (self.kernel[i], self.stride[i], self.padding[i][0], self.dilation[i]) for i in (0, 1)
         )
         return rows, columns
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the convolution is a product of two matrices."""
+        dense = self.kernel == self.stride == (1, 1) and self.groups == 1
+        return dense and self.padding == ((0, 0), (0, 0))
 
     @property
     def skips(self) -> bool:
@@ -268,7 +275,8 @@ class _Route(NamedTuple):
     tile: int
     #: Of pixels, where these are what is convolved.
     blocks: Blocks | None
-    #: Which kernel for contiguous NCHW: "rows" or "planes"; else "channels".
+    #: Which kernel for contiguous NCHW: "rows" or "planes"; for channels-last pixels "turned", a
+    #: gradient of a weight whose vectors hold channels; else "channels".
     direct: str
     #: Whether contiguous NCHW images go by way of images-last ones.
     by_lanes: bool = False
@@ -708,8 +716,11 @@ def _weight_gradient_route(
     if blocks is not None:
         dense = blocks.problem(problem)
         tile = winograd_outputs(dense, algorithm, precision, gradient=True, instead=problem)
-    in_planes = not tile and window.kernel != (1, 1) and gradient_in_planes(problem)
-    direct = "planes" if in_planes else "channels"
+    direct = "channels"
+    if not tile and window.kernel != (1, 1) and gradient_in_planes(problem):
+        direct = "planes"
+    elif window.is_product and gradient_of_few_filters(problem):
+        direct = "turned"
     return _Route(out_size, window.axes(), tile, blocks if tile else None, direct)
 
 
@@ -738,6 +749,11 @@ def _weight_gradient(
     result = _kernels.empty(weight.shape, dtype)
     if not channels_last and route.direct == "planes":
         _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
+    elif channels_last and route.direct == "turned":
+        # Pixels and gradients change places, and so do channels and filters.
+        turned = _kernels.empty((weight.shape[1], filters, 1, 1), dtype)
+        _kernels.weight_gradient(grad, x, turned, *axes, groups, channels_last, threads, tile)
+        result[...] = turned.transpose(1, 0, 2, 3)
     else:
         _kernels.weight_gradient(x, grad, result, *axes, groups, channels_last, threads, tile)
     return result
