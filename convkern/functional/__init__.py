@@ -18,14 +18,22 @@ from convkern.functional.activation import (
     softmax,
     softmax_backward,
 )
-from convkern.functional.columns import col2im, im2col
-from convkern.functional.conv import (
-    PackedConv2d,
-    conv2d,
-    conv2d_backward,
-    conv_transpose2d,
-    conv_transpose2d_backward,
+from convkern.functional.avg_pool import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
 )
+from convkern.functional.channel_pool import (
+    avg_pool_channels,
+    avg_pool_channels_backward,
+    max_pool_channels,
+    max_pool_channels_backward,
+)
+from convkern.functional.columns import col2im, im2col
+from convkern.functional.conv import PackedConv2d, conv2d
+from convkern.functional.conv_gradient import conv2d_backward
+from convkern.functional.conv_transpose import conv_transpose2d, conv_transpose2d_backward
 from convkern.functional.linear import flatten, linear, linear_backward
 from convkern.functional.loss import (
     binary_cross_entropy_with_logits,
@@ -35,27 +43,18 @@ from convkern.functional.loss import (
     mse_loss,
     mse_loss_backward,
 )
+from convkern.functional.lp_pool import lp_pool2d, lp_pool2d_backward
+from convkern.functional.max_pool import (
+    max_pool2d,
+    max_pool2d_backward,
+    max_unpool2d,
+    max_unpool2d_backward,
+)
 from convkern.functional.norm import (
     batch_norm,
     batch_norm_backward,
     local_response_norm,
     local_response_norm_backward,
-)
-from convkern.functional.pool import (
-    adaptive_avg_pool2d,
-    adaptive_avg_pool2d_backward,
-    avg_pool2d,
-    avg_pool2d_backward,
-    avg_pool_channels,
-    avg_pool_channels_backward,
-    lp_pool2d,
-    lp_pool2d_backward,
-    max_pool2d,
-    max_pool2d_backward,
-    max_pool_channels,
-    max_pool_channels_backward,
-    max_unpool2d,
-    max_unpool2d_backward,
 )
 from convkern.geometry import conv_output_size
 
