@@ -515,25 +515,22 @@ def test_several_processes_resume(tmp_path, no_pictures):
 
 
 def test_all_processes_stop_together(tmp_path, no_pictures):
-    def task(worker):
-        run = Run(workers=worker)
-        loss = CrossEntropyLoss()
-        if worker.rank == 1:
-            stop_at(loss, 6)
-        run.fit(folder=tmp_path, loss=loss)
-
     stops = {}
 
-    def stop_at(loss, call):
-        forward, calls = loss.forward, []
+    class Stopping(CrossEntropyLoss):
+        """A loss whose sixth call asks its own process, a thread here, to stop."""
 
-        def counted(input, target):
-            calls.append(1)
-            if len(calls) == call:
+        calls = 0
+
+        def forward(self, input, target):
+            self.calls += 1
+            if self.calls == 6:
                 stops[threading.get_ident()].wanted = True
-            return forward(input, target)
+            return super().forward(input, target)
 
-        loss.forward = counted
+    def task(worker):
+        loss = Stopping() if worker.rank == 1 else CrossEntropyLoss()
+        Run(workers=worker).fit(folder=tmp_path, loss=loss)
 
     class NotedStop(Stop):
         def __enter__(self):
