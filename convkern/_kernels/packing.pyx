@@ -85,33 +85,30 @@ cdef void transform_weights(const PackJob *job, const char *taps, Py_ssize_t tap
 
 
 cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Pack one block of output channels, padded with zeros."""
+    """Pack some channels of one block of output channels, padded with zeros."""
     cdef const PackJob *job = <const PackJob *>job_
-    cdef Py_ssize_t group = item // job.blocks
+    cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, job.channels)
+    cdef Py_ssize_t parts = ceil_div(job.channels, part), c = item % parts * part
+    cdef Py_ssize_t group = item // parts // job.blocks, rows = job.channels
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes
-    cdef Block span = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
-    cdef Py_ssize_t width = span.width, k0 = span.first
+    cdef Block span = block_of(job.kernels, job.vectors, job.blocks, item // parts % job.blocks)
+    cdef Py_ssize_t width = span.width, k0 = span.first, row = width * size
     cdef Py_ssize_t filters = min(width, job.out_channels - k0)
-    cdef Py_ssize_t taps = job.kh * job.kw, c = 0, count, row = width * size
+    cdef Py_ssize_t taps = job.kh * job.kw, count = min(part, job.channels - c)
     cdef Py_ssize_t elements = job.rows.count * job.columns.count
-    cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, job.channels), rows = job.channels
     if job.winograd != NULL:
         elements, rows = job.winograd.size * job.winograd.size, part
     cdef const char *weight = job.weight + (group * job.out_channels * job.channels + (
-        k0 if job.transposed else k0 * job.channels)) * taps * size
-    cdef char *dst = job.packed + (group * job.vectors * lanes + k0) * job.channels * elements * size
+        k0 + c * job.out_channels if job.transposed else k0 * job.channels + c)) * taps * size
+    cdef char *dst = job.packed + (
+        (group * job.vectors * lanes + k0) * job.channels * elements * size + c * row)
     cdef ptrdiff_t *offsets = <ptrdiff_t *>scratch
     cdef char *tapwise = scratch + ceil_div(part * taps * sizeof(ptrdiff_t), 64) * 64
     place_taps(job, offsets, 1 if job.transposed else part, rows, width)
-    while c < job.channels:
-        count = min(part, job.channels - c)
-        pack_channels(job, weight, filters, count, dst if job.winograd == NULL else tapwise,
-                      offsets, width)
-        if job.winograd != NULL:
-            transform_weights(job, tapwise, rows * width, count * width, dst, job.channels * width)
-        weight += count * taps * (job.out_channels if job.transposed else 1) * size
-        dst += count * row
-        c += count
+    pack_channels(job, weight, filters, count, dst if job.winograd == NULL else tapwise, offsets,
+                  width)
+    if job.winograd != NULL:
+        transform_weights(job, tapwise, rows * width, count * width, dst, job.channels * width)
 
 
 @cython.final
@@ -186,8 +183,9 @@ cdef class PackedConv:
         cdef Py_ssize_t width = ceil_div(self.vectors, self.blocks) * lanes
         cdef size_t scratch = <size_t>(PACK_CHANNELS * taps) * (
             sizeof(ptrdiff_t) + <size_t>(width * size * (winograd > 0))) + 64
-        run(pack_item, &job, groups * self.blocks,
-            4.0 * width * self.channels * (taps + (elements if winograd else 0)), threads, scratch)
+        cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, self.channels)
+        run(pack_item, &job, groups * self.blocks * ceil_div(self.channels, part),
+            4.0 * width * part * (taps + (elements if winograd else 0)), threads, scratch)
 
 
 cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs,
