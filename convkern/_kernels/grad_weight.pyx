@@ -46,11 +46,12 @@ cdef enum:
     TURNED_RANGE = 64       # the same where they are turned round
     TURNED_BLOCKS = 4       # and blocks of filters, which share that
     TURNED_PIXELS = 256     # of one sum, as many products as in the convolution
-    # What is not turned round: so few channels that `outer` takes the taps of a row together,
-    # short rows, and elements of so few uses, times a row's outputs, that it would not pay.
+    # What is not turned round: so few channels that `outer` takes the taps of a row together, and,
+    # of channels-last images, short rows and elements of so few uses, times a row's outputs, that
+    # it would not pay.
     FEW_CHANNELS = 8
-    SHORT_ROW = 2
-    FEW_USES = 0
+    SHORT_ROW = 12
+    FEW_USES = 400
     TURNED_BYTES = 1 << 20  # at most, of an item
     LINE = 64               # bytes of a cache line
     UNPACK_CHANNELS = 16    # transposed at a time
@@ -398,7 +399,7 @@ cdef void unpack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         job.channels * taps, count * taps, filters)
 
 
-cdef bint turns_round(WeightJob *job) noexcept nogil:
+cdef bint turns_round(WeightJob *job, bint planes) noexcept nogil:
     """Choose whether to turn the input round; if so, lay out a channel of an item."""
     cdef Py_ssize_t span = (job.w.kernel - 1) * job.w.dilation, line = LINE // job.kernels.itemsize
     cdef Py_ssize_t rows = min(job.h.out, max(1, TURNED_PIXELS // job.w.out))
@@ -415,7 +416,10 @@ cdef bint turns_round(WeightJob *job) noexcept nogil:
     # Vectors that each turned element is multiplied with.
     cdef double uses = <double>(job.h.kernel * job.w.kernel) / (job.h.stride * job.w.stride) * min(
         job.vectors, TURNED_BLOCKS * ceil_div(job.vectors, job.blocks))
-    if job.channels < FEW_CHANNELS or job.w.out < SHORT_ROW or uses * job.w.out < FEW_USES:
+    if job.channels < FEW_CHANNELS:
+        return False
+    # What lies channels-last need not be copied otherwise.
+    if not planes and (job.w.out < SHORT_ROW or uses * job.w.out < FEW_USES):
         return False
     return (job.channel * min(job.channels, <Py_ssize_t>TURNED_RANGE) * job.kernels.itemsize
             <= TURNED_BYTES)
@@ -460,7 +464,7 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, pixels = job.h.out * job.w.out
     cdef Py_ssize_t x_image = x.shape[1] * x.shape[2] * x.shape[3], g_image = outputs * pixels
     cdef Py_ssize_t sum_pixels = CHUNK_BYTES // (ceil_div(job.vectors, job.blocks) * lanes * size)
-    job.turned = not depthwise and turns_round(&job)
+    job.turned = not depthwise and turns_round(&job, not channels_last)
     if job.turned:
         sum_pixels = TURNED_PIXELS
     job.column_chunks = 1 if depthwise or job.turned else ceil_div(job.w.out, sum_pixels)

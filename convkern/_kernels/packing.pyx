@@ -127,11 +127,11 @@ cdef class PackedConv:
 
     def __init__(self, cnp.ndarray weight, cnp.ndarray bias, Py_ssize_t groups, int threads,
                  int winograd=0, bint transposed=False, tuple row_taps=None,
-                 tuple column_taps=None):
+                 tuple column_taps=None, int stride=1):
         """Pack a C-contiguous (OC, C/groups, KH, KW) weight and a bias (OC,) or None.
 
         `winograd` is how many outputs a tile has on each axis, 0 for the direct
-        algorithm.  With `transposed` the weight is read as (C, OC/groups, KH, KW).
+        algorithm, and `stride` is the window's then.  With `transposed` the weight is read as (C, OC/groups, KH, KW).
         Taps are chosen and ordered by (first, step, count); by default all of them.
         """
         cdef PackJob job
@@ -153,7 +153,7 @@ cdef class PackedConv:
         cdef Py_ssize_t outputs = groups * self.out_channels, taps = job.kh * job.kw
         cdef Py_ssize_t elements = self.kh * self.kw
         if winograd:
-            self.winograd = winograd_tile(kernels, winograd, self.kh)
+            self.winograd = winograd_tile(kernels, winograd, self.kh, stride)
             self.depthwise = False
             elements = self.winograd.size * self.winograd.size
         cdef Py_ssize_t padded = outputs if self.depthwise else groups * self.vectors * lanes
@@ -188,11 +188,13 @@ cdef class PackedConv:
             4.0 * width * part * (taps + (elements if winograd else 0)), threads, scratch)
 
 
-cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs,
-                                      Py_ssize_t taps) except NULL:
+cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs, Py_ssize_t taps,
+                                      int stride=1) except NULL:
     """Find the tile of so many outputs for a window of so many taps, on each axis."""
     cdef int i
+    cdef const ck_winograd *tile
     for i in range(CK_WINOGRAD_TILES_COUNT):
-        if kernels.winograd[i].outputs == outputs and kernels.winograd[i].taps == taps:
-            return &kernels.winograd[i]
-    raise ValueError(f"no Winograd tile of {outputs} outputs for {taps} taps")
+        tile = &kernels.winograd[i]
+        if tile.outputs == outputs and tile.taps == taps and tile.stride == stride:
+            return tile
+    raise ValueError(f"no Winograd tile of {outputs} outputs for {taps} taps, stride {stride}")

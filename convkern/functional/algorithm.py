@@ -21,6 +21,8 @@ TILES: dict[str, dict[int, tuple[int, ...]]] = {
     "highest": {3: (2,)},
     "high": {3: (2, 4, 5), 5: (2, 3, 4)},
 }
+#: The same for a stride of 2, whose transforms are sums of two elements each.
+STRIDED_TILES: dict[int, tuple[int, ...]] = {3: (2,)}
 #: The same for the gradient of a weight, where the outputs are what is multiplied with.
 GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
     "highest": {3: (2,)},
@@ -29,6 +31,7 @@ GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
 
 #: Transforming one vector of one element, there or back.
 TRANSFORM = 12.0
+TRANSFORM_STRIDED = 9.0
 #: Packing one vector of weights: it is read once, and its elements go to memory.
 PACK = 50.0
 #: The same two for a gradient, whose elements and sums go from one processor to another; and
@@ -100,24 +103,28 @@ def winograd_outputs(
     prepacked: bool = False,
     gradient: bool = False,
     instead: Problem | None = None,
+    strides: bool = False,
 ) -> int:
     """Return the outputs of the Winograd tile to use, on each axis; 0: compute directly.
 
     `precision` is the level that was in force.  With `gradient` it is the weight's gradient
     that is computed.  `instead` is what the direct algorithm would compute, if that is
-    something else.
+    something else.  With `strides` the convolution may have a stride of 2.
     """
     accepted = (GRADIENT_TILES if gradient else TILES)[precision]
     kh, kw = problem.kernel
-    fits = kh == kw and problem.dense and problem.dtype == np.float32
-    tiles = accepted.get(kh, ()) if fits else ()
+    fits = kh == kw and problem.dtype == np.float32
+    tiles = accepted.get(kh, ()) if fits and problem.dense else ()
+    if strides and fits and (problem.stride, problem.dilation) == ((2, 2), (1, 1)):
+        tiles = STRIDED_TILES.get(kh, ())
     if algorithm == "winograd":
         if not tiles:
             windows = " or ".join(f"{r}x{r}" for r in accepted)
             steps = "of these" if problem.dense else "of others"
+            strided = ", or a 3x3 window of stride 2" if strides else ""
             raise ValueError(
                 f'algorithm="winograd" at precision {precision!r} needs float32 and a {windows} '
-                f"window of stride and dilation 1, got {kh}x{kw} {steps}, {problem.dtype}"
+                f"window of stride and dilation 1{strided}, got {kh}x{kw} {steps}, {problem.dtype}"
             )
         pack = 0.0 if prepacked else PACK
         return min(tiles, key=lambda m: winograd_cost(problem, m, pack, TRANSFORM))
@@ -137,7 +144,9 @@ def _cheapest(
 ) -> int:
     """Return the best of the Winograd tiles for a problem, or 0 for the other one, directly."""
     pack = PACK_GRADIENT if gradient else 0.0 if prepacked else PACK
-    transform = TRANSFORM_GRADIENT if gradient else TRANSFORM
+    transform = TRANSFORM if problem.dense else TRANSFORM_STRIDED
+    if gradient:
+        transform = TRANSFORM_GRADIENT
     phases = PHASES_GRADIENT if gradient else 0.0
 
     def cost(outputs: int) -> float:
@@ -276,7 +285,7 @@ def winograd_cost(problem: Problem, outputs: int, pack: float, transform: float)
     `pack` and `transform` are the costs of one vector of weights and of elements.
     """
     in_vectors, vectors = _vectors(problem)
-    elements = (outputs + problem.kernel[0] - 1) ** 2
+    elements = ((outputs - 1) * problem.stride[0] + problem.kernel[0]) ** 2
     down, across = (-(-size // outputs) for size in problem.out_size)
     tiles = problem.images * down * across
     weights = elements * problem.channels * vectors
