@@ -419,14 +419,14 @@ cdef int conv_strips(const StripPart *parts, Py_ssize_t count, Py_ssize_t height
                      Py_ssize_t images, int threads) except -1:
     """Convolve planes of this size through strips, by parts whose spans are set."""
     cdef StripsJob strips
-    cdef const ConvJob *job
+    cdef const ConvJob *job = &parts[0].job
     cdef Py_ssize_t i
     cdef double flops = 0
     strips.parts, strips.count, strips.height, strips.width = parts, count, height, width
     cdef size_t scratch = cut_strips(&strips, images, threads)
     for i in range(count):
-        job = &parts[i].job
-        flops += 2.0 * job.h.out * job.w.out * job.h.kernel * job.w.kernel
+        flops += 2.0 * parts[i].job.h.out * parts[i].job.w.out * (
+            parts[i].job.h.kernel * parts[i].job.w.kernel)
     flops *= <double>job.channels * job.out_channels / (strips.row_blocks * strips.column_blocks)
     return run(strip_item, &strips, strips.positions * job.groups, flops, threads, scratch)
 

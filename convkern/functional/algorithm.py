@@ -21,7 +21,7 @@ TILES: dict[str, dict[int, tuple[int, ...]]] = {
     "highest": {3: (2,)},
     "high": {3: (2, 4, 5), 5: (2, 3, 4)},
 }
-#: The same for a stride of 2, whose transforms are sums of two elements each.
+#: The same for a stride of 2, whose transforms are sums of two or three elements: of all levels.
 STRIDED_TILES: dict[int, tuple[int, ...]] = {3: (2,)}
 #: The same for the gradient of a weight, where the outputs are what is multiplied with.
 GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
@@ -31,7 +31,8 @@ GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
 
 #: Transforming one vector of one element, there or back.
 TRANSFORM = 12.0
-TRANSFORM_STRIDED = 9.0
+#: What all that costs with a stride of 2, where more elements for an output leave the cache.
+STRIDED = 1.1
 #: Packing one vector of weights: it is read once, and its elements go to memory.
 PACK = 50.0
 #: The same two for a gradient, whose elements and sums go from one processor to another; and
@@ -144,9 +145,7 @@ def _cheapest(
 ) -> int:
     """Return the best of the Winograd tiles for a problem, or 0 for the other one, directly."""
     pack = PACK_GRADIENT if gradient else 0.0 if prepacked else PACK
-    transform = TRANSFORM if problem.dense else TRANSFORM_STRIDED
-    if gradient:
-        transform = TRANSFORM_GRADIENT
+    transform = TRANSFORM_GRADIENT if gradient else TRANSFORM
     phases = PHASES_GRADIENT if gradient else 0.0
 
     def cost(outputs: int) -> float:
@@ -292,4 +291,5 @@ def winograd_cost(problem: Problem, outputs: int, pack: float, transform: float)
     fetches = -(-tiles // SHARING)
     products = weights * max(tiles, FETCH * fetches)
     transforms = tiles * elements * (in_vectors + vectors) * transform
-    return problem.groups * (products + transforms + weights * pack)
+    total = problem.groups * (products + transforms + weights * pack)
+    return total if problem.dense else STRIDED * total
