@@ -290,6 +290,8 @@ cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noe
     if elements * job.channels * job.vectors * job.kernels.lanes * size <= CACHED_BYTES:
         most = min(ceil_div(4 * threads, job.groups), job.tiles // FEWEST_CACHED)
         job.tile_groups = max(job.tile_groups, min(units, most))
+    if job.pieces == 1:
+        job.tile_groups = max(job.tile_groups, min(min(2 * threads, units), job.tiles // FEWEST))
     # Too few groups for the threads: they share V, and the blocks of filters.
     job.shared = threads > 1 and job.tile_groups * job.groups < 2 * threads
     if not job.shared:
