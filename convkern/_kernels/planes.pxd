@@ -12,7 +12,7 @@ cdef struct PlanesJob:
     Py_ssize_t channels, out_channels, groups, taps, length, pixels
     # Pixels are cut into panels as wide as the widest tile; an item has a group of them, of which it
     # packs `depth` rows, and some filters.  A sum in registers has `chunk` products.
-    Py_ssize_t vectors, panels, width, group, panel_groups, row_blocks, tile_rows, depth, chunk
+    Py_ssize_t vectors, panels, width, group, panel_groups, row_blocks, depth, chunk
     Py_ssize_t joined  # pixels of all images, whose panels are cut from them together; or 0
     bint plain   # the windows are the pixels
     bint direct  # and are not packed

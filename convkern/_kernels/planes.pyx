@@ -35,6 +35,7 @@ cdef enum:
     PACKED_BYTES = 640 << 10   # of panels that an item packs at a time: they stay in its L2 cache
     FEWEST_PANELS = 4          # among them, where a plane has so many
     ROWS = 256                 # filters that make it worth while to pack a panel
+    FILTERS = 24               # that pass over the panels together: a multiple of most tiles
     TOGETHER = 8               # rows of x that all panels of an item copy in turn
 
 # Where pixels fill less of a plane's vectors, those of several images are joined.
@@ -166,6 +167,8 @@ cdef void pack_panels(const PlanesJob *job, const char *x, Py_ssize_t first, Py_
             panel = panel_of(job, index)
             place = packed + ((panel.column - start) * job.depth + done * panel.width) * size
             if job.joined:
+                if panel.count < panel.width:
+                    memset(place, 0, <size_t>(rows * panel.width * size))
                 copy_pieces(job, <char *>x + (k + done) * job.pixels * size,
                             job.channels * job.pixels, rows, panel.column, panel.count, place,
                             panel.width, False)
@@ -178,19 +181,19 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     """A block of filters times a group of panels of one image, or of all of them."""
     cdef const PlanesJob *job = <const PlanesJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, k = 0, depth, row, stop, tile, index
+    cdef Py_ssize_t size = kernels.itemsize, k = 0, depth, row, rows, index
     cdef Py_ssize_t block = item % job.row_blocks, first = item // job.row_blocks % job.panel_groups
     cdef Py_ssize_t part = item // job.row_blocks // job.panel_groups, group = part % job.groups
     cdef Py_ssize_t last = job.panels * (first + 1) // job.panel_groups
     cdef Py_ssize_t begin = job.out_channels * block // job.row_blocks
-    cdef Py_ssize_t rows = job.out_channels * (block + 1) // job.row_blocks - begin
-    cdef Py_ssize_t tiles = ceil_div(rows, job.tile_rows), start, width = job.group * job.width
+    cdef Py_ssize_t end = job.out_channels * (block + 1) // job.row_blocks
+    cdef Py_ssize_t start, width = job.group * job.width
     cdef const char *x = job.x + part * job.channels * job.h.size * job.w.size * size
-    cdef const char *weight = job.weight + (group * job.out_channels + begin) * job.length * size
-    cdef const char *bias = moved(job.bias, (group * job.out_channels + begin) * size)
-    cdef char *out = job.out + (part * job.out_channels + begin) * job.pixels * size
+    cdef const char *weight = job.weight + group * job.out_channels * job.length * size
+    cdef const char *bias = moved(job.bias, group * job.out_channels * size)
+    cdef char *out = job.out + part * job.out_channels * job.pixels * size
     cdef char *zeros = scratch + job.depth * width * size
-    cdef char *sums = zeros + job.width * size  # of joined planes, otherwise a line of windows
+    cdef char *sums = zeros + job.width * size  # of joined planes; otherwise a line of windows
     cdef Panel panel
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
@@ -198,8 +201,6 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     start = panel_of(job, first).column
     memset(&layout, 0, sizeof(layout))
     memset(zeros, 0, <size_t>(job.width * size))
-    if job.joined:
-        memset(scratch, 0, <size_t>(job.depth * width * size))
     layout.out_pixel = width if job.joined else job.pixels
     layout.x_pixel, layout.x_row, layout.w_row = job.length, 1, job.pixels
     layout.activation, layout.slope = job.activation, job.slope
@@ -208,15 +209,17 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     while True:
         depth = min(job.depth, job.length - k)
         pack_panels(job, x, first, last, k, depth, scratch, sums)
-        for tile in range(tiles):
-            row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
-            # The weights of the next tile are fetched while this one passes over the first panel.
-            chunk.ahead, chunk.ahead_step = weight + (stop * job.length + k) * size, CK_AHEAD
+        # Some filters at a time pass over all panels: so they write long pieces of few planes.
+        row = begin
+        while row < end:
+            rows = min(end - row, <Py_ssize_t>FILTERS)
+            # The next weights are fetched while these pass over the first panel.
+            chunk.ahead, chunk.ahead_step = weight + ((row + rows) * job.length + k) * size, CK_AHEAD
             for index in range(first, last):
                 panel = panel_of(job, index)
                 layout.tail = <int>(kernels.lanes if job.joined
                                     else panel.count - (panel.vectors - 1) * kernels.lanes)
-                sum_tile(job, &layout, &chunk, &panel, stop - row, k, depth,
+                multiply(job, &layout, &chunk, panel, rows, k, depth,
                          weight + row * job.length * size,
                          x + (k * job.pixels + panel.column) * size if in_place(job, panel)
                          else scratch + (panel.column - start) * job.depth * size,
@@ -225,27 +228,35 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
                          else out + (row * job.pixels + panel.column) * size)
                 chunk.ahead_step = 0
             if job.joined:
-                copy_pieces(job, out + row * job.pixels * size, job.out_channels * job.pixels,
-                            stop - row, start, panel.column + panel.count - start, sums, width, True)
+                copy_pieces(job, out + row * job.pixels * size, job.out_channels * job.pixels, rows,
+                            start, panel.column + panel.count - start, sums, width, True)
+            row += rows
         k += depth
         if k == job.length:
             return
 
 
-cdef void sum_tile(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk *chunk,
-                   const Panel *panel, Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth,
-                   const char *weight, const char *b, const char *bias, char *out) noexcept nogil:
+cdef void multiply(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk *chunk, Panel panel,
+                   Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth, const char *weight,
+                   const char *b, const char *bias, char *out) noexcept nogil:
     """Add rows k .. k+depth-1 of a panel b, times the weights of some filters, to their outputs."""
-    cdef Py_ssize_t size = job.kernels.itemsize, stop = k + depth, length
-    cdef bint direct = in_place(job, panel[0])
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, stop = k + depth, length, row, row_stop, tile
+    cdef Py_ssize_t tiles = ceil_div(rows, kernels.max_pixels[panel.vectors])
+    cdef bint direct = in_place(job, panel)
     while True:
         length = min(job.chunk, stop - k)
         # In place, one step of the sum is one row of x.
         chunk.rows = length if direct else 1
         chunk.run = 1 if direct else length
         chunk.flags = (CK_FIRST if k == 0 else 0) | (CK_LAST if k + length == job.length else 0)
-        job.kernels.tile[panel.vectors][rows](layout, chunk, weight + k * size, b, bias, out)
-        chunk.ahead += chunk.run // 4 * chunk.ahead_step
+        for tile in range(tiles):
+            row, row_stop = rows * tile // tiles, rows * (tile + 1) // tiles
+            kernels.tile[panel.vectors][row_stop - row](
+                layout, chunk, weight + (row * job.length + k) * size, b,
+                moved(bias, row * size) if layout.bias_by_pixel else bias,
+                out + row * layout.out_pixel * size)
+            chunk.ahead += chunk.run // 4 * chunk.ahead_step
         b += length * (job.pixels if direct else panel.width) * size
         k += length
         if k == stop:
@@ -276,7 +287,6 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
         job.vectors = ceil_div(job.joined, kernels.lanes)
     job.panels = ceil_div(job.vectors, widest)
     job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
-    job.tile_rows = kernels.max_pixels[job.width // kernels.lanes]
     job.chunk = max(1, min(job.length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))
     job.chunk = max(1, ceil_div(job.length, max(1, ceil_div(job.length, job.chunk))))
     # All rows of the panels are packed at once, where they are not too many.
@@ -296,7 +306,7 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
     while job.group > 1 and others * ceil_div(job.panels, job.group) < 4 * threads:
         job.group //= 2
     job.panel_groups = ceil_div(job.panels, job.group)
-    length = job.tile_rows * job.group * job.width if job.joined else line_of_windows(&job, job.width)
+    length = FILTERS * job.group * job.width if job.joined else line_of_windows(&job, job.width)
     cdef double rows = ceil_div(out_channels, job.row_blocks)
     return run(planes_item, &job, others * job.panel_groups,
                (2.0 * rows + 8) * job.length * job.group * job.width, threads,
