@@ -341,6 +341,35 @@ def test_a_long_call_is_its_parts():
     np.testing.assert_array_equal(y, np.concatenate(parts))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("images", "channels", "filters", "size"),
+    [
+        (1, 1400, 30, (16, 17)),  # rows of a panel are packed in several turns
+        (2, 700, 27, (13, 16)),
+        (2, 70, 5, (8, 19)),  # read in place, the last vectors packed
+        (3, 300, 530, (7, 7)),  # joined planes, filters shared out
+    ],
+)
+def test_products_of_planes(dtype, images, channels, filters, size):
+    """A 1x1 window: a sum of several chunks, forward and back to the input."""
+    rng = np.random.default_rng(channels)
+    x, w = (
+        integers(rng, shape, dtype, 4)
+        for shape in ((images, channels, *size), (filters, channels, 1, 1))
+    )
+    bias = integers(rng, filters, dtype)
+    y = np.einsum("nchw,kc->nkhw", x, w[:, :, 0, 0], optimize=True)
+    expected = np.maximum(y + bias[:, None, None], 0)
+    back = np.einsum("nkhw,kc->nchw", y, w[:, :, 0, 0], optimize=True)
+    for threads in (1, 3):
+        with num_threads(threads):
+            found = functional.conv2d(x, w, bias, activation="relu", algorithm="direct")
+            np.testing.assert_array_equal(found, expected)
+            found = functional.conv2d_backward(y, x, w, output_mask=(True, False, False))[0]
+            np.testing.assert_array_equal(found, back)
+
+
 @pytest.mark.parametrize("at_end", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reads_stay_inside_the_arrays(dtype, at_end):

@@ -595,15 +595,14 @@ FAULTS = [
     ),
     Fault(
         "planes.pyx",
-        "moved(bias, row * size) if layout.bias_by_pixel else zeros,\n"
-        "                    out + (row",
-        "moved(bias, 0) if layout.bias_by_pixel else zeros,\n                    out + (row",
+        "moved(bias, row * size) if layout.bias_by_pixel else bias,",
+        "bias,",
         "every tile of filters gets the bias of the first",
     ),
     Fault(
         "planes.pyx",
-        "layout.tail = <int>min(lanes, job.pixels - column - (vectors - 1) * lanes)",
-        "layout.tail = <int>lanes",
+        "else panel.count - (panel.vectors - 1) * kernels.lanes)",
+        "else kernels.lanes)",
         "the last vector of a plane is stored whole, over the next plane",
     ),
     Fault(
@@ -614,9 +613,21 @@ FAULTS = [
     ),
     Fault(
         "planes.pyx",
-        "<size_t>(((job.group * job.chunk + 1) * job.width + line) * kernels.itemsize))",
-        "<size_t>((job.group * job.chunk * job.width + line) * kernels.itemsize))",
+        "<size_t>(((job.group * job.depth + 1) * job.width + length) * kernels.itemsize))",
+        "<size_t>((job.group * job.depth * job.width + length) * kernels.itemsize))",
         "scratch memory is a row too small",
+    ),
+    Fault(
+        "planes.pyx",
+        "chunk.flags = (CK_FIRST if k == 0 else 0)",
+        "chunk.flags = CK_FIRST",
+        "later chunks of a sum begin from the bias",
+    ),
+    Fault(
+        "planes.pyx",
+        "b += length * (job.pixels if direct else panel.width) * size",
+        "b += length * panel.width * size",
+        "later chunks of a panel that is read in place are those of a packed one",
     ),
     Fault(
         "planes.pyx",

@@ -198,6 +198,8 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
     work = max(work, 1.0)
     region = threads * min(WORK_PER_REGION, max(WORK_OF_LITTLE, 100 * work))
     step = max(threads, <Py_ssize_t>min(<double>items, region / work))
+    # No thread waits for the others at the end of a region: it has as many items for each.
+    step = ceil_div(ceil_div(items, ceil_div(items, step)), threads) * threads
     try:
         while start < items:
             # Before each region, the first too: a long call may be many short runs.

@@ -10,13 +10,18 @@ cdef struct PlanesJob:
     char *out
     Axis h, w
     Py_ssize_t channels, out_channels, groups, taps, length, pixels
-    # Pixels are cut into panels as wide as the widest tile; an item has some panels and filters.
-    Py_ssize_t vectors, panels, width, group, panel_groups, row_blocks, chunk
+    # Pixels are cut into panels as wide as the widest tile; an item has a group of them, of which it
+    # packs `depth` rows, and some filters.  A sum in registers has `chunk` products.
+    Py_ssize_t vectors, panels, width, group, panel_groups, row_blocks, depth, chunk
     Py_ssize_t joined  # pixels of all images, whose panels are cut from them together; or 0
     bint plain   # the windows are the pixels
     bint direct  # and are not packed
     int activation
     double slope
+
+cdef struct Panel:
+    # Its first pixel, width with padding, number of vectors, and of pixels that there are.
+    Py_ssize_t column, width, vectors, count
 
 cdef void set_windows(PlanesJob *job, const ck_kernels *kernels, const char *x, Py_ssize_t groups,
                       Py_ssize_t channels, Py_ssize_t out_channels, Axis h, Axis w) noexcept

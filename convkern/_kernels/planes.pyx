@@ -32,8 +32,10 @@ cnp.import_array()
 cdef enum:
     CHUNK = 256                # products summed in registers, as in the direct algorithm
     DIRECT_CHUNK = 32          # where x is read in place: rows long enough for the prefetcher
-    PACKED_BYTES = 384 << 10   # of panels that an item packs at a time
-    ROWS = 240                 # filters of an item: a multiple of most tiles
+    PACKED_BYTES = 640 << 10   # of panels that an item packs at a time: they stay in its L2 cache
+    FEWEST_PANELS = 4          # among them, where a plane has so many
+    ROWS = 256                 # filters that make it worth while to pack a panel
+    FILTERS = 24               # that pass over the panels together: a multiple of most tiles
     TOGETHER = 8               # rows of x that all panels of an item copy in turn
 
 # Where pixels fill less of a plane's vectors, those of several images are joined.
@@ -115,78 +117,6 @@ cdef void pack_panel(const PlanesJob *job, const char *x, Py_ssize_t pixel, Py_s
         k += taps
 
 
-cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of filters times a group of panels of one image."""
-    cdef const PlanesJob *job = <const PlanesJob *>job_
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, k = 0, length, row, stop, tile
-    cdef Py_ssize_t block = item % job.row_blocks, first = item // job.row_blocks % job.panel_groups
-    cdef Py_ssize_t part = item // job.row_blocks // job.panel_groups, group = part % job.groups
-    cdef Py_ssize_t last = job.panels * (first + 1) // job.panel_groups, panel, column, vectors
-    cdef Py_ssize_t begin = job.out_channels * block // job.row_blocks, tiles, done, part_rows
-    cdef Py_ssize_t rows = job.out_channels * (block + 1) // job.row_blocks - begin
-    cdef const char *x = job.x + part * job.channels * job.h.size * job.w.size * size
-    cdef const char *weight = job.weight + (group * job.out_channels + begin) * job.length * size
-    cdef char *out = job.out + (part * job.out_channels + begin) * job.pixels * size
-    cdef char *zeros = scratch + job.group * job.chunk * job.width * size
-    cdef const char *b
-    cdef ck_tile_layout layout
-    cdef ck_chunk chunk
-    first = job.panels * first // job.panel_groups
-    memset(&layout, 0, sizeof(layout))
-    memset(zeros, 0, <size_t>(job.width * size))
-    layout.out_pixel, layout.x_pixel, layout.x_row = job.pixels, job.length, 1
-    layout.activation, layout.slope = job.activation, job.slope
-    cdef const char *bias = moved(job.bias, (group * job.out_channels + begin) * size)
-    layout.bias_by_pixel = bias != NULL
-    chunk.flags = CK_FIRST
-    chunk.columns = 1
-    while True:
-        length = min(job.chunk, job.length - k)
-        if k + length == job.length:
-            chunk.flags |= CK_LAST
-        # Rows of x are read in long pieces, those of the next chunk fetched meanwhile.
-        done = 0
-        while done < length:
-            part_rows = min(length - done, <Py_ssize_t>TOGETHER if job.plain else length)
-            for panel in range(first, last):
-                column = job.vectors * panel // job.panels * lanes
-                vectors = job.vectors * (panel + 1) // job.panels - column // lanes
-                if not job.direct or column + vectors * lanes > job.pixels:
-                    pack_panel(job, x, column, vectors * lanes, k + done, part_rows,
-                               scratch + ((panel - first) * job.chunk * job.width
-                                          + done * vectors * lanes) * size,
-                               zeros + job.width * size)
-            done += part_rows
-        chunk.ahead, chunk.ahead_step = x, 0
-        if job.plain and job.panel_groups == 1:
-            chunk.ahead, chunk.ahead_step = x + (k + length) * job.pixels * size, CK_AHEAD
-        for panel in range(first, last):
-            column = job.vectors * panel // job.panels * lanes
-            vectors = job.vectors * (panel + 1) // job.panels - column // lanes
-            layout.tail = <int>min(lanes, job.pixels - column - (vectors - 1) * lanes)
-            if job.direct and column + vectors * lanes <= job.pixels:
-                # One step of the sum is one row of x where it lies.
-                b = x + (k * job.pixels + column) * size
-                chunk.rows, chunk.run, layout.w_row = length, 1, job.pixels
-            else:
-                b = scratch + (panel - first) * job.chunk * job.width * size
-                chunk.rows, chunk.run = 1, length
-            # The panel stays in the first-level cache while the filters pass over it.
-            tiles = ceil_div(rows, kernels.max_pixels[vectors])
-            for tile in range(tiles):
-                row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
-                kernels.tile[vectors][stop - row](
-                    &layout, &chunk, weight + (row * job.length + k) * size, b,
-                    moved(bias, row * size) if layout.bias_by_pixel else zeros,
-                    out + (row * job.pixels + column) * size)
-                chunk.ahead += length // 4 * chunk.ahead_step
-        k += length
-        if chunk.flags & CK_LAST:
-            return
-        chunk.flags = 0
-
-
 cdef void copy_pieces(const PlanesJob *job, char *planes, Py_ssize_t image, Py_ssize_t rows,
                       Py_ssize_t first, Py_ssize_t count, char *panel, Py_ssize_t width,
                       bint back) noexcept nogil:
@@ -209,47 +139,128 @@ cdef void copy_pieces(const PlanesJob *job, char *planes, Py_ssize_t image, Py_s
         done += length
 
 
-cdef void joined_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of filters times a panel of pixels of several images."""
+cdef inline Panel panel_of(const PlanesJob *job, Py_ssize_t index) noexcept nogil:
+    """Share out the vectors of pixels among panels."""
+    cdef Py_ssize_t lanes = job.kernels.lanes, first = job.vectors * index // job.panels
+    cdef Py_ssize_t vectors = job.vectors * (index + 1) // job.panels - first
+    cdef Py_ssize_t pixels = job.joined if job.joined else job.pixels
+    return Panel(first * lanes, vectors * lanes, vectors,
+                 min(vectors * lanes, pixels - first * lanes))
+
+
+cdef inline bint in_place(const PlanesJob *job, Panel panel) noexcept nogil:
+    """Tell whether the tile reads a panel from the plane."""
+    return job.direct and panel.count == panel.width
+
+
+cdef void pack_panels(const PlanesJob *job, const char *x, Py_ssize_t first, Py_ssize_t last,
+                      Py_ssize_t k, Py_ssize_t length, char *packed, char *line) noexcept nogil:
+    """Pack rows k .. k+length-1 of some panels, each `job.depth` rows from the next."""
+    cdef Py_ssize_t size = job.kernels.itemsize, start = panel_of(job, first).column
+    cdef Py_ssize_t done = 0, rows, index
+    cdef Panel panel
+    cdef char *place
+    # Rows of x are read in long pieces.
+    while done < length:
+        rows = min(length - done, <Py_ssize_t>TOGETHER if job.plain else length)
+        for index in range(first, last):
+            panel = panel_of(job, index)
+            place = packed + ((panel.column - start) * job.depth + done * panel.width) * size
+            if job.joined:
+                if panel.count < panel.width:
+                    memset(place, 0, <size_t>(rows * panel.width * size))
+                copy_pieces(job, <char *>x + (k + done) * job.pixels * size,
+                            job.channels * job.pixels, rows, panel.column, panel.count, place,
+                            panel.width, False)
+            elif not in_place(job, panel):
+                pack_panel(job, x, panel.column, panel.width, k + done, rows, place, line)
+        done += rows
+
+
+cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A block of filters times a group of panels of one image, or of all of them."""
     cdef const PlanesJob *job = <const PlanesJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, k = 0, length, row, stop, tile
-    cdef Py_ssize_t panel = item % job.panels, block = item // job.panels
-    cdef Py_ssize_t column = job.vectors * panel // job.panels * lanes
-    cdef Py_ssize_t vectors = job.vectors * (panel + 1) // job.panels - column // lanes
-    cdef Py_ssize_t width = vectors * lanes, count = min(width, job.joined - column)
+    cdef Py_ssize_t size = kernels.itemsize, k = 0, depth, row, rows, index
+    cdef Py_ssize_t block = item % job.row_blocks, first = item // job.row_blocks % job.panel_groups
+    cdef Py_ssize_t part = item // job.row_blocks // job.panel_groups, group = part % job.groups
+    cdef Py_ssize_t last = job.panels * (first + 1) // job.panel_groups
     cdef Py_ssize_t begin = job.out_channels * block // job.row_blocks
-    cdef Py_ssize_t rows = job.out_channels * (block + 1) // job.row_blocks - begin
-    cdef Py_ssize_t tiles = ceil_div(rows, kernels.max_pixels[vectors])
-    cdef const char *weight = job.weight + begin * job.length * size
-    cdef const char *bias = moved(job.bias, begin * size)
-    cdef char *zeros = scratch + job.chunk * job.width * size
-    cdef char *sums = zeros + job.width * size
+    cdef Py_ssize_t end = job.out_channels * (block + 1) // job.row_blocks
+    cdef Py_ssize_t start, width = job.group * job.width
+    cdef const char *x = job.x + part * job.channels * job.h.size * job.w.size * size
+    cdef const char *weight = job.weight + group * job.out_channels * job.length * size
+    cdef const char *bias = moved(job.bias, group * job.out_channels * size)
+    cdef char *out = job.out + part * job.out_channels * job.pixels * size
+    cdef char *zeros = scratch + job.depth * width * size
+    cdef char *sums = zeros + job.width * size  # of joined planes; otherwise a line of windows
+    cdef Panel panel
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
+    first = job.panels * first // job.panel_groups
+    start = panel_of(job, first).column
     memset(&layout, 0, sizeof(layout))
-    memset(scratch, 0, <size_t>((job.chunk + 1) * job.width * size))
-    layout.out_pixel, layout.x_pixel, layout.tail = width, job.length, <int>lanes
+    memset(zeros, 0, <size_t>(job.width * size))
+    layout.out_pixel = width if job.joined else job.pixels
+    layout.x_pixel, layout.x_row, layout.w_row = job.length, 1, job.pixels
     layout.activation, layout.slope = job.activation, job.slope
     layout.bias_by_pixel = bias != NULL
-    chunk.flags, chunk.columns, chunk.rows = CK_FIRST, 1, 1
-    chunk.ahead, chunk.ahead_step = job.x, 0
-    while k < job.length:
-        length = chunk.run = min(job.chunk, job.length - k)
-        if k + length == job.length:
-            chunk.flags |= CK_LAST
-        copy_pieces(job, <char *>job.x + k * job.pixels * size, job.channels * job.pixels, length,
-                    column, count, scratch, width, False)
+    chunk.columns = 1
+    while True:
+        depth = min(job.depth, job.length - k)
+        pack_panels(job, x, first, last, k, depth, scratch, sums)
+        # Some filters at a time pass over all panels: so they write long pieces of few planes.
+        row = begin
+        while row < end:
+            rows = min(end - row, <Py_ssize_t>FILTERS)
+            # The next weights are fetched while these pass over the first panel.
+            chunk.ahead, chunk.ahead_step = weight + ((row + rows) * job.length + k) * size, CK_AHEAD
+            for index in range(first, last):
+                panel = panel_of(job, index)
+                layout.tail = <int>(kernels.lanes if job.joined
+                                    else panel.count - (panel.vectors - 1) * kernels.lanes)
+                multiply(job, &layout, &chunk, panel, rows, k, depth,
+                         weight + row * job.length * size,
+                         x + (k * job.pixels + panel.column) * size if in_place(job, panel)
+                         else scratch + (panel.column - start) * job.depth * size,
+                         moved(bias, row * size) if layout.bias_by_pixel else zeros,
+                         sums + (panel.column - start) * size if job.joined
+                         else out + (row * job.pixels + panel.column) * size)
+                chunk.ahead_step = 0
+            if job.joined:
+                copy_pieces(job, out + row * job.pixels * size, job.out_channels * job.pixels, rows,
+                            start, panel.column + panel.count - start, sums, width, True)
+            row += rows
+        k += depth
+        if k == job.length:
+            return
+
+
+cdef void multiply(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk *chunk, Panel panel,
+                   Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth, const char *weight,
+                   const char *b, const char *bias, char *out) noexcept nogil:
+    """Add rows k .. k+depth-1 of a panel b, times the weights of some filters, to their outputs."""
+    cdef const ck_kernels *kernels = job.kernels
+    cdef Py_ssize_t size = kernels.itemsize, stop = k + depth, length, row, row_stop, tile
+    cdef Py_ssize_t tiles = ceil_div(rows, kernels.max_pixels[panel.vectors])
+    cdef bint direct = in_place(job, panel)
+    while True:
+        length = min(job.chunk, stop - k)
+        # In place, one step of the sum is one row of x.
+        chunk.rows = length if direct else 1
+        chunk.run = 1 if direct else length
+        chunk.flags = (CK_FIRST if k == 0 else 0) | (CK_LAST if k + length == job.length else 0)
         for tile in range(tiles):
-            row, stop = rows * tile // tiles, rows * (tile + 1) // tiles
-            kernels.tile[vectors][stop - row](
-                &layout, &chunk, weight + (row * job.length + k) * size, scratch,
-                moved(bias, row * size) if layout.bias_by_pixel else zeros,
-                sums + row * width * size)
+            row, row_stop = rows * tile // tiles, rows * (tile + 1) // tiles
+            kernels.tile[panel.vectors][row_stop - row](
+                layout, chunk, weight + (row * job.length + k) * size, b,
+                moved(bias, row * size) if layout.bias_by_pixel else bias,
+                out + row * layout.out_pixel * size)
+            chunk.ahead += chunk.run // 4 * chunk.ahead_step
+        b += length * (job.pixels if direct else panel.width) * size
         k += length
-        chunk.flags = 0
-    copy_pieces(job, job.out + begin * job.pixels * size, job.out_channels * job.pixels, rows,
-                column, count, sums, width, True)
+        if k == stop:
+            return
 
 
 cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const char *bias,
@@ -266,33 +277,37 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
     set_windows(&job, kernels, x, groups, channels, out_channels, h, w)
     job.weight, job.bias, job.out = weight, bias, out
     job.activation, job.slope = activation, slope
-    job.vectors = ceil_div(job.pixels, kernels.lanes)
-    job.panels = ceil_div(job.vectors, widest)
-    job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
     # The tiles of a few filters read x once: a packed copy would not be read again.
+    job.vectors = ceil_div(job.pixels, kernels.lanes)
     job.direct = job.plain and (
-        out_channels <= kernels.max_pixels[ceil_div(job.vectors, job.panels)])
-    job.row_blocks = ceil_div(out_channels, ROWS)
-    job.chunk = max(1, min(job.length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))
-    job.chunk = max(1, ceil_div(job.length, max(1, ceil_div(job.length, job.chunk))))
+        out_channels <= kernels.max_pixels[ceil_div(job.vectors, ceil_div(job.vectors, widest))])
     if (job.plain and not job.direct and groups == 1 and images > 1 and job.length > 0
             and job.pixels < MOST_FULL * job.vectors * kernels.lanes):
         job.joined = images * job.pixels
         job.vectors = ceil_div(job.joined, kernels.lanes)
-        job.panels = ceil_div(job.vectors, widest)
-        job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
-        length = ceil_div(out_channels, job.row_blocks)
-        return run(joined_item, &job, job.row_blocks * job.panels,
-                   (2.0 * length + 8) * job.length * job.width, threads,
-                   <size_t>((job.chunk + 1 + length) * job.width * kernels.itemsize))
-    job.group = PACKED_BYTES // (job.chunk * job.width * kernels.itemsize)
-    job.group = max(1, min(job.group, job.panels))
-    cdef Py_ssize_t others = images * groups * job.row_blocks
+    job.panels = ceil_div(job.vectors, widest)
+    job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
+    job.chunk = max(1, min(job.length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))
+    job.chunk = max(1, ceil_div(job.length, max(1, ceil_div(job.length, job.chunk))))
+    # All rows of the panels are packed at once, where they are not too many.
+    cdef Py_ssize_t row_bytes = job.width * kernels.itemsize
+    job.depth = job.length
+    if not job.joined:
+        length = min(<Py_ssize_t>FEWEST_PANELS, job.panels) * job.chunk * row_bytes
+        job.depth = min(job.length, max(<Py_ssize_t>1, PACKED_BYTES // length) * job.chunk)
+    job.group = max(1, min(job.panels, PACKED_BYTES // (max(1, job.depth) * row_bytes)))
+    # Items enough for the threads: of fewer filters if these are many, then of fewer pixels.
+    cdef Py_ssize_t others = (1 if job.joined else images) * groups
+    job.row_blocks = 1
+    while (out_channels >= 2 * ROWS * job.row_blocks
+           and others * job.row_blocks * ceil_div(job.panels, job.group) < 8 * threads):
+        job.row_blocks *= 2
+    others *= job.row_blocks
     while job.group > 1 and others * ceil_div(job.panels, job.group) < 4 * threads:
         job.group //= 2
     job.panel_groups = ceil_div(job.panels, job.group)
-    cdef Py_ssize_t line = line_of_windows(&job, job.width)
-    cdef double rows = min(out_channels, <Py_ssize_t>ROWS)
+    length = FILTERS * job.group * job.width if job.joined else line_of_windows(&job, job.width)
+    cdef double rows = ceil_div(out_channels, job.row_blocks)
     return run(planes_item, &job, others * job.panel_groups,
                (2.0 * rows + 8) * job.length * job.group * job.width, threads,
-               <size_t>(((job.group * job.chunk + 1) * job.width + line) * kernels.itemsize))
+               <size_t>(((job.group * job.depth + 1) * job.width + length) * kernels.itemsize))

@@ -17,6 +17,7 @@ from convkern.arrays import (
     empty_images,
     in_layout,
     to_channels_last,
+    to_contiguous,
 )
 from convkern.functional import lanes
 from convkern.functional.activation import ACTIVATIONS
@@ -142,7 +143,10 @@ def input_gradient(
     weight, groups, tile = as_contiguous(weight), window.groups, route.tile
     if not channels_last and route.direct == "planes" and out.shape[2:] == grad.shape[2:]:
         # A product of two matrices, as the convolution itself is.
-        turned, plain = as_contiguous(weight.transpose(1, 0, 2, 3)), ACTIVATIONS[None]
+        # The weight is turned round as pixels, one per filter, that are brought into planes.
+        pixels = weight.reshape(1, filters, 1, -1).transpose(0, 3, 1, 2)
+        turned = to_contiguous(pixels).reshape(-1, filters, 1, 1)
+        plain = ACTIVATIONS[None]
         _kernels.conv2d_planes(grad, turned, bias, out, *route.axes, 1, *plain, threads)
     else:
         _kernels.input_gradient(
