@@ -135,6 +135,7 @@ extensions = [
         "planes_gradient",
         "pointwise_gradient",
         "pool",
+        "square",
         "strips",
         "winograd",
         "winograd_gradient",

@@ -77,6 +77,10 @@ cdef extern from "csrc/ck.h" nogil:
         const ptrdiff_t *offsets
         int activation
         double slope
+    ctypedef struct ck_square:
+        ptrdiff_t height, width, rows, columns, stride, top, left
+        int activation
+        double slope
     ctypedef struct ck_lanes:
         ptrdiff_t channels, rows, columns, chunk, x_channel, x_row, x_column, x_pixel
         ptrdiff_t w_filter, w_channel, w_row, w_column, out_filter, out_pixel
@@ -113,6 +117,10 @@ cdef extern from "csrc/ck.h" nogil:
                           void *) noexcept nogil
         void (*depthwise_plane)(const ck_plane *, const void *, const void *, double,
                                 void *) noexcept nogil
+        void (*square)(const ck_square *, const void *, const void *, double,
+                       void *) noexcept nogil
+        void (*square_input)(const ck_square *, const void *, const void *, void *) noexcept nogil
+        void (*square_weight)(const ck_square *, const void *, const void *, void *) noexcept nogil
         void (*depthwise_outer)(const ck_outer_layout *, ptrdiff_t, const void *, const void *,
                                 void *) noexcept nogil
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
