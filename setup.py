@@ -125,6 +125,7 @@ extensions = [
         "conv",
         "dense",
         "depthwise",
+        "depthwise_gradient",
         "grad_input",
         "grad_weight",
         "images_last",

@@ -30,6 +30,7 @@ cdef enum:
     TAPS = 9
     PIXELS = 4096      # of an item, at least as far as there are so many
     FEWEST_ITEMS = 32  # where there are images enough
+    SLICE = 1024       # images of a slice at most, so that an item is never long
 
 cdef struct SquareJob:
     const ck_kernels *kernels
@@ -57,13 +58,21 @@ cdef void square_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     """Some planes of the output."""
     cdef const SquareJob *job = <const SquareJob *>job_
     cdef const ck_square *square = &job.square
-    cdef Py_ssize_t size = job.kernels.itemsize, first = item * job.per_item, plane, channel
-    for plane in range(first, min(first + job.per_item, job.planes)):
-        channel = plane % job.channels
+    cdef Py_ssize_t size = job.kernels.itemsize, plane = item * job.per_item, channel
+    cdef Py_ssize_t stop = min(plane + job.per_item, job.planes)
+    cdef Py_ssize_t input = plane // job.per_input, rest = plane % job.per_input
+    channel = plane % job.channels
+    while plane < stop:
         job.kernels.square(
-            square, job.x + plane // job.per_input * square.height * square.width * size,
+            square, job.x + input * square.height * square.width * size,
             job.weight + channel * TAPS * size, element(job.bias, channel, size),
             job.out + plane * square.rows * square.columns * size)
+        # Divisions would take as long as a small plane.
+        plane, channel, rest = plane + 1, channel + 1, rest + 1
+        if channel == job.channels:
+            channel = 0
+        if rest == job.per_input:
+            input, rest = input + 1, 0
 
 
 def square_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out, tuple rows,
@@ -96,18 +105,14 @@ cdef struct GradientJob:
     Py_ssize_t images, channels, slices, per_item, blocks
 
 
-cdef void input_plane(const GradientJob *job, Py_ssize_t channel, const char *g,
-                      char *dx) noexcept nogil:
-    """The gradient of one plane of the input."""
-    cdef Py_ssize_t size = job.kernels.itemsize, tap
-    cdef const char *weight = job.weight + channel * TAPS * size
-    cdef double[TAPS] turned  # or floats
-    if job.square.stride == 2:
-        job.kernels.square_input(&job.square, g, weight, dx)
-        return
-    for tap in range(TAPS):
-        memcpy(<char *>turned + tap * size, weight + (TAPS - 1 - tap) * size, <size_t>size)
-    job.kernels.square(&job.turned, g, turned, 0.0, dx)
+cdef void turn_windows(const char *weight, Py_ssize_t count, Py_ssize_t size,
+                       char *turned) noexcept nogil:
+    """Copy windows, each with its taps in reverse."""
+    cdef Py_ssize_t channel, tap
+    for channel in range(count):
+        for tap in range(TAPS):
+            memcpy(turned + (channel * TAPS + tap) * size,
+                   weight + (channel * TAPS + TAPS - 1 - tap) * size, <size_t>size)
 
 
 cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -121,19 +126,27 @@ cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexce
     cdef Py_ssize_t pixels = square.height * square.width, outputs = square.rows * square.columns
     cdef Py_ssize_t vectors = ceil_div(count * TAPS, kernels.lanes) * kernels.lanes
     cdef char *totals = scratch + vectors * kernels.lanes * size
+    cdef char *turned = totals + vectors * size
+    cdef const char *weight = job.weight + first * TAPS * size
     cdef const char *g
     memset(scratch, 0, <size_t>(vectors * kernels.lanes * size))
+    if job.dx != NULL:
+        turn_windows(weight, count, size, turned)
     for image in range(job.images * part // job.slices, job.images * (part + 1) // job.slices):
-        for channel in range(first, first + count):
-            plane = image * job.channels + channel
+        for channel in range(count):
+            plane = image * job.channels + first + channel
             g = job.g + plane * outputs * size
-            if job.dx != NULL:
-                input_plane(job, channel, g, job.dx + plane * pixels * size)
+            if job.dx != NULL and square.stride == 1:
+                kernels.square(&job.turned, g, turned + channel * TAPS * size, 0.0,
+                               job.dx + plane * pixels * size)
+            elif job.dx != NULL:
+                kernels.square_input(square, g, weight + channel * TAPS * size,
+                                     job.dx + plane * pixels * size)
             if job.x != NULL:
                 kernels.square_weight(square, job.x + plane * pixels * size, g,
-                                      scratch + (channel - first) * TAPS * kernels.lanes * size)
+                                      scratch + channel * TAPS * kernels.lanes * size)
             if job.db != NULL:
-                job.db[part * job.channels + channel] += kernels.plane_sum(
+                job.db[part * job.channels + first + channel] += kernels.plane_sum(
                     CK_SUM, g, g, 0.0, outputs)
     if job.x != NULL:
         kernels.sum_lanes(scratch, count * TAPS, totals)
@@ -162,7 +175,8 @@ def square_gradients(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray weight, cnp.nd
     # All of it follows from the shape, as sums of slices are added up in order.
     job.per_item = min(channels, max(1, PIXELS // (h.out * w.out)))
     job.blocks = ceil_div(channels, job.per_item)
-    job.slices = max(1, min(job.images, ceil_div(FEWEST_ITEMS, job.blocks)))
+    job.slices = min(job.images, max(ceil_div(FEWEST_ITEMS, job.blocks),
+                                     ceil_div(job.images, SLICE)))
     sums = job.slices * channels
     cdef char *memory = take(<size_t>(sums * (TAPS * size + sizeof(double))))
     totals = <double *>memory
@@ -173,7 +187,7 @@ def square_gradients(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray weight, cnp.nd
     cdef size_t vectors = <size_t>(ceil_div(job.per_item * TAPS, kernels.lanes) * kernels.lanes)
     try:
         run(gradient_item, &job, job.blocks * job.slices, work, threads,
-            vectors * (kernels.lanes + 1) * size)
+            vectors * (kernels.lanes + 2) * size)
         for k in range(1, job.slices):
             if job.x != NULL:
                 kernels.add(job.dw + k * channels * TAPS * size, job.dw, channels * TAPS)

@@ -52,8 +52,8 @@ PLACE = 60.0
 MOST_FULL = 0.85
 #: Images that packed weights are taken to be for, as their number has no say.
 SHARED_BY = 16
-#: Of a vector, how much a row of a depthwise window fills at least to be convolved as it lies;
-#: less for the window whose rows of outputs share what they load.
+#: Of a vector, how much a row of a depthwise window fills at least to be convolved in planes;
+#: less for the window that needs no copies of them.
 ROW = 0.6
 ROW_OF_3X3 = 0.4
 #: Channels whose gradients of weights are made in planes.

@@ -114,6 +114,11 @@ typedef struct {
     double slope;
 } ck_window;
 
+/* So many lines of output pixels, and how far apart they and their windows are. */
+typedef struct {
+    ptrdiff_t lines, x_line, g_line;
+} ck_lines;
+
 /* ---- Max pooling: lanes along a pixel's channels, or along a row of outputs ----
  *
  * out[j*out_step + i] = max over taps r < rows, s < columns of
@@ -330,8 +335,9 @@ typedef struct {
     void (*square)(const ck_square *square, const void *x, const void *w, double bias, void *out);
     void (*square_input)(const ck_square *square, const void *g, const void *w, void *dx);
     void (*square_weight)(const ck_square *square, const void *x, const void *g, void *sums);
-    /* dw[c] += sum over rows and pixels x[c] * g[c] for c < channels; the strides of `outer` */
-    void (*depthwise_outer)(const ck_outer_layout *layout, ptrdiff_t channels, const void *x,
+    /* dw[tap][c] += sum over lines and pixels x[c] * g[c], the pixel of g being that of an output;
+     * sums start from zero and are added once */
+    void (*depthwise_outer)(const ck_window *window, const ck_lines *lines, const void *x,
                             const void *g, void *dw);
     /* y[i] += x[i] for i < n */
     void (*add)(const void *x, void *y, ptrdiff_t n);
