@@ -108,11 +108,13 @@ cdef struct GradientJob:
 cdef void turn_windows(const char *weight, Py_ssize_t count, Py_ssize_t size,
                        char *turned) noexcept nogil:
     """Copy windows, each with its taps in reverse."""
-    cdef Py_ssize_t channel, tap
-    for channel in range(count):
-        for tap in range(TAPS):
-            memcpy(turned + (channel * TAPS + tap) * size,
-                   weight + (channel * TAPS + TAPS - 1 - tap) * size, <size_t>size)
+    cdef Py_ssize_t i, other
+    for i in range(count * TAPS):
+        other = i - i % TAPS + TAPS - 1 - i % TAPS
+        if size == 4:
+            (<float *>turned)[i] = (<const float *>weight)[other]
+        else:
+            (<double *>turned)[i] = (<const double *>weight)[other]
 
 
 cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:

@@ -139,13 +139,20 @@ def _gradients_in_squares(
 ) -> Gradients:
     """Return the gradients of a depthwise convolution of contiguous NCHW images by 3x3 windows."""
     sizes = x.shape, weight.shape, (len(weight),)
-    gradients = [
+    grad_input, grad_weight, grad_bias = (
         _kernels.empty(size, x.dtype) if want else None
         for size, want in zip(sizes, wanted, strict=True)
-    ]
-    axes, threads = window.axes(), get_num_threads()
-    _kernels.square_gradients(x, grad, as_contiguous(weight), *gradients, *axes, threads)
-    grad_input, grad_weight, grad_bias = gradients
+    )
+    _kernels.square_gradients(
+        x,
+        grad,
+        as_contiguous(weight),
+        grad_input,
+        grad_weight,
+        grad_bias,
+        *window.axes(),
+        get_num_threads(),
+    )
     return None if grad_input is None else grad_input.reshape(shape), grad_weight, grad_bias
 
 
