@@ -170,8 +170,8 @@ FAULTS = [
     ),
     Fault(
         "conv.inc",
-        "if (c < t->channels)",
-        "if (c + 1 < t->channels)",
+        "if (c < t->channels)\n        depthwise_block(",
+        "if (c + 1 < t->channels)\n        depthwise_block(",
         "a single channel behind whole vectors is forgotten",
     ),
     Fault(
@@ -741,8 +741,8 @@ FAULTS = [
     ),
     Fault(
         "grad_weight.pyx",
-        "                              and (not job.turned or job.g.column == job.out_channels))",
-        "                              )",
+        "                          and (not job.turned or job.g.column == job.out_channels))",
+        "                          )",
         "gradients between which others lie are taken for dense ones",
     ),
     # ------------------------------------------------------------ packing.pyx, blocks.pyx
@@ -943,6 +943,12 @@ FAULTS = [
         "return first >= 0 && first + 2 + STRIDE * VL <= t->width && j + VL <= t->columns;",
         "return first + 2 + STRIDE * VL <= t->width && j + VL <= t->columns;",
         "what lies before a row is taken for its padding",
+    ),
+    Fault(
+        "square.inc",
+        "a[0] = v_choose(taps->inside[1], v_previous(a[1]), (vec){0});",
+        "a[0] = v_previous(a[1]);",
+        "an infinity at the end of a narrow row meets a gradient of zero behind it",
     ),
     Fault(
         "square.inc",

@@ -108,7 +108,8 @@ def conv2d_backward(
         return lanes.gradients(grad_output, input, weight, window.axes(), wanted)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
-    if not channels_last and grad.size and _in_squares(window, weight, grad.shape[2:]):
+    planes = not channels_last and grad.size and algorithm != "winograd"
+    if planes and _in_squares(window, weight, grad.shape[2:]):
         return _gradients_in_squares(grad, x, weight, window, wanted, input.shape)
     grad_input = grad_weight = grad_bias = None
     if want_input:

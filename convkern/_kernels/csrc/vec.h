@@ -280,21 +280,29 @@ CK_INLINE real v_sum(vec v)
  * constants become one or two instructions. */
 #if CK_VECTOR_BYTES == 64 && !defined(CK_DTYPE_F64)
 #define CK_ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define CK_NEXT 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+#define CK_PREVIOUS 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
 #define CK_ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define CK_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define CK_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif CK_VECTOR_BYTES / 8 == 8 || (CK_VECTOR_BYTES == 32 && !defined(CK_DTYPE_F64))
 #define CK_ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define CK_NEXT 1, 2, 3, 4, 5, 6, 7, 8
+#define CK_PREVIOUS 7, 8, 9, 10, 11, 12, 13, 14
 #define CK_ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #define CK_EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define CK_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #elif CK_VECTOR_BYTES == 32 || !defined(CK_DTYPE_F64)
 #define CK_ZIP_LOW 0, 4, 1, 5
+#define CK_NEXT 1, 2, 3, 4
+#define CK_PREVIOUS 3, 4, 5, 6
 #define CK_ZIP_HIGH 2, 6, 3, 7
 #define CK_EVEN 0, 2, 4, 6
 #define CK_ODD 1, 3, 5, 7
 #else
 #define CK_ZIP_LOW 0, 2
+#define CK_NEXT 1, 2
+#define CK_PREVIOUS 1, 2
 #define CK_ZIP_HIGH 1, 3
 #define CK_EVEN 0, 2
 #define CK_ODD 1, 3
@@ -303,5 +311,8 @@ CK_INLINE vec v_zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, CK_
 CK_INLINE vec v_zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ZIP_HIGH); }
 CK_INLINE vec v_even(vec a, vec b) { return __builtin_shufflevector(a, b, CK_EVEN); }
 CK_INLINE vec v_odd(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ODD); }
+/* Lane i gets what its neighbour had, a zero comes in at the end. */
+CK_INLINE vec v_next(vec v) { return __builtin_shufflevector(v, (vec){0}, CK_NEXT); }
+CK_INLINE vec v_previous(vec v) { return __builtin_shufflevector((vec){0}, v, CK_PREVIOUS); }
 
 #endif
