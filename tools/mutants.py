@@ -158,8 +158,8 @@ FAULTS = [
     ),
     Fault(
         "conv.inc",
-        "depthwise_outer(1, t, x + c, g + c, dw + c, channels - c < VL ? channels - c : VL);",
-        "depthwise_outer(1, t, x + c, g, dw + c, channels - c < VL ? channels - c : VL);",
+        "depthwise_outer_taps(STRIDE, ROWS, t, l, x + c, g + c, dw + c, t->channels - c);",
+        "depthwise_outer_taps(STRIDE, ROWS, t, l, x + c, g, dw + c, t->channels - c);",
         "the last channels take the gradients of the first",
     ),
     Fault(
@@ -170,8 +170,8 @@ FAULTS = [
     ),
     Fault(
         "conv.inc",
-        "if (c < t->channels)",
-        "if (c + 1 < t->channels)",
+        "if (c < t->channels)\n        depthwise_block(",
+        "if (c + 1 < t->channels)\n        depthwise_block(",
         "a single channel behind whole vectors is forgotten",
     ),
     Fault(
@@ -966,11 +966,48 @@ FAULTS = [
         "job.column_step, job.column_step * job.width, job.rows,",
         "the pixels of every step are taken with the columns' step for rows",
     ),
+    # ------------------------------------------------------------ windows of 3x3 over planes
     Fault(
-        "conv.inc",
-        "if (square && t->x_step == t->x_tap)",
-        "if (square && t->x_step <= 2 * t->x_tap)",
-        "rows of a depthwise window of stride 2 are taken for those of stride 1",
+        "square.inc",
+        "end = least(t->width - column, STRIDE * n);",
+        "end = t->width - column;",
+        "lanes behind the last output meet pixels of the padding's other side",
+    ),
+    Fault(
+        "square.inc",
+        "return first >= 0 && first + 2 + STRIDE * VL <= t->width && j + VL <= t->columns;",
+        "return first + 2 + STRIDE * VL <= t->width && j + VL <= t->columns;",
+        "what lies before a row is taken for its padding",
+    ),
+    Fault(
+        "square.inc",
+        "a[0] = v_choose(taps->inside[1], v_previous(a[1]), (vec){0});",
+        "a[0] = v_previous(a[1]);",
+        "an infinity at the end of a narrow row meets a gradient of zero behind it",
+    ),
+    Fault(
+        "square.inc",
+        "earlier = v_between(1 - j, t->columns + 1 - j);",
+        "earlier = v_between(1 - j, t->columns - j);",
+        "the last gradient of a row does not reach the last pixel",
+    ),
+    Fault(
+        "square.pyx",
+        "if channel == job.channels:",
+        "if channel > job.channels:",
+        "the second image has the windows of the first one's next channel",
+    ),
+    Fault(
+        "square.pyx",
+        "job.turned = ck_square(h.out, w.out, h.size, w.size, 1, 2 - h.pad, 2 - w.pad, 0, 0.0)",
+        "job.turned = ck_square(h.out, w.out, h.size, w.size, 1, h.pad, w.pad, 0, 0.0)",
+        "only a padding of 1 is turned round with the window",
+    ),
+    Fault(
+        "depthwise_gradient.pyx",
+        "for k in range(1, job.slices):",
+        "for k in range(2, job.slices):",
+        "the second slice is lost",
     ),
     Fault(
         "depthwise.pyx",

@@ -57,6 +57,7 @@ try:
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
     from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
+    from convkern._kernels.square import square_gradients, square_planes
 except ModuleNotFoundError as error:
     raise ImportError(
         "convkern's compiled modules are missing: this looks like a source folder that was not "
@@ -117,6 +118,8 @@ __all__ = [
     "softmax",
     "spin_fma",
     "spread_steps",
+    "square_gradients",
+    "square_planes",
     "squares",
     "subtract_shares",
     "take_steps",

@@ -36,6 +36,8 @@ cdef extern from "csrc/ck.h" nogil:
         ptrdiff_t w_row, w_column
         int activation
         double slope
+    ctypedef struct ck_lines:
+        ptrdiff_t lines, x_line, g_line
     ctypedef struct ck_pool:
         ptrdiff_t steps, width, rows, columns, x_step, tap_row, out_step
         const ptrdiff_t *taps
@@ -77,6 +79,10 @@ cdef extern from "csrc/ck.h" nogil:
         const ptrdiff_t *offsets
         int activation
         double slope
+    ctypedef struct ck_square:
+        ptrdiff_t height, width, rows, columns, stride, top, left
+        int activation
+        double slope
     ctypedef struct ck_lanes:
         ptrdiff_t channels, rows, columns, chunk, x_channel, x_row, x_column, x_pixel
         ptrdiff_t w_filter, w_channel, w_row, w_column, out_filter, out_pixel
@@ -113,7 +119,11 @@ cdef extern from "csrc/ck.h" nogil:
                           void *) noexcept nogil
         void (*depthwise_plane)(const ck_plane *, const void *, const void *, double,
                                 void *) noexcept nogil
-        void (*depthwise_outer)(const ck_outer_layout *, ptrdiff_t, const void *, const void *,
+        void (*square)(const ck_square *, const void *, const void *, double,
+                       void *) noexcept nogil
+        void (*square_input)(const ck_square *, const void *, const void *, void *) noexcept nogil
+        void (*square_weight)(const ck_square *, const void *, const void *, void *) noexcept nogil
+        void (*depthwise_outer)(const ck_window *, const ck_lines *, const void *, const void *,
                                 void *) noexcept nogil
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
         void (*gather_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,

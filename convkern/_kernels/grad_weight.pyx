@@ -33,6 +33,7 @@ from convkern._kernels.core cimport (
     take,
     transpose,
 )
+from convkern._kernels.depthwise_gradient cimport depthwise_weight_gradient
 from convkern._kernels.pointwise_gradient cimport pointwise_weight_gradient
 from convkern._kernels.winograd_gradient cimport WinogradGradient
 
@@ -58,7 +59,7 @@ cdef enum:
 
 cdef struct WeightJob:
     const ck_kernels *kernels
-    Images x, g           # g: channels-last, for a depthwise convolution only
+    Images x, g
     const char *packed    # (image, group, block of output channels, pixel, output channel)
     char *dw              # (slice, group, block, tap row, tap column, input channel, ...)
     char *grad_weight     # the result, (OC, C/groups, KH, KW)
@@ -341,39 +342,6 @@ cdef void turned_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
                          c, channels, scratch, gathered, job.dw + part * job.dw_slice * size)
 
 
-cdef void depthwise_weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One slice of the chunks and tap row of a depthwise convolution, all channels."""
-    cdef const WeightJob *job = <const WeightJob *>job_
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, tap_row = item % job.h.kernel, s, a, b, top, bottom
-    cdef Py_ssize_t part = item // job.h.kernel, chunk, image, rest, row, row_stop
-    cdef Py_ssize_t per_image = job.row_chunks, total = job.images * per_image
-    cdef ck_outer_layout layout
-    cdef const char *x
-    cdef const char *g
-    layout.x_row, layout.x_pixel = job.h.stride * job.x.row, job.w.stride * job.x.column
-    layout.g_row, layout.g_pixel = job.g.row, job.g.column
-    for chunk in range(total * part // job.slices, total * (part + 1) // job.slices):
-        image, rest = chunk // per_image, chunk % per_image
-        row = job.h.out * rest // job.row_chunks
-        row_stop = job.h.out * (rest + 1) // job.row_chunks
-        g = job.g.data + image * job.g.image * size
-        top, bottom = row, row_stop
-        valid(&job.h, tap_row, &top, &bottom)
-        layout.rows = max(0, bottom - top)
-        x = job.x.data + (image * job.x.image + (top * job.h.stride - job.h.pad
-                          + tap_row * job.h.dilation) * job.x.row) * size
-        for s in range(job.w.kernel):
-            a, b = 0, job.w.out
-            valid(&job.w, s, &a, &b)
-            layout.pixels = max(0, b - a)
-            kernels.depthwise_outer(
-                &layout, job.groups,
-                x + (a * job.w.stride - job.w.pad + s * job.w.dilation) * job.x.column * size,
-                g + (top * job.g.row + a * job.g.column) * size,
-                job.dw + (part * job.dw_slice + (tap_row * job.w.kernel + s) * job.groups) * size)
-
-
 cdef void unpack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """Add up the slices of some channels of a block and bring (tap, c, k) into the order (k, c, tap).
     """
@@ -446,8 +414,10 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     cdef WeightJob job
     job.h = axis(x.shape[2], grad.shape[2], rows)
     job.w = axis(x.shape[3], grad.shape[3], columns)
-    cdef bint depthwise = x.shape[1] == groups == grad.shape[1]
-    if is_point(&job.h) and is_point(&job.w) and not depthwise:
+    if x.shape[1] == groups == grad.shape[1]:
+        depthwise_weight_gradient(x, grad, grad_weight, job.h, job.w, channels_last, threads)
+        return
+    if is_point(&job.h) and is_point(&job.w):
         pointwise_weight_gradient(x, grad, grad_weight, job.h, job.w, groups, channels_last, threads)
         return
     cdef const ck_kernels *kernels = kernels_of(x)
@@ -460,16 +430,16 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
         widest -= 1
     job.vectors = ceil_div(job.out_channels, lanes)
     job.blocks = ceil_div(job.vectors, widest)
-    cdef Py_ssize_t outputs = groups * (1 if depthwise else job.vectors * lanes)
+    cdef Py_ssize_t outputs = groups * job.vectors * lanes
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, pixels = job.h.out * job.w.out
     cdef Py_ssize_t x_image = x.shape[1] * x.shape[2] * x.shape[3], g_image = outputs * pixels
     cdef Py_ssize_t sum_pixels = CHUNK_BYTES // (ceil_div(job.vectors, job.blocks) * lanes * size)
-    job.turned = not depthwise and turns_round(&job, not channels_last)
+    job.turned = turns_round(&job, not channels_last)
     if job.turned:
         sum_pixels = TURNED_PIXELS
-    job.column_chunks = 1 if depthwise or job.turned else ceil_div(job.w.out, sum_pixels)
+    job.column_chunks = 1 if job.turned else ceil_div(job.w.out, sum_pixels)
     job.row_chunks = ceil_div(job.h.out, max(1, sum_pixels * job.column_chunks // job.w.out))
-    cdef Py_ssize_t items = (1 if depthwise else groups * job.blocks) * job.h.kernel
+    cdef Py_ssize_t items = groups * job.blocks * job.h.kernel
     # Images held at a time: many items read the same pixels, which then stay in the second-level
     # cache; few items rather work through many images.
     cdef Py_ssize_t held = GROUP_BYTES // 8 if items >= 16 else 2 * GROUP_BYTES
@@ -481,7 +451,7 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     if job.turned:
         items = groups * job.block_ranges
     else:
-        job.ranges = 1 if depthwise else min(ceil_div(job.channels, RANGE), ceil_div(32, items))
+        job.ranges = min(ceil_div(job.channels, RANGE), ceil_div(32, items))
     cdef Py_ssize_t cuts = group * job.row_chunks * job.column_chunks
     if job.turned:
         cuts = ceil_div(group, job.joined) * job.row_chunks
@@ -528,45 +498,32 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
                 job.g = Images(g_data + n * grad.shape[1] * pixels * size, grad.shape[1] * pixels,
                                0, 0)
             job.dense = not channels_last
-            if depthwise:
-                if not channels_last:
-                    transpose(kernels, job.g.data, <char *>job.packed, count, grad.shape[1],
-                              pixels, threads)
-                    job.g = packed_images(<char *>job.packed, grad)
-                flops = 4.0 * count * pixels * groups * job.w.kernel / job.slices
-                run(depthwise_weight_item, &job, job.slices * job.h.kernel, flops, threads, 0)
+            job.direct = (channels_last and groups == 1 and job.blocks == 1
+                          and job.out_channels == job.vectors * lanes
+                          and (not job.turned or job.g.column == job.out_channels
+                               and job.g.row == job.w.out * job.g.column))
+            if not job.direct and not job.turned:
+                run(pack_gradient_item, &job, count * groups * job.blocks,
+                    2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
+            flops = 2.0 * count * pixels * taps * job.channels * job.out_channels
+            flops /= job.slices * job.ranges
+            job.fresh = n == 0
+            if job.turned:
+                job.pieces = ceil_div(count, job.joined) * job.row_chunks
+                run(turned_item, &job, job.slices * groups * job.block_ranges * job.ranges,
+                    flops / job.block_ranges, threads,
+                    <size_t>(size * (ceil_div(job.channels, job.ranges) * job.channel + (
+                        job.joined * ceil_div(job.h.out, job.row_chunks) * job.w.out
+                        * ceil_div(job.vectors, job.blocks) * lanes))))
             else:
-                job.direct = (channels_last and groups == 1 and job.blocks == 1
-                              and job.out_channels == job.vectors * lanes
-                              and (not job.turned or job.g.column == job.out_channels
-                                   and job.g.row == job.w.out * job.g.column))
-                if not job.direct and not job.turned:
-                    run(pack_gradient_item, &job, count * groups * job.blocks,
-                        2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
-                flops = 2.0 * count * pixels * taps * job.channels * job.out_channels
-                flops /= job.slices * job.ranges
-                job.fresh = n == 0
-                if job.turned:
-                    job.pieces = ceil_div(count, job.joined) * job.row_chunks
-                    run(turned_item, &job, job.slices * groups * job.block_ranges * job.ranges,
-                        flops / job.block_ranges, threads,
-                        <size_t>(size * (ceil_div(job.channels, job.ranges) * job.channel + (
-                            job.joined * ceil_div(job.h.out, job.row_chunks) * job.w.out
-                            * ceil_div(job.vectors, job.blocks) * lanes))))
-                else:
-                    run(weight_item, &job,
-                        job.slices * groups * job.blocks * job.h.kernel * job.ranges,
-                        flops / (job.blocks * job.h.kernel), threads, 0)
+                run(weight_item, &job,
+                    job.slices * groups * job.blocks * job.h.kernel * job.ranges,
+                    flops / (job.blocks * job.h.kernel), threads, 0)
             n += count
-        if depthwise:
-            for k in range(1, job.slices):
-                kernels.add(job.dw + k * job.dw_slice * size, job.dw, job.dw_slice)
-            kernels.transpose(job.dw, groups, job.grad_weight, taps, taps, groups)
-        else:
-            run(unpack_item, &job, groups * job.blocks * ceil_div(job.channels, UNPACK_CHANNELS),
-                4.0 * widest * lanes * min(job.channels, <Py_ssize_t>UNPACK_CHANNELS) * taps
-                * job.slices, threads,
-                <size_t>(UNPACK_CHANNELS * taps * widest * lanes * size))
+        run(unpack_item, &job, groups * job.blocks * ceil_div(job.channels, UNPACK_CHANNELS),
+            4.0 * widest * lanes * min(job.channels, <Py_ssize_t>UNPACK_CHANNELS) * taps
+            * job.slices, threads,
+            <size_t>(UNPACK_CHANNELS * taps * widest * lanes * size))
     finally:
         give(sums)
         give(copies)

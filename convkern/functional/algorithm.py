@@ -56,8 +56,8 @@ PLACE = 60.0
 MOST_FULL = 0.85
 #: Images that packed weights are taken to be for, as their number has no say.
 SHARED_BY = 16
-#: Of a vector, how much a row of a depthwise window fills at least to be convolved as it lies;
-#: less for the window whose rows of outputs share what they load.
+#: Of a vector, how much a row of a depthwise window fills at least to be convolved in planes;
+#: less for the window that needs no copies of them.
 ROW = 0.6
 ROW_OF_3X3 = 0.4
 #: Channels whose gradients of weights are made in planes.
@@ -214,6 +214,12 @@ def _strips_cost(problem: Problem) -> float:
     return products * vectors * (pixels + PACK / SHARED_BY) + copies
 
 
+def is_square(problem: Problem) -> bool:
+    """Tell whether each channel has windows of 3x3 of its own, of stride 1 or 2."""
+    own = problem.channels == 1 < problem.groups and problem.kernel == (3, 3)
+    return own and problem.dilation == (1, 1) and problem.stride in ((1, 1), (2, 2))
+
+
 def fills_rows(problem: Problem) -> bool:
     """Tell whether contiguous NCHW images are better convolved row by row.
 
@@ -223,8 +229,7 @@ def fills_rows(problem: Problem) -> bool:
     lanes: int = _kernels.lanes(problem.dtype)
     if problem.channels > 1 or problem.groups == 1:
         return False
-    dense_square = problem.kernel == (3, 3) and problem.stride[1] == 1
-    return problem.out_size[1] > (ROW_OF_3X3 if dense_square else ROW) * lanes
+    return problem.out_size[1] > (ROW_OF_3X3 if is_square(problem) else ROW) * lanes
 
 
 @lru_cache(maxsize=4096)

@@ -23,6 +23,7 @@ from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import (
     ALGORITHMS,
     fills_rows,
+    is_square,
     pays_for_lanes,
     prefers_planes,
     winograd_outputs,
@@ -142,7 +143,7 @@ def _route(
         tile = winograd_outputs(dense, algorithm, precision, prepacked, instead=problem)
     direct = "channels"
     if not tile and fills_rows(problem):
-        direct = "rows"
+        direct = "squares" if is_square(problem) else "rows"
     elif not tile and prefers_planes(problem):
         direct = "planes"
     return Route(size, window.axes(), tile, blocks if tile else None, direct, by_lanes)
@@ -228,7 +229,9 @@ def _compute(
     threads, tile = get_num_threads(), route.tile
     if x_last != channels_last:
         x = in_layout(x, channels_last)
-    if not channels_last and route.direct == "rows":
+    if not channels_last and route.direct == "squares":
+        _kernels.square_planes(x, weight, bias, result, *route.axes, *activation, threads)
+    elif not channels_last and route.direct == "rows":
         _kernels.depthwise_planes(x, weight, bias, result, *route.axes, *activation, threads)
     elif not channels_last and route.direct == "planes":
         _kernels.conv2d_planes(x, weight, bias, result, *route.axes, groups, *activation, threads)

@@ -23,8 +23,10 @@ from convkern.functional import lanes
 from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import (
     ALGORITHMS,
+    fills_rows,
     gradient_in_planes,
     gradient_of_few_filters,
+    is_square,
     prefers_planes,
     winograd_outputs,
 )
@@ -107,6 +109,9 @@ def conv2d_backward(
         return lanes.gradients(grad_output, input, weight, window.axes(), wanted)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
+    planes = not channels_last and grad.size and algorithm != "winograd"
+    if planes and _in_squares(window, weight, grad.shape[2:]):
+        return _gradients_in_squares(grad, x, weight, window, wanted, input.shape)
     grad_input = grad_weight = grad_bias = None
     if want_input:
         grad_input = empty_images(x.shape, x.dtype, channels_last)
@@ -118,6 +123,39 @@ def conv2d_backward(
     if want_bias:
         grad_bias = bias_gradient(grad, channels_last)
     return grad_input, grad_weight, grad_bias
+
+
+def _in_squares(window: Window, weight: np.ndarray, out_size: tuple[int, ...]) -> bool:
+    """Tell whether the gradients are made plane by plane, of as many channels as filters."""
+    problem = window.problem(weight.dtype, len(weight), 1, out_size)
+    return problem.out_channels == 1 and is_square(problem) and fills_rows(problem)
+
+
+def _gradients_in_squares(
+    grad: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    window: Window,
+    wanted: Sequence[bool],
+    shape: tuple[int, ...],
+) -> Gradients:
+    """Return the gradients of a depthwise convolution of contiguous NCHW images by 3x3 windows."""
+    sizes = x.shape, weight.shape, (len(weight),)
+    grad_input, grad_weight, grad_bias = (
+        _kernels.empty(size, x.dtype) if want else None
+        for size, want in zip(sizes, wanted, strict=True)
+    )
+    _kernels.square_gradients(
+        x,
+        grad,
+        as_contiguous(weight),
+        grad_input,
+        grad_weight,
+        grad_bias,
+        *window.axes(),
+        get_num_threads(),
+    )
+    return None if grad_input is None else grad_input.reshape(shape), grad_weight, grad_bias
 
 
 def input_gradient(

@@ -184,8 +184,8 @@ class Route(NamedTuple):
     tile: int
     #: Of pixels, where these are what is convolved.
     blocks: Blocks | None
-    #: Which kernel for contiguous NCHW: "rows" or "planes"; for channels-last pixels "turned", a
-    #: gradient of a weight whose vectors hold channels; else "channels".
+    #: Which kernel for contiguous NCHW: "squares", "rows" or "planes"; for channels-last pixels
+    #: "turned", a gradient of a weight whose vectors hold channels; else "channels".
     direct: str
     #: Whether contiguous NCHW images go by way of images-last ones.
     by_lanes: bool = False

@@ -542,23 +542,26 @@ static void test_depthwise(void)
     kernels->depthwise(&t, x, w, bias, out.mine);
     compare("depthwise", out, 0);
 
-    ck_outer_layout o = {draw(1, 3), draw(1, 5), draw(0, 9), draw(0, 5), draw(0, 9), draw(0, 5), 0};
-    const void *g = integers((o.rows - 1) * o.g_row + (o.pixels - 1) * o.g_pixel + channels);
-    x = integers((o.rows - 1) * o.x_row + (o.pixels - 1) * o.x_pixel + channels);
-    output dw = new_output(channels);
-    for (ptrdiff_t r = 0; r < o.rows; r++)
-        for (ptrdiff_t p = 0; p < o.pixels; p++)
-            for (ptrdiff_t c = 0; c < channels; c++)
-                dw.true_[c] += at(x, r * o.x_row + p * o.x_pixel + c)
-                    * at(g, r * o.g_row + p * o.g_pixel + c);
-    kernels->depthwise_outer(&o, channels, x, g, dw.mine);
+    ck_lines l = {draw(1, 3), draw(0, 9), draw(0, 9)};
+    output dw = new_output(t.rows * t.w_row);
+    const void *g = integers((l.lines - 1) * l.g_line + (t.pixels - 1) * t.out_pixel + channels);
+    x = integers((l.lines - 1) * l.x_line + (t.pixels - 1) * t.x_pixel + (t.rows - 1) * t.x_row
+                 + (t.columns - 1) * t.x_column + channels);
+    for (ptrdiff_t i = 0; i < l.lines * t.pixels * t.rows * t.columns * channels; i++) {
+        const ptrdiff_t c = i % channels, s = i / channels % t.columns;
+        const ptrdiff_t r = i / (channels * t.columns) % t.rows;
+        const ptrdiff_t p = i / (channels * t.columns * t.rows) % t.pixels;
+        const ptrdiff_t line = i / (channels * t.columns * t.rows * t.pixels);
+        dw.true_[r * t.w_row + s * t.w_column + c] +=
+            at(x, line * l.x_line + p * t.x_pixel + r * t.x_row + s * t.x_column + c)
+            * at(g, line * l.g_line + p * t.out_pixel + c);
+    }
+    kernels->depthwise_outer(&t, &l, x, g, dw.mine);
     compare("depthwise_outer", dw, 0);
 
     ck_plane q = {draw(1, 19), draw(1, 3 * lanes), draw(1, 3), draw(1, 3), 0, 0, NULL, 0, 0.5};
     const ptrdiff_t whole = (q.columns + lanes - 1) / lanes * lanes;
-    if (draw(0, 1))
-        q.tap_rows = q.taps = 3;
-    q.x_tap = draw(1, 70), q.x_step = draw(0, 1) ? draw(1, 70) : q.x_tap * draw(1, 2);
+    q.x_tap = draw(1, 70), q.x_step = draw(1, 70);
     q.activation = (int)draw(CK_IDENTITY, CK_LEAKY_RELU);
     ptrdiff_t *offsets = guarded((size_t)q.taps * sizeof *offsets, 0), most = 0;
     for (ptrdiff_t s = 0; s < q.taps; s++) {
@@ -579,6 +582,51 @@ static void test_depthwise(void)
         }
     kernels->depthwise_plane(&q, x, w, 3, out.mine);
     compare("depthwise_plane", out, 0);
+}
+
+static void test_square(void)
+{
+    const ptrdiff_t lanes = kernels->lanes;
+    ck_square t = {draw(1, 20), draw(1, 5 * lanes), 0, 0, draw(1, 2), draw(0, 4), draw(0, 4), 0, 0.5};
+    t.rows = draw(1, 20), t.columns = draw(1, 4 * lanes);
+    t.activation = (int)draw(CK_IDENTITY, CK_LEAKY_RELU);
+    const void *x = integers(t.height * t.width), *w = integers(9), *g = integers(t.rows * t.columns);
+    const ptrdiff_t back_top = t.top, back_left = t.left;
+    t.top = draw(-3, 4), t.left = draw(-3, 4); /* of the convolution alone */
+    output out = new_output(t.rows * t.columns);
+    for (ptrdiff_t i = 0; i < t.rows; i++)
+        for (ptrdiff_t j = 0; j < t.columns; j++) {
+            double sum = 3;
+            for (ptrdiff_t tap = 0; tap < 9; tap++) {
+                const ptrdiff_t h = i * t.stride + tap / 3 - t.top, c = j * t.stride + tap % 3 - t.left;
+                if (h >= 0 && h < t.height && c >= 0 && c < t.width)
+                    sum += at(w, tap) * at(x, h * t.width + c);
+            }
+            out.true_[i * t.columns + j] = activated(sum, t.activation, t.slope);
+        }
+    kernels->square(&t, x, w, 3, out.mine);
+    compare("square", out, 0);
+
+    t.top = back_top, t.left = back_left;
+    output sums = new_output(9 * lanes), dx = new_output(t.height * t.width);
+    for (ptrdiff_t p = 0; p < t.height * t.width; p++)
+        dx.true_[p] = 0;
+    for (ptrdiff_t i = 0; i < t.rows; i++)
+        for (ptrdiff_t j = 0; j < t.columns; j++)
+            for (ptrdiff_t tap = 0; tap < 9; tap++) {
+                const ptrdiff_t h = i * t.stride + tap / 3 - t.top, c = j * t.stride + tap % 3 - t.left;
+                if (h < 0 || h >= t.height || c < 0 || c >= t.width)
+                    continue;
+                sums.true_[tap * lanes + j % lanes] +=
+                    at(x, h * t.width + c) * at(g, i * t.columns + j);
+                dx.true_[h * t.width + c] += at(w, tap) * at(g, i * t.columns + j);
+            }
+    kernels->square_weight(&t, x, g, sums.mine);
+    compare("square_weight", sums, 0);
+    if (t.stride == 2) {
+        kernels->square_input(&t, g, w, dx.mine);
+        compare("square_input", dx, 0);
+    }
 }
 
 /* ---- images in the lanes ---- */
@@ -990,7 +1038,7 @@ static void test_all(int times)
         test_winograd(&kernels->winograd[i % CK_WINOGRAD_TILES_COUNT]);
     static void (*const tests[])(void) = {
         test_transpose, test_rows, test_max_pool, test_scatter, test_boxes, test_split_rows,
-        test_depthwise, test_activations, test_softmax, test_channels, test_local_response_norm,
+        test_depthwise, test_square, test_activations, test_softmax, test_channels, test_local_response_norm,
         test_optimisers};
     for (size_t t = 0; t < sizeof tests / sizeof *tests; t++)
         for (int i = 0; i < 10 * times; i++, release_all())

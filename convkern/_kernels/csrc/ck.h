@@ -114,6 +114,11 @@ typedef struct {
     double slope;
 } ck_window;
 
+/* So many lines of output pixels, and how far apart they and their windows are. */
+typedef struct {
+    ptrdiff_t lines, x_line, g_line;
+} ck_lines;
+
 /* ---- Max pooling: lanes along a pixel's channels, or along a row of outputs ----
  *
  * out[j*out_step + i] = max over taps r < rows, s < columns of
@@ -230,6 +235,20 @@ typedef struct {
     double slope;
 } ck_plane;
 
+/* ---- Windows of 3x3 over one contiguous plane, read where it lies: lanes along its rows ----
+ *
+ * out[i*columns + j] = activation(bias + sum over taps r, s < 3 of
+ *     w[3*r + s] * x[(i*stride + r - top)*width + j*stride + s - left])
+ *
+ * for i < rows, j < columns; x is zero outside height x width.  The stride is 1 or 2; `top` and
+ * `left` may be negative, but not for a gradient.
+ */
+typedef struct {
+    ptrdiff_t height, width, rows, columns, stride, top, left;
+    int activation;
+    double slope;
+} ck_square;
+
 /* ---- Images side by side: a tile of filters x output pixels, a lane is an image ----
  *
  * out[f*out_filter + p*out_pixel + i] = activation(bias[f] + sum over channels c, rows r, columns s
@@ -312,8 +331,14 @@ typedef struct {
                       void *out);
     void (*depthwise_plane)(const ck_plane *plane, const void *x, const void *w, double bias,
                             void *out);
-    /* dw[c] += sum over rows and pixels x[c] * g[c] for c < channels; the strides of `outer` */
-    void (*depthwise_outer)(const ck_outer_layout *layout, ptrdiff_t channels, const void *x,
+    /* See ck_square.  square_input: the gradient dx of x by that, g, of out, for a stride of 2.
+     * square_weight: sums[(3*r + s)*lanes + j%lanes] += x's element of the formula * g[i*columns + j]. */
+    void (*square)(const ck_square *square, const void *x, const void *w, double bias, void *out);
+    void (*square_input)(const ck_square *square, const void *g, const void *w, void *dx);
+    void (*square_weight)(const ck_square *square, const void *x, const void *g, void *sums);
+    /* dw[tap][c] += sum over lines and pixels x[c] * g[c], the pixel of g being that of an output;
+     * sums start from zero and are added once */
+    void (*depthwise_outer)(const ck_window *window, const ck_lines *lines, const void *x,
                             const void *g, void *dw);
     /* y[i] += x[i] for i < n */
     void (*add)(const void *x, void *y, ptrdiff_t n);

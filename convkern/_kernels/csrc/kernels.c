@@ -46,6 +46,7 @@ CK_INLINE vec activate(vec v, int activation, vec slope)
 #include "lanes.inc"
 #include "optimizer.inc"
 #include "pool.inc"
+#include "square.inc"
 #include "winograd.inc"
 
 #define CK_TILE_ENTRY(MR, NV) [NV][MR] = CK_SYMBOL(tile_##MR##x##NV),
@@ -83,6 +84,9 @@ const ck_kernels CK_SYMBOL(table) = {
     .split_rows = CK_SYMBOL(split_rows),
     .depthwise = CK_SYMBOL(depthwise),
     .depthwise_plane = CK_SYMBOL(depthwise_plane),
+    .square = CK_SYMBOL(square),
+    .square_input = CK_SYMBOL(square_input),
+    .square_weight = CK_SYMBOL(square_weight),
     .depthwise_outer = CK_SYMBOL(depthwise_outer),
     .add = CK_SYMBOL(add),
     .gather_row = CK_SYMBOL(gather_row),

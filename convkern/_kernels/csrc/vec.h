@@ -53,8 +53,9 @@ CK_INLINE vec v_select(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((ma
 
 /* ---- what each instruction set adds: v_fma(a, b, c) = a*b + c; loads and stores of the first n
  * lanes, v_store_long_part those of 64-bit integers, v_widen makes them of half a vector.  A choice
- * says something of each lane: v_greater: a > b; v_unordered: a or b is NaN; v_choose(c, a, b): a
- * where c says so, otherwise b.  v_max(a, b) = a > b ? a : b. ---- */
+ * says something of each lane: v_greater: a > b; v_unordered: a or b is NaN; v_first: it is one of
+ * the first n; v_choose(c, a, b): a where c says so, otherwise b; v_load_chosen, v_store_chosen: only
+ * those lanes of memory, the others loaded as zeros.  v_max(a, b) = a > b ? a : b. ---- */
 #if defined(CK_ISA_AVX512)
 #include <immintrin.h>
 #ifdef CK_DTYPE_F64
@@ -82,6 +83,9 @@ CK_INLINE vec v_choose(choice c, vec a, vec b) { return CK_MM(mask_blend)(c, b, 
 CK_INLINE choice v_unordered(vec a, vec b) { return CK_CMP(a, b, _CMP_UNORD_Q); }
 CK_INLINE int v_any(choice c) { return c != 0; }
 CK_INLINE choice v_greater(vec a, vec b) { return CK_CMP(a, b, _CMP_GT_OQ); }
+CK_INLINE choice v_first(ptrdiff_t n) { return CK_LANES(n); }
+CK_INLINE vec v_load_chosen(const real *p, choice c) { return CK_MM(maskz_loadu)(c, p); }
+CK_INLINE void v_store_chosen(real *p, vec v, choice c) { CK_MM(mask_storeu)(p, c, v); }
 CK_INLINE vec v_max(vec a, vec b) { return CK_MM(max)(a, b); }
 CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 {
@@ -112,6 +116,9 @@ CK_INLINE vec v_choose(choice c, vec a, vec b) { return CK_MM(blendv)(b, a, (vec
 CK_INLINE choice v_unordered(vec a, vec b) { return (choice)CK_MM(cmp)(a, b, _CMP_UNORD_Q); }
 CK_INLINE int v_any(choice c) { return CK_MM(movemask)((vec)c) != 0; }
 CK_INLINE choice v_greater(vec a, vec b) { return a > b; }
+CK_INLINE choice v_first(ptrdiff_t n) { return (choice)CK_LANES(n); }
+CK_INLINE vec v_load_chosen(const real *p, choice c) { return CK_MM(maskload)(p, (__m256i)c); }
+CK_INLINE void v_store_chosen(real *p, vec v, choice c) { CK_MM(maskstore)(p, (__m256i)c, v); }
 CK_INLINE vec v_max(vec a, vec b) { return CK_MM(max)(a, b); }
 CK_INLINE void v_store_long_part(int64_t *p, v_long v, ptrdiff_t n)
 {
@@ -152,6 +159,27 @@ CK_INLINE int v_any(choice c)
     return any != 0;
 }
 CK_INLINE choice v_greater(vec a, vec b) { return a > b; }
+CK_INLINE choice v_first(ptrdiff_t n)
+{
+    choice c;
+    for (int i = 0; i < VL; i++)
+        c[i] = i < n ? -1 : 0;
+    return c;
+}
+CK_INLINE vec v_load_chosen(const real *p, choice c)
+{
+    vec v = {0};
+    for (int i = 0; i < VL; i++)
+        if (c[i])
+            v[i] = p[i];
+    return v;
+}
+CK_INLINE void v_store_chosen(real *p, vec v, choice c)
+{
+    for (int i = 0; i < VL; i++)
+        if (c[i])
+            p[i] = v[i];
+}
 CK_INLINE vec v_max(vec a, vec b) { return v_select(a > b, a, b); }
 CK_INLINE v_long v_widen(mask v, int half)
 {
@@ -193,6 +221,14 @@ CK_INLINE void v_store_n(real *p, vec v, ptrdiff_t n)
         v_store(p, v);
     else
         v_store_part(p, v, n);
+}
+
+/* Lanes begin .. end-1, of those that there are. */
+CK_INLINE choice v_between(ptrdiff_t begin, ptrdiff_t end)
+{
+    begin = begin < 0 ? 0 : begin > VL ? VL : begin;
+    end = end < 0 ? 0 : end > VL ? VL : end;
+    return (choice)(v_first(end) & ~v_first(begin));
 }
 
 /* The number of each lane. */
@@ -244,21 +280,29 @@ CK_INLINE real v_sum(vec v)
  * constants become one or two instructions. */
 #if CK_VECTOR_BYTES == 64 && !defined(CK_DTYPE_F64)
 #define CK_ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define CK_NEXT 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+#define CK_PREVIOUS 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
 #define CK_ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define CK_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define CK_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif CK_VECTOR_BYTES / 8 == 8 || (CK_VECTOR_BYTES == 32 && !defined(CK_DTYPE_F64))
 #define CK_ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define CK_NEXT 1, 2, 3, 4, 5, 6, 7, 8
+#define CK_PREVIOUS 7, 8, 9, 10, 11, 12, 13, 14
 #define CK_ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #define CK_EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define CK_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #elif CK_VECTOR_BYTES == 32 || !defined(CK_DTYPE_F64)
 #define CK_ZIP_LOW 0, 4, 1, 5
+#define CK_NEXT 1, 2, 3, 4
+#define CK_PREVIOUS 3, 4, 5, 6
 #define CK_ZIP_HIGH 2, 6, 3, 7
 #define CK_EVEN 0, 2, 4, 6
 #define CK_ODD 1, 3, 5, 7
 #else
 #define CK_ZIP_LOW 0, 2
+#define CK_NEXT 1, 2
+#define CK_PREVIOUS 1, 2
 #define CK_ZIP_HIGH 1, 3
 #define CK_EVEN 0, 2
 #define CK_ODD 1, 3
@@ -267,5 +311,8 @@ CK_INLINE vec v_zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, CK_
 CK_INLINE vec v_zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ZIP_HIGH); }
 CK_INLINE vec v_even(vec a, vec b) { return __builtin_shufflevector(a, b, CK_EVEN); }
 CK_INLINE vec v_odd(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ODD); }
+/* Lane i gets what its neighbour had, a zero comes in at the end. */
+CK_INLINE vec v_next(vec v) { return __builtin_shufflevector(v, (vec){0}, CK_NEXT); }
+CK_INLINE vec v_previous(vec v) { return __builtin_shufflevector((vec){0}, v, CK_PREVIOUS); }
 
 #endif
