@@ -13,6 +13,8 @@ try:
         local_response_norm,
         moments,
         negative_products,
+        normalising_gradient,
+        normalising_rows,
         totals,
     )
     from convkern._kernels.columns import col2im, im2col
@@ -47,6 +49,7 @@ try:
         to_images_last,
     )
     from convkern._kernels.loss import (
+        class_loss,
         class_losses,
         class_weights,
         shares_of_samples,
@@ -56,7 +59,13 @@ try:
     from convkern._kernels.optimizer import adam, are_alike, sgd, share_extents, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
-    from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
+    from convkern._kernels.pool import (
+        box_sums,
+        gather,
+        max_pool2d,
+        max_pool2d_backward,
+        scatter,
+    )
 except ModuleNotFoundError as error:
     raise ImportError(
         "convkern's compiled modules are missing: this looks like a source folder that was not "
@@ -73,6 +82,7 @@ __all__ = [
     "are_alike",
     "are_plain",
     "box_sums",
+    "class_loss",
     "class_losses",
     "class_weights",
     "col2im",
@@ -104,9 +114,12 @@ __all__ = [
     "linear_weight_gradient",
     "local_response_norm",
     "max_pool2d",
+    "max_pool2d_backward",
     "memory_order",
     "moments",
     "negative_products",
+    "normalising_gradient",
+    "normalising_rows",
     "openmp",
     "planes_weight_gradient",
     "prelu",

@@ -3,6 +3,7 @@
 """Pooling: maxima with indices, moves by index, sums over boxes."""
 
 from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
 
 cimport numpy as cnp
 import numpy as np
@@ -54,6 +55,9 @@ cdef struct PoolJob:
     # of a block as one if they are `joined`; what an output row takes of the split ones.
     Py_ssize_t planes, group, phases, used, length, step
     bint joined
+    # Backwards x is the gradient of the output, and out the output if a ReLU came before, or NULL.
+    char *grad_input
+    bint gaps  # there is input that no window meets
 
 
 cdef double window_work(const PoolJob *job) noexcept nogil:
@@ -66,8 +70,15 @@ cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) no
     return min(o * a.stride - a.pad + tap * a.dilation, a.size - 1)
 
 
+cdef inline Py_ssize_t first_row(const PoolJob *job, Py_ssize_t o) noexcept nogil:
+    """Input row that the share of an output row begins with."""
+    if o == job.h.out:
+        return job.h.size
+    return max(0, o * job.h.stride - job.h.pad) if o else 0
+
+
 cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of output rows of one image, channels-last."""
+    """A block of output rows of one image, channels-last, or the gradients of their input rows."""
     cdef const PoolJob *job = <const PoolJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
     cdef Py_ssize_t block = item % job.blocks, row, i, at_row, at_column, at, out_at
@@ -80,7 +91,13 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
     pool.index_step, pool.index_lane = job.w.stride, 0
     pool.index_row, pool.index_column = (
         <int32_t>(job.h.dilation * job.w.size), <int32_t>job.w.dilation)
-    for row in range(job.h.out * block // job.blocks, job.h.out * (block + 1) // job.blocks):
+    cdef Py_ssize_t begin = job.h.out * block // job.blocks
+    cdef Py_ssize_t end = job.h.out * (block + 1) // job.blocks
+    if job.gaps:
+        at, at_row = first_row(job, begin), first_row(job, end)
+        memset(job.grad_input + (image * job.x_image + at * job.x_row) * size, 0,
+               <size_t>((at_row - at) * job.x_row * size))
+    for row in range(begin, end):
         while rows.stop <= row:
             rows += 1
         at_row = first_tap(&job.h, row, rows.first)
@@ -93,6 +110,11 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
             pool.index = at_row * job.w.size + at_column
             out_at = ((image * job.h.out + row) * job.w.out + columns.start) * job.channels
             at = image * job.x_image + at_row * job.x_row + at_column * job.x_column
+            if job.grad_input != NULL:
+                job.kernels.max_pool_backward(
+                    &pool, job.x + out_at * size, job.indices + out_at,
+                    moved(job.out, out_at * size), job.grad_input + at * size)
+                continue
             job.kernels.max_pool(&pool, job.x + at * size, job.out + out_at * size,
                                  NULL if job.indices == NULL else job.indices + out_at)
 
@@ -202,6 +224,25 @@ cdef int max_pool_planes(PoolJob *job, int threads) except -1:
                <size_t>(height * job.phases * job.length * size))
 
 
+cdef int pool_maxima(PoolJob *job, Py_ssize_t images, bint channels_last, int threads) except -1:
+    """Run a job that knows its arrays and axes."""
+    job.rows, job.columns, job.taps, job.first = NULL, NULL, NULL, NULL
+    try:
+        job.rows = new_spans(&job.h, &job.row_spans)
+        job.taps = <ptrdiff_t *>take(
+            <size_t>(job.h.kernel * job.w.kernel) * sizeof(ptrdiff_t))
+        if channels_last:
+            max_pool_pixels(job, images, threads)
+        else:
+            max_pool_planes(job, threads)
+    finally:
+        give(job.rows)
+        give(job.columns)
+        give(job.taps)
+        give(job.first)
+    return 0
+
+
 def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, tuple columns,
                bint channels_last, int threads):
     """Pool x into out and indices (or None); rows, columns: (kernel, stride, padding, dilation).
@@ -220,20 +261,34 @@ def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, 
     job.channels, job.planes = x.shape[1], x.shape[0] * x.shape[1]
     job.x_image, job.x_row, job.x_column = (
         x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
-    job.rows, job.columns, job.taps, job.first = NULL, NULL, NULL, NULL
-    try:
-        job.rows = new_spans(&job.h, &job.row_spans)
-        job.taps = <ptrdiff_t *>take(
-            <size_t>(job.h.kernel * job.w.kernel) * sizeof(ptrdiff_t))
-        if channels_last:
-            max_pool_pixels(&job, x.shape[0], threads)
-        else:
-            max_pool_planes(&job, threads)
-    finally:
-        give(job.rows)
-        give(job.columns)
-        give(job.taps)
-        give(job.first)
+    job.grad_input, job.gaps = NULL, False
+    pool_maxima(&job, x.shape[0], channels_last, threads)
+
+
+def max_pool2d_backward(cnp.ndarray grad, cnp.ndarray indices, cnp.ndarray out, tuple rows,
+                        tuple columns, int threads, cnp.ndarray rectified=None):
+    """Write the gradient of a pooling whose windows do not overlap, without dilation.
+
+    All arrays are dense and channels-last.  `rectified` is the pooling's output, if its input was
+    that of a ReLU: `out` is then the gradient of the ReLU's input.
+    """
+    cdef PoolJob job
+    job.kernels, job.x = kernels_of(grad), data_of(grad)
+    job.out = <char *>data_of(rectified)
+    job.indices = <int64_t *>cnp.PyArray_DATA(indices)
+    job.grad_input = <char *>cnp.PyArray_DATA(out)
+    job.h = axis(out.shape[2], grad.shape[2], rows)
+    job.w = axis(out.shape[3], grad.shape[3], columns)
+    job.channels = out.shape[1]
+    job.x_column, job.x_row = job.channels, job.channels * job.w.size
+    job.x_image = job.x_row * job.h.size
+    job.gaps = not (is_tiled(&job.h) and is_tiled(&job.w))
+    pool_maxima(&job, grad.shape[0], True, threads)
+
+
+cdef bint is_tiled(const Axis *a) noexcept:
+    """Tell whether the windows are next to each other and together make up the axis."""
+    return a.pad == 0 and a.stride == a.kernel and a.out * a.stride == a.size
 
 
 # ---------------------------------------------------------------- back to where maxima were
