@@ -28,6 +28,9 @@ def normalising_rows(
     gain: float,
     dtype: np.dtype[Any],
 ) -> np.ndarray: ...
+def moved_statistics(
+    running: np.ndarray, batch: np.ndarray, momentum: float, factor: float
+) -> np.ndarray: ...
 def normalising_gradient(
     mean: np.ndarray,
     var: np.ndarray,

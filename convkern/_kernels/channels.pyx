@@ -436,6 +436,26 @@ def normalising_rows(cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, cnp.
     return rows
 
 
+cdef void move(const real *running, const double *batch, double momentum, double factor,
+               Py_ssize_t channels, real *moved) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(channels):
+        moved[c] = <real>((1 - momentum) * running[c] + momentum * (factor * batch[c]))
+
+
+def moved_statistics(cnp.ndarray running, cnp.ndarray batch, double momentum, double factor):
+    """Return running statistics, contiguous, moved towards a factor of a batch's float64 ones."""
+    cdef cnp.ndarray moved = np.empty(running.shape[0], running.dtype)
+    cdef const double *b = <const double *>cnp.PyArray_DATA(batch)
+    if cnp.PyArray_TYPE(running) == cnp.NPY_DOUBLE:
+        move[double](<const double *>cnp.PyArray_DATA(running), b, momentum, factor,
+                     batch.shape[0], <double *>cnp.PyArray_DATA(moved))
+    else:
+        move[float](<const float *>cnp.PyArray_DATA(running), b, momentum, factor,
+                    batch.shape[0], <float *>cnp.PyArray_DATA(moved))
+    return moved
+
+
 cdef void gradient_of(const double *mean, const double *var, const double *sums,
                       const real *weight, double eps, double count, Py_ssize_t channels,
                       real *rows, real *grad_weight, real *grad_bias) noexcept nogil:

@@ -328,10 +328,8 @@ def normalise(
     out = _affine(memory, other, cut, rows, relu)
     count = cut[0] * cut[2]
     if training and count and running_mean is not None and running_var is not None:
-        with np.errstate(invalid="ignore"):  # infinite elements leave NaN
-            unbiased = var * (count / (count - 1))
-            moved_mean = (1 - momentum) * running_mean + momentum * mean
-            moved_var = (1 - momentum) * running_var + momentum * unbiased
+        moved_mean = _kernels.moved_statistics(old_mean, mean, momentum, 1.0)
+        moved_var = _kernels.moved_statistics(old_var, var, momentum, count / (count - 1))
         # Both or none, should memory run out.
         running_mean[...], running_var[...] = moved_mean, moved_var
     return from_memory(out, order), Statistics(mean, var, rows if relu and plus is None else None)

@@ -488,8 +488,7 @@ class _Rectified:
 
 
 def _through_relu(before: Any, layer: Layer, kept: Any, output: Array) -> Any:
-    """Return what a layer keeps; its gradient goes through the ReLU that has left `before`, too,
-    where that saves a pass.
+    """Return what a layer keeps; where that helps, its gradient takes over the ReLU before it.
 
     What a max pooling has chosen passes where its own output, which is smaller, is positive; a
     batch normalisation reads the ReLU's output anyway.
