@@ -895,15 +895,15 @@ FAULTS = [
     ),
     Fault(
         "pool.pyx",
-        "job.gaps = not (is_tiled(&job.h) and is_tiled(&job.w))",
-        "job.gaps = not is_tiled(&job.h)",
-        "gradients of columns that no window meets are not zeroed",
+        "covered = job.covered if r < first + rows else 0",
+        "covered = job.covered",
+        "gradients of rows that no window meets are not zeroed",
     ),
     Fault(
         "pool.pyx",
-        "        return job.h.size\n",
-        "        return o * job.h.stride\n",
-        "gradients of rows below the last window are not zeroed",
+        "    if job.w.stride <= job.w.kernel:\n",
+        "    if True:\n",
+        "gradients of columns between windows are not zeroed",
     ),
     # ------------------------------------------------------------ columns.pyx, dense.pyx
     Fault(

@@ -39,7 +39,6 @@ cdef enum:
     CHUNK = 256     # products of one chain of additions
     POSITIONS = 96  # the same of the gradient of a weight: what stays in the nearest cache
     ITEMS = 8       # wanted for the threads' sake
-    SHARES = 16     # the same of the gradient of a weight, whose items may differ in length
     VECTOR = 16     # images: what the longest vectors hold
     MOST_IMAGES = 64
 
@@ -364,7 +363,7 @@ def lanes_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weig
     try:
         job.columns, job.stretches = stretches, cut_forward(&job.w, stretches)
         job.blocks = blocks_of(kernels, job.filters, stretches, job.stretches, 0)
-        job.parts = min(job.h.kernel, ceil_div(SHARES, job.blocks * job.channels))
+        job.parts = min(job.h.kernel, ceil_div(ITEMS, job.blocks * job.channels))
         items = job.blocks * job.channels * job.parts
         run(gradient_item, &job, items,
             2.0 * job.images * job.h.out * job.w.out * grad_weight.size / items, threads,

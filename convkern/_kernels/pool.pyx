@@ -57,7 +57,7 @@ cdef struct PoolJob:
     bint joined
     # Backwards x is the gradient of the output, and out the output if a ReLU came before, or NULL.
     char *grad_input
-    bint gaps  # there is input that no window meets
+    Py_ssize_t covered  # columns at the left of the input that have no gaps between windows
 
 
 cdef double window_work(const PoolJob *job) noexcept nogil:
@@ -70,11 +70,15 @@ cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) no
     return min(o * a.stride - a.pad + tap * a.dilation, a.size - 1)
 
 
-cdef inline Py_ssize_t first_row(const PoolJob *job, Py_ssize_t o) noexcept nogil:
-    """Input row that the share of an output row begins with."""
-    if o == job.h.out:
-        return job.h.size
-    return max(0, o * job.h.stride - job.h.pad) if o else 0
+cdef void clear_gaps(const PoolJob *job, char *image, Py_ssize_t row, Py_ssize_t first,
+                     Py_ssize_t rows) noexcept nogil:
+    """Zero what no window meets from an output row's first input row to that of the next."""
+    cdef Py_ssize_t size = job.x_column * job.kernels.itemsize, r, covered
+    cdef Py_ssize_t end = (row + 1) * job.h.stride - job.h.pad if row + 1 < job.h.out else job.h.size
+    for r in range(first, end):
+        covered = job.covered if r < first + rows else 0
+        memset(image + (r * job.w.size + covered) * size, 0,
+               <size_t>((job.w.size - covered) * size))
 
 
 cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -91,17 +95,13 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
     pool.index_step, pool.index_lane = job.w.stride, 0
     pool.index_row, pool.index_column = (
         <int32_t>(job.h.dilation * job.w.size), <int32_t>job.w.dilation)
-    cdef Py_ssize_t begin = job.h.out * block // job.blocks
-    cdef Py_ssize_t end = job.h.out * (block + 1) // job.blocks
-    if job.gaps:
-        at, at_row = first_row(job, begin), first_row(job, end)
-        memset(job.grad_input + (image * job.x_image + at * job.x_row) * size, 0,
-               <size_t>((at_row - at) * job.x_row * size))
-    for row in range(begin, end):
+    for row in range(job.h.out * block // job.blocks, job.h.out * (block + 1) // job.blocks):
         while rows.stop <= row:
             rows += 1
         at_row = first_tap(&job.h, row, rows.first)
         pool.rows = rows.last - rows.first
+        if job.grad_input != NULL:
+            clear_gaps(job, job.grad_input + image * job.x_image * size, row, at_row, pool.rows)
         for i in range(job.column_spans):
             columns = &job.columns[i]
             at_column = first_tap(&job.w, columns.start, columns.first)
@@ -261,7 +261,7 @@ def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, 
     job.channels, job.planes = x.shape[1], x.shape[0] * x.shape[1]
     job.x_image, job.x_row, job.x_column = (
         x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
-    job.grad_input, job.gaps = NULL, False
+    job.grad_input = NULL
     pool_maxima(&job, x.shape[0], channels_last, threads)
 
 
@@ -282,13 +282,10 @@ def max_pool2d_backward(cnp.ndarray grad, cnp.ndarray indices, cnp.ndarray out, 
     job.channels = out.shape[1]
     job.x_column, job.x_row = job.channels, job.channels * job.w.size
     job.x_image = job.x_row * job.h.size
-    job.gaps = not (is_tiled(&job.h) and is_tiled(&job.w))
+    job.covered = 0
+    if job.w.stride <= job.w.kernel:
+        job.covered = min(job.w.size, (job.w.out - 1) * job.w.stride - job.w.pad + job.w.kernel)
     pool_maxima(&job, grad.shape[0], True, threads)
-
-
-cdef bint is_tiled(const Axis *a) noexcept:
-    """Tell whether the windows are next to each other and together make up the axis."""
-    return a.pad == 0 and a.stride == a.kernel and a.out * a.stride == a.size
 
 
 # ---------------------------------------------------------------- back to where maxima were
