@@ -1068,13 +1068,13 @@ FAULTS = [
     ),
     Fault(
         "loss.pyx",
-        "        if classes.target[i] != ignored:\n",
+        "        if classes.target[i] != classes.ignored:\n",
         "        if True:\n",
         "what is ignored has a weight in the mean",
     ),
     Fault(
         "loss.pyx",
-        "spread += classes.spread * weight_of(&classes, c)",
+        "spread += classes.spread * weight_of(classes, c)",
         "spread += classes.spread",
         "the shares of a sample do not add up to those that are subtracted",
     ),
