@@ -327,10 +327,11 @@ def normalise(
     rows = _kernels.normalising_rows(mean, var, scale, shift, eps, gain, memory.dtype)
     out = _affine(memory, other, cut, rows, relu)
     count = cut[0] * cut[2]
-    if training and count and running_mean is not None and running_var is not None:
+    if training and count and old_mean is not None and old_var is not None:
         moved_mean = _kernels.moved_statistics(old_mean, mean, momentum, 1.0)
         moved_var = _kernels.moved_statistics(old_var, var, momentum, count / (count - 1))
         # Both or none, should memory run out.
+        assert running_mean is not None and running_var is not None
         running_mean[...], running_var[...] = moved_mean, moved_var
     return from_memory(out, order), Statistics(mean, var, rows if relu and plus is None else None)
 
