@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,13 @@ def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 
 def from_memory(memory: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     """Undo the permutation of `to_memory`."""
-    return memory.transpose(sorted(range(len(order)), key=order.__getitem__))
+    return memory if order == tuple(range(len(order))) else memory.transpose(_inverse(order))
+
+
+@lru_cache(1024)
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the permutation that undoes another."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def cut_at(x: np.ndarray, axis: int, order: tuple[int, ...]) -> tuple[int, int, int]:
@@ -216,7 +223,9 @@ def cut_at(x: np.ndarray, axis: int, order: tuple[int, ...]) -> tuple[int, int, 
 
 def checked_mask(output_mask: Any) -> tuple[bool, bool, bool]:
     """Return the three bools that say which gradients are wanted."""
-    if not isinstance(output_mask, Sequence) or isinstance(output_mask, str):
+    if type(output_mask) is not tuple and (
+        not isinstance(output_mask, Sequence) or isinstance(output_mask, str)
+    ):
         raise TypeError(f"output_mask must be three bools, got {output_mask!r}")
     if len(output_mask) != 3:
         raise ValueError(f"output_mask must be three bools, got {output_mask!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
 import numpy as np
@@ -10,6 +11,7 @@ from layers import is_channels_last
 
 import convkern
 from convkern import _kernels, nn
+from convkern.arrays import to_images_last
 from convkern.functional import conv as functional_conv
 from convkern.functional import to_channels_last
 from convkern.functional.activation import add
@@ -371,6 +373,69 @@ def test_what_a_layer_does_for_the_next_changes_no_bit(dtype, training, monkeypa
     monkeypatch.setattr(functional_conv, "IMAGES_PER_THREAD", 1000)
     for one, other in zip(together, results(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+AFTER_RELU = [
+    [nn.MaxPool2d(2)],
+    [nn.MaxPool2d((1, 2), 3)],
+    [nn.MaxPool2d((2, 3), padding=(1, 0))],
+    [nn.MaxPool2d(2, padding=1, ceil_mode=True), nn.MaxPool2d(2)],
+    [nn.MaxPool2d(3, 2, 1)],
+    [nn.MaxPool2d(2, dilation=2)],
+    [nn.BatchNorm2d(5), nn.MaxPool2d(2)],
+    [nn.BatchNorm2d(5), nn.ReLU()],
+    [nn.BatchNorm2d(5).eval()],
+    [nn.ReLU(), nn.MaxPool2d(2)],
+    [nn.Dropout(0.0), nn.MaxPool2d(2)],
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("images", [None, 3, 16, 32])
+@pytest.mark.parametrize("after", AFTER_RELU)
+def test_the_layer_after_a_relu_takes_over_its_gradient(after, images, dtype):
+    """A net gives the bits of its layers one by one."""
+    after = copy.deepcopy(after)
+    for layer in after:
+        if isinstance(layer, nn.BatchNorm2d):
+            training = layer.training
+            layer.__init__(5, dtype=dtype)
+            layer.train(training)
+    first = nn.Conv2d(2, 5, 3, rng=np.random.default_rng(1), dtype=dtype)
+    layers = [first, nn.ReLU(), *after]
+    x = normal((2, 13, 12) if images is None else (images, 2, 13, 12), dtype=dtype)
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in after):
+        x[..., 5, 5] = np.nan
+        x[..., 9:, :] = -np.inf
+    x = to_images_last(x) if images in (16, 32) else to_channels_last(x)
+    before = copy.deepcopy(layers)
+    with np.errstate(invalid="ignore"):
+        y, kept = x, []
+        for layer in before:
+            y, state = layer.record(y)
+            kept.append(state)
+        expected = gradient = normal(y.shape, 7, dtype)
+        for layer, state in zip(reversed(before), reversed(kept), strict=True):
+            expected = layer.gradient(expected, state)
+        net = nn.Sequential(*layers)
+        np.testing.assert_array_equal(net(x), y)
+        got = net.backward(gradient)
+    np.testing.assert_array_equal(got, expected)
+    for parameter, other in zip(net.parameters(), nn.Sequential(*before).parameters(), strict=True):
+        np.testing.assert_array_equal(parameter.grad, other.grad)
+
+
+def test_a_relu_after_a_sum_is_left_to_the_pooling():
+    block = nn.Residual(conv(3, 3, 3), shortcut=conv(3, 3, 1, 5))
+    net = nn.Sequential(block, nn.ReLU(), nn.MaxPool2d(2))
+    x, g = to_channels_last(normal((2, 3, 6, 8))), normal((2, 3, 3, 4), 1)
+    y = net(x)
+    got = net.backward(g)
+    total, kept = block.record(x)
+    of_pool = nn.MaxPool2d(2).record(np.maximum(total, 0))
+    np.testing.assert_array_equal(y, of_pool[0])
+    through = np.where(total > 0, nn.MaxPool2d(2).gradient(g, of_pool[1]), 0)
+    np.testing.assert_array_equal(got, block.gradient(to_channels_last(through), kept))
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])

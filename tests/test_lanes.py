@@ -276,6 +276,33 @@ def test_other_operators_keep_the_layout(dtype):
             np.testing.assert_allclose(mine, true, tolerance, tolerance)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("images", [16, 64])
+@pytest.mark.parametrize("outputs", [1, 10, 64, 65])
+def test_linear_layers_of_flattened_images(outputs, images, dtype):
+    rng = np.random.default_rng(outputs)
+    x = to_images_last(rng.standard_normal((images, 5, 7, 9)).astype(dtype))
+    flat = functional.flatten(x)
+    np.testing.assert_array_equal(flat, np.ascontiguousarray(x).reshape(images, -1))
+    assert np.shares_memory(flat, x)
+    w = rng.standard_normal((outputs, flat.shape[1])).astype(dtype)
+    b = rng.standard_normal(outputs).astype(dtype)
+    g = rng.standard_normal((images, outputs)).astype(dtype)
+    plain = np.ascontiguousarray(flat)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    for bias in (b, None):
+        y = functional.linear(flat, w, bias)
+        assert y.flags.c_contiguous
+        np.testing.assert_allclose(
+            y, functional.linear(plain, w, bias), rtol=tolerance, atol=20 * tolerance
+        )
+    together = functional.linear_backward(g, flat, w), functional.linear_backward(g, plain, w)
+    for one, other in zip(*together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=20 * tolerance)
+    masked = functional.linear_backward(g, flat, w, output_mask=(False, True, False))
+    assert masked[0] is masked[2] is None and masked[1] is not None
+
+
 def test_contiguous_images_by_way_of_lanes(monkeypatch):
     """80 images are more than one array holds."""
     rng = np.random.default_rng(8)

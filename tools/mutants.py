@@ -56,7 +56,7 @@ TESTS = [
     "tests/test_against_torch.py",
 ]
 _LANES = ["tests/test_lanes.py"]
-_POOL = ["tests/test_pool.py", "tests/test_exact.py"]
+_POOL = ["tests/test_pool.py", "tests/test_exact.py", "tests/test_containers.py"]
 _DENSE = ["tests/test_dense.py"]
 _CHANNELS = ["tests/test_dense.py", "tests/test_containers.py", "tests/test_nn_backward.py"]
 _OPTIMIZER = ["tests/test_training.py"]
@@ -314,6 +314,18 @@ FAULTS = [
         "if (r == 0 || begin[r] != begin[r - 1] || end[r] != end[r - 1])",
         "if (r == 0 || begin[r] != begin[r - 1])",
         "a box that begins like the one above has no column sums",
+    ),
+    Fault(
+        "pool.inc",
+        "v = v_select(v_load_n(y + i, n) <= zero, zero, v);",
+        "v = v_select(v_load_n(y + i, n) < zero, zero, v);",
+        "where the ReLU before a pooling gave 0, gradients pass",
+    ),
+    Fault(
+        "pool.inc",
+        "return __builtin_convertvector(v - base, mask);",
+        "return __builtin_convertvector(v, mask);",
+        "indices of later windows name no tap",
     ),
     # ------------------------------------------------------------ winograd.inc
     Fault(
@@ -916,6 +928,18 @@ FAULTS = [
         "s = max(0, (job.w.pad - o * stride) // job.w.dilation)",
         "a dilated window of padding alone has an index outside the image",
     ),
+    Fault(
+        "pool.pyx",
+        "covered = job.covered if r < first + rows else 0",
+        "covered = job.covered",
+        "gradients of rows that no window meets are not zeroed",
+    ),
+    Fault(
+        "pool.pyx",
+        "    if job.w.stride <= job.w.kernel:\n",
+        "    if True:\n",
+        "gradients of columns between windows are not zeroed",
+    ),
     # ------------------------------------------------------------ columns.pyx, dense.pyx
     Fault(
         "columns.pyx",
@@ -1018,6 +1042,24 @@ FAULTS = [
     # ------------------------------------------------------------ channels.pyx
     Fault(
         "channels.pyx",
+        "        pass_relu(job, start, pixels * job.channels)\n",
+        "        pass_relu(job, start, pixels)\n",
+        "the ReLU before a normalisation stops the gradients of the first channels alone",
+    ),
+    Fault(
+        "channels.pyx",
+        "            scale *= weight[c]\n",
+        "            scale *= weight[0]\n",
+        "all channels are scaled like the first",
+    ),
+    Fault(
+        "channels.pyx",
+        "gain = inverse * weight[c] if weight != NULL else inverse",
+        "gain = inverse",
+        "the gradient of a normalisation knows no weight",
+    ),
+    Fault(
+        "channels.pyx",
         "other[c] += count * shift * shift",
         "other[c] += shift * shift",
         "the means of the pieces have no weight in the variance",
@@ -1098,13 +1140,13 @@ FAULTS = [
     ),
     Fault(
         "loss.pyx",
-        "        if classes.target[i] != ignored:\n",
+        "        if classes.target[i] != classes.ignored:\n",
         "        if True:\n",
         "what is ignored has a weight in the mean",
     ),
     Fault(
         "loss.pyx",
-        "spread += classes.spread * weight_of(&classes, c)",
+        "spread += classes.spread * weight_of(classes, c)",
         "spread += classes.spread",
         "the shares of a sample do not add up to those that are subtracted",
     ),

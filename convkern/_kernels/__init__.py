@@ -12,7 +12,10 @@ try:
         gradient_sums,
         local_response_norm,
         moments,
+        moved_statistics,
         negative_products,
+        normalising_gradient,
+        normalising_rows,
         totals,
     )
     from convkern._kernels.columns import col2im, im2col
@@ -47,6 +50,7 @@ try:
         to_images_last,
     )
     from convkern._kernels.loss import (
+        class_loss,
         class_losses,
         class_weights,
         shares_of_samples,
@@ -56,7 +60,13 @@ try:
     from convkern._kernels.optimizer import adam, are_alike, sgd, share_extents, squares
     from convkern._kernels.packing import PackedConv
     from convkern._kernels.planes_gradient import planes_weight_gradient
-    from convkern._kernels.pool import box_sums, gather, max_pool2d, scatter
+    from convkern._kernels.pool import (
+        box_sums,
+        gather,
+        max_pool2d,
+        max_pool2d_backward,
+        scatter,
+    )
     from convkern._kernels.square import square_gradients, square_planes
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -74,6 +84,7 @@ __all__ = [
     "are_alike",
     "are_plain",
     "box_sums",
+    "class_loss",
     "class_losses",
     "class_weights",
     "col2im",
@@ -105,9 +116,13 @@ __all__ = [
     "linear_weight_gradient",
     "local_response_norm",
     "max_pool2d",
+    "max_pool2d_backward",
     "memory_order",
     "moments",
+    "moved_statistics",
     "negative_products",
+    "normalising_gradient",
+    "normalising_rows",
     "openmp",
     "planes_weight_gradient",
     "prelu",

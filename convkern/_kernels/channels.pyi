@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 
 def moments(
@@ -17,6 +19,27 @@ def gradient_sums(
     threads: int,
     rectified: np.ndarray | None = None,
 ) -> np.ndarray: ...
+def normalising_rows(
+    mean: np.ndarray,
+    var: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    eps: float,
+    gain: float,
+    dtype: np.dtype[Any],
+) -> np.ndarray: ...
+def moved_statistics(
+    running: np.ndarray, batch: np.ndarray, momentum: float, factor: float
+) -> np.ndarray: ...
+def normalising_gradient(
+    mean: np.ndarray,
+    var: np.ndarray,
+    sums: np.ndarray,
+    weight: np.ndarray | None,
+    eps: float,
+    count: float,
+    dtype: np.dtype[Any],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
 def totals(x: np.ndarray, cut: tuple[int, int, int], threads: int) -> np.ndarray: ...
 def negative_products(
     x: np.ndarray, grad: np.ndarray, cut: tuple[int, int, int], threads: int
@@ -30,6 +53,7 @@ def affine(
     threads: int,
     relu: bool = False,
     rectified: np.ndarray | None = None,
+    after_relu: bool = False,
 ) -> None: ...
 def local_response_norm(
     x: np.ndarray,

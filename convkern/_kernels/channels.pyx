@@ -7,7 +7,7 @@ neighbouring channels, otherwise planes of one channel each.
 """
 
 cimport cython
-from libc.math cimport isfinite
+from libc.math cimport isfinite, sqrt
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
@@ -45,6 +45,7 @@ cdef extern from *:
 cdef enum:
     BLOCK = 16384    # elements of an item, more or less
     CHANNELS = 512   # channels of an item
+    PIECE = 2048     # elements of an array that the first-level cache holds with those of two others
 
 
 # ---------------------------------------------------------------- sums
@@ -322,20 +323,35 @@ cdef struct AffineJob:
     char *y
     Py_ssize_t outer, channels, inner, block
     int activation
+    bint after_relu
 
 
 cdef void affine_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     cdef const AffineJob *job = <const AffineJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t first = item * job.block, pixels = min(job.block, job.outer - first)
-    cdef Py_ssize_t start = first * job.channels * kernels.itemsize
-    cdef const char *x = job.x + start
-    cdef const char *g = moved(job.g, start)
-    if job.rectified != NULL:
-        kernels.rectify_pixels(x, g, scratch, pixels, job.rectified, job.channels)
-        g = scratch
-    kernels.affine_pixels(x, g, job.y + start, pixels, job.coefficients, job.channels,
-                          job.activation)
+    cdef Py_ssize_t first = item * job.block, end = min(first + job.block, job.outer), pixels, start
+    # What is passed over twice stays in the first-level cache meanwhile.
+    cdef Py_ssize_t piece = max(1, PIECE // job.channels) if job.after_relu else job.block
+    cdef const char *x
+    cdef const char *g
+    while first < end:
+        pixels = min(piece, end - first)
+        start = first * job.channels * kernels.itemsize
+        x, g = job.x + start, moved(job.g, start)
+        if job.rectified != NULL:
+            kernels.rectify_pixels(x, g, scratch, pixels, job.rectified, job.channels)
+            g = scratch
+        kernels.affine_pixels(x, g, job.y + start, pixels, job.coefficients, job.channels,
+                              job.activation)
+        pass_relu(job, start, pixels * job.channels)
+        first += pixels
+
+
+cdef inline void pass_relu(const AffineJob *job, Py_ssize_t start, Py_ssize_t count) noexcept nogil:
+    """Take a gradient by the output of a ReLU, which x is, through that."""
+    if job.after_relu:
+        job.kernels.activate_backward(job.y + start, job.x + start, job.y + start, count, CK_RELU,
+                                      0.0)
 
 
 cdef void affine_planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -352,14 +368,16 @@ cdef void affine_planes_item(const void *job_, Py_ssize_t item, char *scratch) n
             g = scratch
         kernels.affine_plane(x, g, job.y + start, job.inner, job.coefficients + c * size,
                              job.channels, job.activation)
+        pass_relu(job, start, job.inner)
 
 
 def affine(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray y, cnp.ndarray coefficients, tuple cut,
-           int threads, bint relu=False, cnp.ndarray rectified=None):
+           int threads, bint relu=False, cnp.ndarray rectified=None, bint after_relu=False):
     """Compute y = (x - center) * scale + shift + grad * gain per channel; grad may be None.
 
     `coefficients` is (4, channels): center, scale, shift, gain.  With `relu` no y is negative;
-    `rectified` is as for `gradient_sums`.
+    `rectified` is as for `gradient_sums`.  With `after_relu` y is 0 where x is not positive: the
+    gradient of the ReLU whose output x is.
     """
     cdef AffineJob job
     cdef Py_ssize_t items, length
@@ -367,6 +385,7 @@ def affine(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray y, cnp.ndarray coefficie
     job.x, job.y = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(y)
     job.g, job.coefficients = data_of(grad), <const char *>cnp.PyArray_DATA(coefficients)
     job.rectified, job.activation = data_of(rectified), CK_RELU if relu else 0
+    job.after_relu = after_relu
     job.outer, job.channels, job.inner = cut
     length = job.channels if job.inner == 1 else job.inner
     job.block = max(1, BLOCK // length)
@@ -376,6 +395,106 @@ def affine(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray y, cnp.ndarray coefficie
         scratch = <size_t>((job.block if job.inner == 1 else 1) * length * job.kernels.itemsize)
     run(affine_pixels_item if job.inner == 1 else affine_planes_item, &job, items,
         8.0 * job.block * length, threads, scratch)
+
+
+# ---------------------------------------------------------------- batch normalisation
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef void normalising(const double *mean, const double *var, const real *weight, const real *bias,
+                      double eps, double gain, Py_ssize_t channels, real *rows) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef double scale
+    for c in range(channels):
+        scale = 1 / sqrt(var[c] + eps)
+        if weight != NULL:
+            scale *= weight[c]
+        rows[c], rows[channels + c] = <real>mean[c], <real>scale
+        rows[2 * channels + c] = bias[c] if bias != NULL else 0
+        rows[3 * channels + c] = <real>gain
+
+
+def normalising_rows(cnp.ndarray mean, cnp.ndarray var, cnp.ndarray weight, cnp.ndarray bias,
+                     double eps, double gain, dtype):
+    """Return the coefficients of `affine` that normalise, (4, channels) of a dtype.
+
+    Mean and variance are float64; weight and bias are contiguous, of that dtype, or None.
+    """
+    cdef Py_ssize_t channels = mean.shape[0]
+    cdef cnp.ndarray rows = np.empty((4, channels), dtype)
+    cdef const double *m = <const double *>cnp.PyArray_DATA(mean)
+    cdef const double *v = <const double *>cnp.PyArray_DATA(var)
+    if cnp.PyArray_TYPE(rows) == cnp.NPY_DOUBLE:
+        normalising[double](m, v, <const double *>data_of(weight), <const double *>data_of(bias),
+                            eps, gain, channels, <double *>cnp.PyArray_DATA(rows))
+    else:
+        normalising[float](m, v, <const float *>data_of(weight), <const float *>data_of(bias), eps,
+                           gain, channels, <float *>cnp.PyArray_DATA(rows))
+    return rows
+
+
+cdef void move(const real *running, const double *batch, double momentum, double factor,
+               Py_ssize_t channels, real *moved) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(channels):
+        moved[c] = <real>((1 - momentum) * running[c] + momentum * (factor * batch[c]))
+
+
+def moved_statistics(cnp.ndarray running, cnp.ndarray batch, double momentum, double factor):
+    """Return running statistics, contiguous, moved towards a factor of a batch's float64 ones."""
+    cdef cnp.ndarray moved = np.empty(running.shape[0], running.dtype)
+    cdef const double *b = <const double *>cnp.PyArray_DATA(batch)
+    if cnp.PyArray_TYPE(running) == cnp.NPY_DOUBLE:
+        move[double](<const double *>cnp.PyArray_DATA(running), b, momentum, factor,
+                     batch.shape[0], <double *>cnp.PyArray_DATA(moved))
+    else:
+        move[float](<const float *>cnp.PyArray_DATA(running), b, momentum, factor,
+                    batch.shape[0], <float *>cnp.PyArray_DATA(moved))
+    return moved
+
+
+cdef void gradient_of(const double *mean, const double *var, const double *sums,
+                      const real *weight, double eps, double count, Py_ssize_t channels,
+                      real *rows, real *grad_weight, real *grad_bias) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef double inverse, gain, step
+    cdef const double *products = sums + channels
+    for c in range(channels):
+        inverse = 1 / sqrt(var[c] + eps)
+        gain = inverse * weight[c] if weight != NULL else inverse
+        # The mean and the variance move with every element.
+        step = -gain / count
+        rows[c], rows[channels + c] = <real>mean[c], <real>(step * (inverse * inverse) * products[c])
+        rows[2 * channels + c], rows[3 * channels + c] = <real>(step * sums[c]), <real>gain
+        grad_weight[c], grad_bias[c] = <real>(products[c] * inverse), <real>sums[c]
+
+
+def normalising_gradient(cnp.ndarray mean, cnp.ndarray var, cnp.ndarray sums, cnp.ndarray weight,
+                         double eps, double count, dtype):
+    """Return the coefficients of the input's gradient, (4, channels), and those of weight and bias.
+
+    `sums` are those of `gradient_sums`, over `count` elements.
+    """
+    cdef Py_ssize_t channels = mean.shape[0]
+    cdef cnp.ndarray rows = np.empty((4, channels), dtype)
+    cdef cnp.ndarray grad_weight = np.empty(channels, dtype), grad_bias = np.empty(channels, dtype)
+    cdef const double *m = <const double *>cnp.PyArray_DATA(mean)
+    cdef const double *v = <const double *>cnp.PyArray_DATA(var)
+    cdef const double *s = <const double *>cnp.PyArray_DATA(sums)
+    if cnp.PyArray_TYPE(rows) == cnp.NPY_DOUBLE:
+        gradient_of[double](m, v, s, <const double *>data_of(weight), eps, count, channels,
+                            <double *>cnp.PyArray_DATA(rows),
+                            <double *>cnp.PyArray_DATA(grad_weight),
+                            <double *>cnp.PyArray_DATA(grad_bias))
+    else:
+        gradient_of[float](m, v, s, <const float *>data_of(weight), eps, count, channels,
+                           <float *>cnp.PyArray_DATA(rows),
+                           <float *>cnp.PyArray_DATA(grad_weight),
+                           <float *>cnp.PyArray_DATA(grad_bias))
+    return rows, grad_weight, grad_bias
 
 
 # ---------------------------------------------------------------- local response normalisation

@@ -106,6 +106,8 @@ cdef extern from "csrc/ck.h" nogil:
         void (*scatter_transposed)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                                    const ptrdiff_t *) noexcept nogil
         void (*max_pool)(const ck_pool *, const void *, void *, int64_t *) noexcept nogil
+        void (*max_pool_backward)(const ck_pool *, const void *, const int64_t *, const void *,
+                                  void *) noexcept nogil
         int (*scatter)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                        int, void *) noexcept nogil
         int (*gather)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,

@@ -12,6 +12,15 @@ def class_losses(
     smoothing: float,
     losses: np.ndarray,
 ) -> None: ...
+def class_loss(
+    logs: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None,
+    cut: Cut,
+    ignored: int,
+    smoothing: float,
+    mean: bool,
+) -> float: ...
 def class_weights(
     target: np.ndarray, weight: np.ndarray | None, cut: Cut, ignored: int
 ) -> float: ...

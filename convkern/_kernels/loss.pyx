@@ -6,7 +6,11 @@ Scores are (outer, classes, inner), targets (outer, inner).  The share of class 
 sample that names class t is ``weight[c] * ((1 - smoothing) * (c == t) + smoothing / classes)``.
 """
 
+from libc.math cimport NAN
+
 cimport numpy as cnp
+
+from convkern._kernels.core cimport give, take
 
 cnp.import_array()
 
@@ -79,15 +83,40 @@ def class_losses(cnp.ndarray logs, cnp.ndarray target, cnp.ndarray weight, tuple
         add_losses[float](&classes, <const float *>cnp.PyArray_DATA(logs), to)
 
 
-def class_weights(cnp.ndarray target, cnp.ndarray weight, tuple cut, Py_ssize_t ignored):
-    """Return the sum of the weights of the classes that are named."""
-    cdef Classes classes = classes_of(target, weight, cut, ignored, 0)
+def class_loss(cnp.ndarray logs, cnp.ndarray target, cnp.ndarray weight, tuple cut,
+               Py_ssize_t ignored, double smoothing, bint mean):
+    """Return the sum of the losses of all samples, or their mean, rounded to the dtype."""
+    cdef Py_ssize_t count = cnp.PyArray_SIZE(target), i
+    cdef double *losses = <double *>take(<size_t>count * sizeof(double) + 1)
+    cdef Classes classes = classes_of(target, weight, cut, ignored, smoothing)
+    cdef double total = 0, by = total_weight(&classes) if mean else 1
+    cdef bint wide = cnp.PyArray_TYPE(logs) == cnp.NPY_DOUBLE
+    try:
+        if wide:
+            add_losses[double](&classes, <const double *>cnp.PyArray_DATA(logs), losses)
+        else:
+            add_losses[float](&classes, <const float *>cnp.PyArray_DATA(logs), losses)
+        for i in range(count):
+            total += losses[i]
+    finally:
+        give(<void *>losses)
+    total = total / by if by != 0 else NAN
+    return total if wide else <float>total
+
+
+cdef double total_weight(const Classes *classes) noexcept nogil:
     cdef double total = 0
     cdef Py_ssize_t i
     for i in range(classes.outer * classes.inner):
-        if classes.target[i] != ignored:
-            total += weight_of(&classes, classes.target[i])
+        if classes.target[i] != classes.ignored:
+            total += weight_of(classes, classes.target[i])
     return total
+
+
+def class_weights(cnp.ndarray target, cnp.ndarray weight, tuple cut, Py_ssize_t ignored):
+    """Return the sum of the weights of the classes that are named."""
+    cdef Classes classes = classes_of(target, weight, cut, ignored, 0)
+    return total_weight(&classes)
 
 
 cdef void subtract(const Classes *classes, const double *factors, real *out) noexcept nogil:
@@ -118,22 +147,28 @@ def subtract_shares(cnp.ndarray out, cnp.ndarray target, cnp.ndarray weight, tup
         subtract[float](&classes, of, <float *>cnp.PyArray_DATA(out))
 
 
+cdef void add_shares(const Classes *classes, double *factors, real *sums) noexcept nogil:
+    cdef double spread = 0
+    cdef Py_ssize_t c, i, t
+    for c in range(classes.count):
+        spread += classes.spread * weight_of(classes, c)
+    for i in range(classes.outer * classes.inner):
+        t = classes.target[i]
+        if t == classes.ignored:
+            factors[i] = sums[i] = 0
+        else:
+            sums[i] = <real>(factors[i] * (classes.named * weight_of(classes, t) + spread))
+
+
 def shares_of_samples(cnp.ndarray target, cnp.ndarray weight, tuple cut, Py_ssize_t ignored,
                       double smoothing, cnp.ndarray factors, cnp.ndarray sums):
     """Write the sum of the shares of each sample, times its factor; none where it has no class.
 
-    `factors` become zero there.
+    `factors`, in float64, become zero there.
     """
     cdef Classes classes = classes_of(target, weight, cut, ignored, smoothing)
     cdef double *of = <double *>cnp.PyArray_DATA(factors)
-    cdef double *to = <double *>cnp.PyArray_DATA(sums)
-    cdef double spread = 0
-    cdef Py_ssize_t c, i, t
-    for c in range(classes.count):
-        spread += classes.spread * weight_of(&classes, c)
-    for i in range(classes.outer * classes.inner):
-        t = classes.target[i]
-        if t == ignored:
-            of[i] = to[i] = 0
-        else:
-            to[i] = of[i] * (classes.named * weight_of(&classes, t) + spread)
+    if cnp.PyArray_TYPE(sums) == cnp.NPY_DOUBLE:
+        add_shares[double](&classes, of, <double *>cnp.PyArray_DATA(sums))
+    else:
+        add_shares[float](&classes, of, <float *>cnp.PyArray_DATA(sums))

@@ -9,6 +9,15 @@ def max_pool2d(
     channels_last: bool,
     threads: int,
 ) -> None: ...
+def max_pool2d_backward(
+    grad: np.ndarray,
+    indices: np.ndarray,
+    out: np.ndarray,
+    rows: tuple[int, int, int, int],
+    columns: tuple[int, int, int, int],
+    threads: int,
+    rectified: np.ndarray | None = None,
+) -> None: ...
 def scatter(
     src: np.ndarray, indices: np.ndarray, out: np.ndarray, add: bool, threads: int
 ) -> bool: ...

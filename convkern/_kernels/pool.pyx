@@ -3,6 +3,7 @@
 """Pooling: maxima with indices, moves by index, sums over boxes."""
 
 from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
 
 cimport numpy as cnp
 import numpy as np
@@ -54,6 +55,9 @@ cdef struct PoolJob:
     # of a block as one if they are `joined`; what an output row takes of the split ones.
     Py_ssize_t planes, group, phases, used, length, step
     bint joined
+    # Backwards x is the gradient of the output, and out the output if a ReLU came before, or NULL.
+    char *grad_input
+    Py_ssize_t covered  # columns at the left of the input that have no gaps between windows
 
 
 cdef double window_work(const PoolJob *job) noexcept nogil:
@@ -66,8 +70,19 @@ cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) no
     return min(o * a.stride - a.pad + tap * a.dilation, a.size - 1)
 
 
+cdef void clear_gaps(const PoolJob *job, char *image, Py_ssize_t row, Py_ssize_t first,
+                     Py_ssize_t rows) noexcept nogil:
+    """Zero what no window meets from an output row's first input row to that of the next."""
+    cdef Py_ssize_t size = job.x_column * job.kernels.itemsize, r, covered
+    cdef Py_ssize_t end = (row + 1) * job.h.stride - job.h.pad if row + 1 < job.h.out else job.h.size
+    for r in range(first, end):
+        covered = job.covered if r < first + rows else 0
+        memset(image + (r * job.w.size + covered) * size, 0,
+               <size_t>((job.w.size - covered) * size))
+
+
 cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of output rows of one image, channels-last."""
+    """A block of output rows of one image, channels-last, or the gradients of their input rows."""
     cdef const PoolJob *job = <const PoolJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
     cdef Py_ssize_t block = item % job.blocks, row, i, at_row, at_column, at, out_at
@@ -85,6 +100,8 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
             rows += 1
         at_row = first_tap(&job.h, row, rows.first)
         pool.rows = rows.last - rows.first
+        if job.grad_input != NULL:
+            clear_gaps(job, job.grad_input + image * job.x_image * size, row, at_row, pool.rows)
         for i in range(job.column_spans):
             columns = &job.columns[i]
             at_column = first_tap(&job.w, columns.start, columns.first)
@@ -93,6 +110,11 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
             pool.index = at_row * job.w.size + at_column
             out_at = ((image * job.h.out + row) * job.w.out + columns.start) * job.channels
             at = image * job.x_image + at_row * job.x_row + at_column * job.x_column
+            if job.grad_input != NULL:
+                job.kernels.max_pool_backward(
+                    &pool, job.x + out_at * size, job.indices + out_at,
+                    moved(job.out, out_at * size), job.grad_input + at * size)
+                continue
             job.kernels.max_pool(&pool, job.x + at * size, job.out + out_at * size,
                                  NULL if job.indices == NULL else job.indices + out_at)
 
@@ -202,6 +224,25 @@ cdef int max_pool_planes(PoolJob *job, int threads) except -1:
                <size_t>(height * job.phases * job.length * size))
 
 
+cdef int pool_maxima(PoolJob *job, Py_ssize_t images, bint channels_last, int threads) except -1:
+    """Run a job that knows its arrays and axes."""
+    job.rows, job.columns, job.taps, job.first = NULL, NULL, NULL, NULL
+    try:
+        job.rows = new_spans(&job.h, &job.row_spans)
+        job.taps = <ptrdiff_t *>take(
+            <size_t>(job.h.kernel * job.w.kernel) * sizeof(ptrdiff_t))
+        if channels_last:
+            max_pool_pixels(job, images, threads)
+        else:
+            max_pool_planes(job, threads)
+    finally:
+        give(job.rows)
+        give(job.columns)
+        give(job.taps)
+        give(job.first)
+    return 0
+
+
 def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, tuple columns,
                bint channels_last, int threads):
     """Pool x into out and indices (or None); rows, columns: (kernel, stride, padding, dilation).
@@ -220,20 +261,31 @@ def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, 
     job.channels, job.planes = x.shape[1], x.shape[0] * x.shape[1]
     job.x_image, job.x_row, job.x_column = (
         x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
-    job.rows, job.columns, job.taps, job.first = NULL, NULL, NULL, NULL
-    try:
-        job.rows = new_spans(&job.h, &job.row_spans)
-        job.taps = <ptrdiff_t *>take(
-            <size_t>(job.h.kernel * job.w.kernel) * sizeof(ptrdiff_t))
-        if channels_last:
-            max_pool_pixels(&job, x.shape[0], threads)
-        else:
-            max_pool_planes(&job, threads)
-    finally:
-        give(job.rows)
-        give(job.columns)
-        give(job.taps)
-        give(job.first)
+    job.grad_input = NULL
+    pool_maxima(&job, x.shape[0], channels_last, threads)
+
+
+def max_pool2d_backward(cnp.ndarray grad, cnp.ndarray indices, cnp.ndarray out, tuple rows,
+                        tuple columns, int threads, cnp.ndarray rectified=None):
+    """Write the gradient of a pooling whose windows do not overlap, without dilation.
+
+    All arrays are dense and channels-last.  `rectified` is the pooling's output, if its input was
+    that of a ReLU: `out` is then the gradient of the ReLU's input.
+    """
+    cdef PoolJob job
+    job.kernels, job.x = kernels_of(grad), data_of(grad)
+    job.out = <char *>data_of(rectified)
+    job.indices = <int64_t *>cnp.PyArray_DATA(indices)
+    job.grad_input = <char *>cnp.PyArray_DATA(out)
+    job.h = axis(out.shape[2], grad.shape[2], rows)
+    job.w = axis(out.shape[3], grad.shape[3], columns)
+    job.channels = out.shape[1]
+    job.x_column, job.x_row = job.channels, job.channels * job.w.size
+    job.x_image = job.x_row * job.h.size
+    job.covered = 0
+    if job.w.stride <= job.w.kernel:
+        job.covered = min(job.w.size, (job.w.out - 1) * job.w.stride - job.w.pad + job.w.kernel)
+    pool_maxima(&job, grad.shape[0], True, threads)
 
 
 # ---------------------------------------------------------------- back to where maxima were

@@ -30,7 +30,15 @@ from convkern.functional.algorithm import (
     prefers_planes,
     winograd_outputs,
 )
-from convkern.functional.window import REMEMBERED, Route, Window, checked_gradient, in_lanes, one_of
+from convkern.functional.window import (
+    REMEMBERED,
+    Route,
+    Window,
+    checked_gradient,
+    in_lanes,
+    one_of,
+    output_size_of,
+)
 from convkern.geometry import IntPair, Padding
 from convkern.precision import get_float32_precision
 from convkern.threads import get_num_threads
@@ -102,7 +110,7 @@ def conv2d_backward(
     weight = as_array(weight, "weight", (4,), like=input)
     window = Window.of(weight, stride, padding, dilation, groups)
     algorithm = one_of(algorithm, "algorithm", ALGORITHMS)
-    shape = (*input.shape[:-3], weight.shape[0], *window.output_size(input.shape))
+    shape = (*input.shape[:-3], weight.shape[0], *output_size_of(window, input.shape))
     grad_output = checked_gradient(grad_output, input, shape)
     want_input, want_weight, want_bias = wanted = checked_mask(output_mask)
     if in_lanes(input, window, algorithm):

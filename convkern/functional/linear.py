@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import ANY_NDIM, as_array, as_contiguous, checked_mask, to_contiguous
+from convkern.arrays import (
+    ANY_NDIM,
+    as_array,
+    as_contiguous,
+    checked_mask,
+    is_images_last,
+    to_contiguous,
+)
+from convkern.functional import lanes
+from convkern.functional.activation import ACTIVATIONS
 from convkern.geometry import integer
 from convkern.threads import get_num_threads
 
@@ -56,8 +65,12 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
         if bias.shape != weight.shape[:-1]:
             raise ValueError(f"bias must have shape {weight.shape[:-1]}, got {bias.shape}")
     outputs, inputs = weight.shape if weight.ndim == 2 else (1, weight.shape[0])
+    pixels = _in_lanes(input, weight)
+    if pixels is not None:
+        out = lanes.convolve(pixels, weight[:, :, None, None], bias, *_PIXEL)
+        return to_contiguous(out)[:, :, 0, 0]
     batch = math.prod(input.shape[:-1])
-    out: np.ndarray = _kernels.empty((batch, outputs), input.dtype)
+    out = _kernels.empty((batch, outputs), input.dtype)
     _kernels.linear(
         as_contiguous(input.reshape(batch, inputs)),
         as_contiguous(weight.reshape(outputs, inputs)),
@@ -127,13 +140,19 @@ def linear_backward(
     batch, threads = math.prod(input.shape[:-1]), get_num_threads()
     grad = as_contiguous(grad_output.reshape(batch, outputs))
     grad_input = grad_weight = grad_bias = None
-    if want_input:
+    pixels = _in_lanes(input, weight)
+    if pixels is not None and want_input:
+        filters, wanted = weight[:, :, None, None], (True, False, False)
+        grads = lanes.gradients(grad[:, :, None, None], pixels, filters, _PIXEL[1], wanted)
+        grad_input = None if grads[0] is None else grads[0][:, :, 0, 0]
+    elif want_input:
         grad_input = _kernels.empty(input.shape, input.dtype)
         rows = as_contiguous(weight.reshape(outputs, inputs))
         _kernels.linear_input_gradient(grad, rows, grad_input.reshape(batch, inputs), threads)
     if want_weight:
         grad_weight = _kernels.empty(weight.shape, input.dtype)
-        x = as_contiguous(input.reshape(batch, inputs))
+        x = input if pixels is None else to_contiguous(pixels)
+        x = as_contiguous(x.reshape(batch, inputs))
         _kernels.linear_weight_gradient(grad, x, grad_weight.reshape(outputs, inputs), threads)
     if want_bias:
         grad_bias = np.zeros(weight.shape[:-1], input.dtype)
@@ -141,6 +160,20 @@ def linear_backward(
             sums = _kernels.totals(grad, (batch, outputs, 1), threads)
             grad_bias[...] = sums.reshape(grad_bias.shape)
     return grad_input, grad_weight, grad_bias
+
+
+#: Size and axes of a convolution whose images, and window, are one pixel.
+_PIXEL = (1, 1), ((1, 1, 0, 1), (1, 1, 0, 1)), ACTIVATIONS[None]
+#: Outputs up to which weights meet the images in the lanes; more of them pay for a transpose.
+_FEW_OUTPUTS = 64
+
+
+def _in_lanes(input: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+    """Return features as images of one pixel if they lie in the lanes, as flattened images do."""
+    if input.ndim != 2 or weight.ndim != 2 or len(weight) > _FEW_OUTPUTS or not input.size:
+        return None
+    pixels = input[:, :, None, None]
+    return pixels if is_images_last(pixels) else None
 
 
 def flatten(input: np.ndarray, start_dim: int = 1) -> np.ndarray:
@@ -179,4 +212,6 @@ def flatten(input: np.ndarray, start_dim: int = 1) -> np.ndarray:
         raise ValueError(f"start_dim must be below {input.ndim}, got {start}")
     start %= max(input.ndim, 1)
     joined = math.prod(input.shape[start:])
+    if start == 1 and input.ndim == 4 and is_images_last(input):
+        return input.reshape(len(input), joined)
     return to_contiguous(input).reshape(*input.shape[:start], joined)

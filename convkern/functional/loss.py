@@ -71,6 +71,12 @@ class CrossEntropy(NamedTuple):
         logs: np.ndarray = _kernels.empty(x.shape, x.dtype)
         if x.size:
             _kernels.softmax(x, logs, x.shape, get_num_threads(), None, None, True)
+        if self.names and reduction != "none":
+            mean = reduction == "mean"
+            value: np.floating[Any] = x.dtype.type(
+                _kernels.class_loss(logs, *self._classes(), mean)
+            )
+            return value
         losses = self._losses(logs).reshape(self.samples)
         return _reduced(losses, reduction, self.total if reduction == "mean" else 1, x.dtype)
 
@@ -106,13 +112,14 @@ class CrossEntropy(NamedTuple):
             return out
         # Softmax times the sum of all shares, less each share.
         if self.names:
-            sums = np.empty(factors.shape)
+            sums = np.empty(factors.shape, x.dtype)
             _kernels.shares_of_samples(*self._classes(), factors, sums)
             _softmax_into(out, x, sums)
             _kernels.subtract_shares(out, *self._classes(), factors)
         else:
             shares = self.shares()
-            _softmax_into(out, x, factors * shares.sum(axis=1, dtype=np.float64))
+            sums = factors * shares.sum(axis=1, dtype=np.float64)
+            _softmax_into(out, x, as_contiguous(sums.astype(x.dtype)))
             out -= shares * factors[:, None].astype(x.dtype)
         return out
 
@@ -326,9 +333,8 @@ def cross_entropy_backward(
 
 
 def _softmax_into(out: np.ndarray, scores: np.ndarray, scale: np.ndarray) -> None:
-    """Write every sample's softmax times its scale."""
-    factors = as_contiguous(scale.astype(scores.dtype))
-    _kernels.softmax(scores, out, scores.shape, get_num_threads(), None, factors)
+    """Write every sample's softmax times its scale, a contiguous array of the scores' dtype."""
+    _kernels.softmax(scores, out, scores.shape, get_num_threads(), None, scale)
 
 
 @np.errstate(all="ignore")

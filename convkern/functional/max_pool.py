@@ -16,8 +16,11 @@ from convkern.arrays import (
     as_images,
     check_plain,
     empty_images,
+    is_channels_last,
+    to_channels_last,
     to_images_last,
 )
+from convkern.functional.activation import relu_backward
 from convkern.functional.pool_shapes import checked_input_shape, lies_images_last, sizes_of, swapped
 from convkern.geometry import IntPair, output_size, pair, window_extent
 from convkern.threads import get_num_threads
@@ -177,6 +180,45 @@ def max_pool2d_backward(
     grad_output = as_array(grad_output, "grad_output", (3, 4))
     shape = checked_input_shape(input_shape, grad_output)
     return _scattered(grad_output, indices, shape[-2:], add=True)
+
+
+def max_pool2d_gradient(
+    grad_output: np.ndarray,
+    indices: np.ndarray,
+    input_shape: tuple[int, ...],
+    windows: tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]],
+    rectified: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return `max_pool2d_backward` of indices that `max_pool2d` has just made, with its arguments.
+
+    `windows` are kernel size, stride, padding and dilation.  `rectified` is the pooling's output
+    if its input was that of a ReLU; the gradient is then that of the ReLU's input.
+    """
+    grad = as_array(grad_output, "grad_output", (3, 4), like=rectified)
+    kernel, stride, _, dilation = windows
+    apart = dilation == (1, 1) and kernel[0] <= stride[0] and kernel[1] <= stride[1]
+    if grad.ndim == 4 and lies_images_last(indices):
+        lanes = len(grad)
+        grad, indices = swapped(to_images_last(grad)), swapped(indices)
+        rectified = None if rectified is None else swapped(rectified)
+        shape = input_shape[1], lanes, *input_shape[2:]
+        return swapped(max_pool2d_gradient(grad, indices, shape, windows, rectified))
+    if not (apart and grad.size and grad.ndim == 4 and _is_dense_channels_last(indices)):
+        if rectified is not None:
+            grad = relu_backward(grad, rectified)
+        return max_pool2d_backward(grad, indices, input_shape)
+    out = empty_images(input_shape, grad.dtype, True)
+    rows, columns = ((kernel[i], stride[i], windows[2][i], 1) for i in (0, 1))
+    grad = to_channels_last(grad)
+    if not _is_dense_channels_last(grad):
+        grad = grad.copy(order="K")
+    _kernels.max_pool2d_backward(grad, indices, out, rows, columns, get_num_threads(), rectified)
+    return out
+
+
+def _is_dense_channels_last(x: np.ndarray) -> bool:
+    """Tell whether images are channels-last in memory without gaps."""
+    return is_channels_last(x) and x.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 def _scattered(values: np.ndarray, indices: Any, size: tuple[int, ...], *, add: bool) -> np.ndarray:

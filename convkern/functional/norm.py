@@ -11,6 +11,7 @@ from convkern import _kernels
 from convkern.arrays import (
     ANY_NDIM,
     as_array,
+    as_contiguous,
     as_images,
     checked_mask,
     cut_at,
@@ -19,7 +20,7 @@ from convkern.arrays import (
     to_contiguous,
     to_memory,
 )
-from convkern.functional.activation import relu_backward
+from convkern.functional.activation import relu_backward, relu_gradient
 from convkern.geometry import integer, number
 from convkern.threads import get_num_threads
 
@@ -157,13 +158,13 @@ def local_response_norm_backward(
 
 
 def _per_channel(value: Any, name: str, like: np.ndarray) -> np.ndarray | None:
-    """Return one number per channel in float64, or None."""
+    """Return one number per channel, contiguous and in the dtype of `like`, or None."""
     if value is None:
         return None
     array = as_array(value, name, (1,), like=like)
     if array.shape != like.shape[1:2]:
         raise ValueError(f"{name} must have shape {like.shape[1:2]}, got {array.shape}")
-    return array.astype(np.float64)
+    return as_contiguous(array)
 
 
 def _statistics(
@@ -179,7 +180,7 @@ def _statistics(
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("running_mean and running_var are needed outside training, got None")
-        return running_mean, running_var
+        return running_mean.astype(np.float64), running_var.astype(np.float64)
     if cut[0] * cut[2] == 1:
         raise ValueError(
             f"input must have more than one value per channel in training, got one of {cut[1]}"
@@ -204,11 +205,6 @@ def _checked_eps(eps: float, training: bool) -> float:
     return checked
 
 
-def _coefficients(dtype: np.dtype[Any], *rows: np.ndarray) -> np.ndarray:
-    """Return center, scale, shift and gain of every channel, (4, C)."""
-    return np.array(rows).astype(dtype)
-
-
 def _affine(
     memory: np.ndarray,
     grad: np.ndarray | None,
@@ -216,14 +212,17 @@ def _affine(
     coefficients: np.ndarray,
     relu: bool = False,
     rectified: np.ndarray | None = None,
+    after_relu: bool = False,
 ) -> np.ndarray:
     """Return (x - center) * scale + shift + grad * gain per channel.
 
-    With `relu` that is rectified; `rectified` are the coefficients of what grad is behind.
+    With `relu` that is rectified; `rectified` are the coefficients of what grad is behind; with
+    `after_relu` the result is taken through the gradient of the ReLU that has given x.
     """
     out: np.ndarray = _kernels.empty(memory.shape, memory.dtype)
     if out.size:
-        _kernels.affine(memory, grad, out, coefficients, cut, get_num_threads(), relu, rectified)
+        threads = get_num_threads()
+        _kernels.affine(memory, grad, out, coefficients, cut, threads, relu, rectified, after_relu)
     return out
 
 
@@ -322,22 +321,17 @@ def normalise(
     memory, cut = to_memory(input, order), cut_at(input, 1, order)
     unit = _unit(input, order)
     mean, var = _statistics(memory, cut, old_mean, old_var, training, unit, moments)
-    zeros = np.zeros_like(mean)
-    factor = 1 / np.sqrt(var + eps)
-    if scale is not None:
-        factor *= scale
-    gain, other = zeros, None
+    gain, other = 0.0, None
     if plus is not None:
-        gain, other = np.ones_like(mean), to_memory(as_array(plus, "plus", (4,), like=input), order)
-    rows = _coefficients(memory.dtype, mean, factor, zeros if shift is None else shift, gain)
+        gain, other = 1.0, to_memory(as_array(plus, "plus", (4,), like=input), order)
+    rows = _kernels.normalising_rows(mean, var, scale, shift, eps, gain, memory.dtype)
     out = _affine(memory, other, cut, rows, relu)
     count = cut[0] * cut[2]
-    if training and count and running_mean is not None and running_var is not None:
-        with np.errstate(invalid="ignore"):  # infinite elements leave NaN
-            unbiased = var * (count / (count - 1))
-            moved_mean = (1 - momentum) * running_mean + momentum * mean
-            moved_var = (1 - momentum) * running_var + momentum * unbiased
+    if training and count and old_mean is not None and old_var is not None:
+        moved_mean = _kernels.moved_statistics(old_mean, mean, momentum, 1.0)
+        moved_var = _kernels.moved_statistics(old_var, var, momentum, count / (count - 1))
         # Both or none, should memory run out.
+        assert running_mean is not None and running_var is not None
         running_mean[...], running_var[...] = moved_mean, moved_var
     return from_memory(out, order), Statistics(mean, var, rows if relu and plus is None else None)
 
@@ -415,8 +409,12 @@ def normalise_backward(
     training: bool,
     eps: float,
     output_mask: Sequence[bool],
+    after_relu: bool = False,
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Return the gradients of `normalise`, from the statistics that it used."""
+    """Return the gradients of `normalise`, from the statistics that it used.
+
+    With `after_relu`, the input is the output of a ReLU, and its gradient that of the ReLU's input.
+    """
     input = as_array(input, "input", ANY_NDIM[2:])
     grad = as_array(grad_output, "grad_output", (input.ndim,), like=input)
     if grad.shape != input.shape:
@@ -429,24 +427,24 @@ def normalise_backward(
     memory, cut, g = to_memory(input, order), cut_at(input, 1, order), to_memory(grad, order)
     if rectified is not None and not training:
         g = relu_backward(g, _affine(memory, None, cut, rectified))
-    factor = 1 / np.sqrt(var + eps)
-    sums = products = zeros = np.zeros(cut[1])
     if g.size and (want_weight or want_bias or (want_input and training)):
         passed = rectified if training else None
-        sums, products = _kernels.gradient_sums(g, memory, mean, cut, get_num_threads(), passed)
+        sums = _kernels.gradient_sums(g, memory, mean, cut, get_num_threads(), passed)
+    else:
+        sums = np.zeros((2, cut[1]))
+    count = max(1, cut[0] * cut[2])
+    rows, grad_weight, grad_bias = _kernels.normalising_gradient(
+        mean, var, sums, scale, eps, count, g.dtype
+    )
     grad_input = None
     if want_input:
-        gain = factor if scale is None else factor * scale
-        if training and g.size:
-            # The mean and the variance move with every element.
-            step = -gain / (cut[0] * cut[2])
-            rows = _coefficients(g.dtype, mean, step * factor**2 * products, step * sums, gain)
-            gradient = _affine(memory, g, cut, rows, rectified=rectified)
+        if training:
+            gradient = _affine(memory, g, cut, rows, False, rectified, after_relu)
         else:
-            gradient = _affine(g, None, cut, _coefficients(g.dtype, zeros, gain, zeros, zeros))
+            zeros = np.zeros_like(mean)
+            rows = _kernels.normalising_rows(zeros, var, scale, None, eps, 0.0, g.dtype)
+            gradient = _affine(g, None, cut, rows)
+            if after_relu:
+                gradient = relu_gradient(gradient, memory, overwrite=True)
         grad_input = from_memory(gradient, order)
-    return (
-        grad_input,
-        (products * factor).astype(input.dtype) if want_weight else None,
-        sums.astype(input.dtype) if want_bias else None,
-    )
+    return grad_input, grad_weight if want_weight else None, grad_bias if want_bias else None

@@ -156,6 +156,12 @@ def _plain_window(
     return Window.checked(shape, stride, padding, dilation, groups)
 
 
+@lru_cache(REMEMBERED)
+def output_size_of(window: Window, input_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Remember `Window.output_size` for the shape of an array."""
+    return window.output_size(input_shape)
+
+
 def checked_bias(bias: Any, weight: np.ndarray, channels: int) -> np.ndarray | None:
     """Return a bias for so many output channels, or None."""
     if bias is None:

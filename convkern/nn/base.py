@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
@@ -112,7 +111,7 @@ class _Call(NamedTuple):
     kept: Any
 
 
-class Layer(ABC):
+class Layer:
     """The base of all layers: define `forward`, and `output_shape` if it changes the shape.
 
     A layer that training goes through also defines `gradient`, and `record` if
@@ -156,6 +155,14 @@ class Layer(ABC):
     buffers: ClassVar[tuple[str, ...]] = ()
     _last: _Call | None = None
 
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Refuse a layer that cannot be called."""
+        # An abstract base class would say so as well, but its isinstance takes several times as
+        # long, and a small net asks it hundreds of times a step.
+        if cls.forward is Layer.forward:
+            raise TypeError(f"{cls.__name__} must define forward")
+        return super().__new__(cls)
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Part a new `forward` from an inherited gradient, which would be wrong."""
         super().__init_subclass__(**options)
@@ -176,9 +183,9 @@ class Layer(ABC):
         self._last = _Call(output.shape, output.dtype, kept)
         return output
 
-    @abstractmethod
     def forward(self, input: Array) -> Array:
         """Return the output for `input`, keeping nothing."""
+        raise NotImplementedError
 
     def record(self, input: Array) -> tuple[Array, Any]:
         """Return the output for `input` and whatever `gradient` needs: here, the input."""

@@ -225,6 +225,7 @@ class Sequential(_LayerList):
         input = _in_best_layout(input, self)
         moments: tuple[Array, Array] | None = None
         kept: Any
+        before: Any = None  # what the last layer has kept
         while leaves:
             name, layer = leaves.popleft()
             # Exact types: a subclass may compute something else.
@@ -244,9 +245,11 @@ class Sequential(_LayerList):
                     input, kept, moments = layer.record_moments(input)
                 else:
                     input, kept = layer.record(input, **options)
+                    kept = _through_relu(before, layer, kept, input)
             except (TypeError, ValueError) as error:
                 error.add_note(f"in layer {name}, {layer!r}")
                 raise
+            before = kept
             yield Step(name, layer, input), kept
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
@@ -477,6 +480,33 @@ class Concat(_LayerList):
         return [[branch] for branch in self._children()]
 
 
+class _Rectified:
+    """What a layer keeps, and its activated output, if that tells where the ReLU has let pass."""
+
+    def __init__(self, of_layer: Any, output: Array | None) -> None:
+        self.of_layer, self.output = of_layer, output
+
+
+def _through_relu(before: Any, layer: Layer, kept: Any, output: Array) -> Any:
+    """Return what a layer keeps; where that helps, its gradient takes over the ReLU before it.
+
+    What a max pooling has chosen passes where its own output, which is smaller, is positive; a
+    batch normalisation reads the ReLU's output anyway.
+    """
+    if type(before) is not _Rectified or before.output is None:
+        return kept
+    if type(layer) is MaxPool2d:
+        kept = kept._replace(rectified=output)
+    elif type(layer) is BatchNorm2d:
+        kept = kept._replace(after_relu=True)
+    elif type(layer) is _Fused and type(layer.layer) is BatchNorm2d:
+        kept.of_layer = kept.of_layer._replace(after_relu=True)
+    else:
+        return kept
+    before.output = None
+    return kept
+
+
 class _Fused(Layer):
     """A layer, and the ReLU after it in the same pass over the output."""
 
@@ -487,32 +517,31 @@ class _Fused(Layer):
         """Return the activated output."""
         return self.layer.forward(input, activation="relu")
 
-    def record(self, input: Array, **options: Any) -> tuple[Array, list[Any]]:
+    def record(self, input: Array, **options: Any) -> tuple[Array, _Rectified]:
         """Return the activated output; it tells where the layer's own was positive."""
         output, kept = self.layer.record(input, activation="relu", **options)
         # A normalisation takes its gradient through the ReLU by itself.
-        return output, [kept, None if type(self.layer) is BatchNorm2d else output]
+        return output, _Rectified(kept, None if type(self.layer) is BatchNorm2d else output)
 
-    def record_moments(self, input: Array) -> tuple[Array, list[Any], tuple[Array, Array] | None]:
+    def record_moments(self, input: Array) -> tuple[Array, _Rectified, tuple[Array, Array] | None]:
         """Return the same of a convolution, and the moments of its activated output."""
         assert isinstance(self.layer, Conv2d)
         output, kept, moments = self.layer.record_moments(input, activation="relu")
-        return output, [kept, output], moments
+        return output, _Rectified(kept, output), moments
 
     def gradient(
         self,
         grad_output: Array,
-        kept: list[Any],
+        kept: _Rectified,
         input_gradient: bool = True,
         *,
         overwrite: bool = False,
     ) -> Array | None:
         """Return the gradient of the input; with `overwrite`, that of the output is used up."""
-        output = kept.pop()
-        if output is not None:
-            grad_output = relu_gradient(grad_output, output, overwrite)
-        del output  # its memory may serve the layer
-        of_layer = kept.pop()
+        if kept.output is not None:
+            grad_output = relu_gradient(grad_output, kept.output, overwrite)
+        kept.output = None  # its memory may serve the layer
+        of_layer, kept.of_layer = kept.of_layer, None
         return self.layer.gradient(grad_output, of_layer, input_gradient)
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
@@ -540,14 +569,13 @@ def _in_best_layout(input: Any, net: Layer) -> Any:
 
     A net may also begin with vectors and make images of them later.
     """
-    if np.ndim(input) not in (3, 4) or next(_convolutions(net), None) is None:
+    convolutions = list(_convolutions(net)) if np.ndim(input) in (3, 4) else []
+    if not convolutions:
         return input
     if fills_lanes(np.shape(input)) and get_float32_precision() != "highest":
         input = as_array(input, "input", (4,))
         # Inside of another net that one has chosen.
-        if is_images_last(input) or all(
-            layer.prefers_images_last() for layer in _convolutions(net)
-        ):
+        if is_images_last(input) or all(layer.prefers_images_last() for layer in convolutions):
             return to_images_last(input)
     return functional.to_channels_last(input)
 

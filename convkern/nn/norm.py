@@ -22,6 +22,7 @@ class _Call(NamedTuple):
     input: Array
     statistics: Statistics
     training: bool
+    after_relu: bool = False  #: whether the gradient is to be taken through the ReLU before it too
 
 
 class BatchNorm2d(Layer):
@@ -156,6 +157,7 @@ class BatchNorm2d(Layer):
             kept.training,
             self.eps,
             (input_gradient, learns, learns),
+            kept.after_relu,
         )
         add_grads((self.weight, self.bias), (grad_weight, grad_bias))
         return grad_input if grad_input is None else grad_input.reshape(grad_output.shape)

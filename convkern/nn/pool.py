@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from convkern import functional
+from convkern.functional.max_pool import max_pool2d_gradient
 from convkern.geometry import IntPair, conv_output_size, integer, pair
 from convkern.nn.base import Array, Layer, Shape
 from convkern.nn.common import extents, map_shape, options, short
@@ -55,6 +57,15 @@ class _Pool2d(Layer):
             dilation=(1, 1),
             ceil_mode=False,
         )
+
+
+class Maxima(NamedTuple):
+    """What the gradient of a `MaxPool2d` needs."""
+
+    indices: Array
+    shape: Shape  #: of the input
+    #: The output, where the gradient is to be taken through the ReLU before the pooling too.
+    rectified: Array | None = None
 
 
 class MaxPool2d(_Pool2d):
@@ -107,7 +118,7 @@ class MaxPool2d(_Pool2d):
         assert not isinstance(output, tuple)  # it is one with return_indices only
         return output
 
-    def record(self, input: Array) -> tuple[Array, tuple[Array, Shape]]:
+    def record(self, input: Array) -> tuple[Array, Maxima]:
         """Return the maxima, and where in an input of which shape they are."""
         output, indices = functional.max_pool2d(
             input,
@@ -118,13 +129,12 @@ class MaxPool2d(_Pool2d):
             ceil_mode=self.ceil_mode,
             return_indices=True,
         )
-        return output, (indices, np.shape(input))
+        return output, Maxima(indices, np.shape(input))
 
-    def gradient(
-        self, grad_output: Array, kept: tuple[Array, Shape], input_gradient: bool = True
-    ) -> Array:
+    def gradient(self, grad_output: Array, kept: Maxima, input_gradient: bool = True) -> Array:
         """Return the gradient of the input, as `convkern.max_pool2d_backward`."""
-        return functional.max_pool2d_backward(grad_output, *kept)
+        windows = self.kernel_size, self.stride, self.padding, self.dilation
+        return max_pool2d_gradient(grad_output, kept.indices, kept.shape, windows, kept.rectified)
 
 
 class AvgPool2d(_Pool2d):

@@ -367,6 +367,42 @@ static void test_max_pool(void)
     compare("max_pool without indices", out, 0);
 }
 
+static void test_max_pool_backward(void)
+{
+    const ptrdiff_t lanes = kernels->lanes, step = draw(3, 4);
+    ck_pool t = {0};
+    t.steps = draw(1, 4), t.width = draw(1, 3 * lanes), t.rows = draw(1, 3), t.columns = draw(1, 3);
+    t.x_step = step * t.width, t.tap_row = 3, t.out_step = t.width + draw(0, 2);
+    t.index = draw(0, 1) ? draw(0, 9) : INT64_MAX / 2, t.index_step = step;
+    t.index_row = (int32_t)(step * t.steps), t.index_column = 1;
+    ptrdiff_t *taps = guarded(9 * sizeof *taps, 0);
+    for (ptrdiff_t r = 0; r < 3; r++)
+        for (ptrdiff_t s = 0; s < 3; s++)
+            taps[r * 3 + s] = (r * t.index_row + s) * t.width;
+    t.taps = taps;
+    const ptrdiff_t size = (t.steps - 1) * t.out_step + t.width;
+    void *g = integers(size), *y = integers(size);
+    int64_t *indices = guarded((size_t)size * sizeof *indices, 0);
+    memset(indices, 0xff, (size_t)size * sizeof *indices);
+    if (draw(0, 1))
+        put(y, draw(0, t.width - 1), NAN);
+    const int rectified = (int)draw(0, 1);
+    output out = new_output((t.steps - 1) * t.x_step + taps[(t.rows - 1) * 3 + t.columns - 1] + t.width);
+    for (ptrdiff_t j = 0; j < t.steps; j++)
+        for (ptrdiff_t i = 0; i < t.width; i++) {
+            const ptrdiff_t chosen = draw(0, t.rows - 1), column = draw(0, t.columns - 1);
+            const ptrdiff_t from = j * t.out_step + i;
+            indices[from] = t.index + j * t.index_step + chosen * t.index_row + column;
+            for (ptrdiff_t r = 0; r < t.rows; r++)
+                for (ptrdiff_t s = 0; s < t.columns; s++)
+                    out.true_[j * t.x_step + taps[r * 3 + s] + i] =
+                        r == chosen && s == column && !(rectified && at(y, from) <= 0) ? at(g, from)
+                                                                                      : 0;
+        }
+    kernels->max_pool_backward(&t, g, indices, rectified ? y : NULL, out.mine);
+    compare("max_pool_backward", out, 0);
+}
+
 static void test_scatter(void)
 {
     const ptrdiff_t inner = draw(1, 5), row = draw(0, 1) ? inner : inner + 2, count = draw(1, 30);
@@ -1037,8 +1073,9 @@ static void test_all(int times)
     for (int i = 0; i < CK_WINOGRAD_TILES_COUNT * times; i++, release_all())
         test_winograd(&kernels->winograd[i % CK_WINOGRAD_TILES_COUNT]);
     static void (*const tests[])(void) = {
-        test_transpose, test_rows, test_max_pool, test_scatter, test_boxes, test_split_rows,
-        test_depthwise, test_square, test_activations, test_softmax, test_channels, test_local_response_norm,
+        test_transpose, test_rows, test_max_pool, test_max_pool_backward, test_scatter, test_boxes,
+        test_split_rows, test_depthwise, test_square, test_activations, test_softmax, test_channels,
+        test_local_response_norm,
         test_optimisers};
     for (size_t t = 0; t < sizeof tests / sizeof *tests; t++)
         for (int i = 0; i < 10 * times; i++, release_all())

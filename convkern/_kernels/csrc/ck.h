@@ -303,6 +303,12 @@ typedef struct {
                                ptrdiff_t columns, void *dst, const ptrdiff_t *offsets);
     /* See ck_pool; indices may be NULL. */
     void (*max_pool)(const ck_pool *pool, const void *x, void *out, int64_t *indices);
+    /* The gradient of max_pool where windows do not overlap: element j, i of g goes to that tap of its
+     * window which the index names, zeros to the others; it is zero itself where y is not NULL and not
+     * positive, which is the gradient of a ReLU before the pooling.  Here out has the taps and x_step, and
+     * g, y and the indices have out_step; `first` and `index_lane` do not count. */
+    void (*max_pool_backward)(const ck_pool *pool, const void *g, const int64_t *indices,
+                              const void *y, void *out);
     /* out[i*row + c] = 0 for i < size, then out[indices[o*row + c]*row + c] = src[o*row + c], or +=
      * with `add`, for o < count in that order; c < inner.  An index outside 0 .. size-1 is passed over;
      * returns whether there was one. */

@@ -77,6 +77,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .transpose = CK_SYMBOL(transpose),
     .scatter_transposed = CK_SYMBOL(scatter_transposed),
     .max_pool = CK_SYMBOL(max_pool),
+    .max_pool_backward = CK_SYMBOL(max_pool_backward),
     .scatter = CK_SYMBOL(scatter),
     .gather = CK_SYMBOL(gather),
     .box_pixels = CK_SYMBOL(box_pixels),
