@@ -106,6 +106,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
 
     chunk.flags = CK_FIRST
     chunk.ahead, chunk.ahead_step = weight, 0
+    chunk.x_ahead, chunk.x_ahead_step = x, 0
     r = c = piece = 0
     while True:
         chunk.rows = min(row_step, tap_rows - r)

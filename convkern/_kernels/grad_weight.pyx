@@ -261,6 +261,7 @@ cdef void turned_block(const WeightJob *job, const Piece *piece, Py_ssize_t grou
     layout.x_row = job.h.stride * job.row
     layout.w_row, g_pixel = gradient_strides(job, block)
     sums.columns, sums.run, sums.ahead_step = 1, job.w.out, CK_AHEAD
+    sums.x_ahead, sums.x_ahead_step = dw, 0
     sums.flags = CK_FIRST if piece.first else 0
     if job.direct:
         g = job.g.data + piece.image * job.g.image * size

@@ -159,6 +159,7 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
                                zeros + job.width * size)
             done += part_rows
         chunk.ahead, chunk.ahead_step = x, 0
+        chunk.x_ahead, chunk.x_ahead_step = x, 0
         if job.plain and job.panel_groups == 1:
             chunk.ahead, chunk.ahead_step = x + (k + length) * job.pixels * size, CK_AHEAD
         for panel in range(first, last):
@@ -234,6 +235,7 @@ cdef void joined_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     layout.bias_by_pixel = bias != NULL
     chunk.flags, chunk.columns, chunk.rows = CK_FIRST, 1, 1
     chunk.ahead, chunk.ahead_step = job.x, 0
+    chunk.x_ahead, chunk.x_ahead_step = job.x, 0
     while k < job.length:
         length = chunk.run = min(job.chunk, job.length - k)
         if k + length == job.length:

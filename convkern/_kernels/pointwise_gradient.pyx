@@ -119,6 +119,7 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     layout.tail, layout.x_pixel = <int>lanes, ROW
     sums.rows = sums.columns = 1
     sums.ahead, sums.ahead_step, sums.flags = scratch, 0, CK_FIRST
+    sums.x_ahead, sums.x_ahead_step = scratch, 0
     while pixel < end:
         stop = min(end, pixel + PIXELS)
         sums.run = chunk = stop - pixel

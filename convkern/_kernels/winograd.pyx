@@ -144,10 +144,12 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
     cdef const char *ahead
+    cdef const char *x_ahead = v
     memset(&layout, 0, sizeof(layout))
     layout.x_pixel, layout.out_pixel, layout.tail = job.v_tile, width, kernels.lanes
     chunk.rows = chunk.columns = 1
     for element in range(job.tile.size * job.tile.size):
+        x_ahead = v + (element + 1) * job.v_element * size
         c = 0
         for piece in range(pieces):
             c_stop = job.channels
@@ -157,10 +159,13 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
             start = 0
             # While the tiles pass over one panel of weights, the next one is fetched.
             ahead = weight + (element * job.channels + c_stop) * width * size
-            chunk.ahead_step = CK_AHEAD
+            chunk.ahead_step = chunk.x_ahead_step = CK_AHEAD
             for i in range(rows):
                 stop = tiles * (i + 1) // rows
                 chunk.ahead = ahead
+                # And so is V of the next element.
+                chunk.x_ahead = x_ahead
+                x_ahead += chunk.run // 4 * CK_AHEAD
                 ahead += chunk.run // 4 * CK_AHEAD
                 kernels.tile[vectors][stop - start](
                     &layout, &chunk, v + (element * job.v_element + start * job.v_tile + c) * size,

@@ -136,6 +136,7 @@ cdef void add_tiles(const GradientJob *job, const char *v, const char *y, Py_ssi
     layout.tail, layout.x_pixel, layout.out_pixel = kernels.lanes, job.run, block.width
     layout.x_row, layout.w_row = job.v_run, job.y_run
     sums.rows, sums.columns, sums.run, sums.ahead_step = runs, 1, job.run, CK_AHEAD
+    sums.x_ahead, sums.x_ahead_step = m, 0
     sums.flags = CK_FIRST if fresh else 0
     tiles = ceil_div(job.channels, kernels.max_pixels[block.vectors])
     for i in range(tiles):
