@@ -284,13 +284,15 @@ cdef void block_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
 cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noexcept nogil:
     """Cut the tiles into groups; return how many the largest one has."""
     cdef Py_ssize_t elements = job.tile.size * job.tile.size, size = job.kernels.itemsize
-    cdef Py_ssize_t most = CACHE_BYTES // (elements * size * (job.v_tile + width)), units
+    cdef Py_ssize_t most = CACHE_BYTES // (elements * size * (job.v_tile + width)), units, per_group
     most = max(<Py_ssize_t>FEWEST, min(most, <Py_ssize_t>MOST))
     # Strips are rows of tiles, or parts of one row.
     job.unit = job.across if job.planes else 1
     units = job.tiles // job.unit
     job.pieces = ceil_div(job.unit, 2 * MOST)
-    job.tile_groups = ceil_div(units, max(1, (most + job.unit // 2) // job.unit)) * job.pieces
+    per_group = max(1, (most + job.unit // 2) // job.unit)
+    # The nearest number: all of U is read for a second group, however few tiles it has.
+    job.tile_groups = max(1, (units + per_group // 2) // per_group) * job.pieces
     if elements * job.channels * job.vectors * job.kernels.lanes * size <= CACHED_BYTES:
         most = min(ceil_div(4 * threads, job.groups), job.tiles // FEWEST_CACHED)
         job.tile_groups = max(job.tile_groups, min(units, most))
