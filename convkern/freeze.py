@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from convkern import _kernels, functional
-from convkern.arrays import ANY_NDIM, as_array, empty_images, is_channels_last
+from convkern.arrays import ANY_NDIM, as_array, as_contiguous, empty_images, is_channels_last
 from convkern.functional import PackedConv2d
-from convkern.functional.activation import add
+from convkern.functional.activation import ACTIVATIONS, add
 from convkern.nn import (
     BatchNorm2d,
     Concat,
@@ -30,9 +30,19 @@ from convkern.nn import (
 )
 from convkern.nn.base import Array
 from convkern.nn.containers import _join
+from convkern.precision import get_float32_precision
 from convkern.threads import get_num_threads
 
 _Step = Callable[[Array], Array]
+
+#: What packed weights of a linear layer are for: the shape of the inputs, whether they are rounded.
+_Form = tuple[tuple[int, ...], bool]
+
+#: A linear weight from so many bytes on, which no second-level cache holds, is kept in three bytes
+#: for each number, of which the largest of a row has 23 bits without the sign.  At least half of
+#: the others must have so many: their errors then are 4.4e-6 of them, in the mean square.
+SHORT_BYTES = 4 << 20
+SHORT_BITS = 17
 
 #: Of the map between a convolution and its pooling, for some images; where that of all is
 #: smaller than the second number, they are not worth cutting.
@@ -244,7 +254,7 @@ class _ConvolutionStep:
 
 
 class _LinearStep:
-    """A linear layer and perhaps a ReLU, as a 1x1 convolution: its packed weight is read once.
+    """A linear layer and perhaps a ReLU, whose weight is packed and read from memory once.
 
     What is flattened before it stays in the order of its memory; the weight follows.
     """
@@ -252,9 +262,11 @@ class _LinearStep:
     def __init__(self, layer: Linear, relu: bool, flattens: bool = False) -> None:
         self.weight = layer.weight.data.copy()
         self.bias = None if layer.bias is None else layer.bias.data.copy()
-        self.activation = "relu" if relu else None
+        self.activation = ACTIVATIONS["relu" if relu else None]
         self.flattens = flattens
-        self.by_shape: dict[tuple[int, ...], PackedConv2d] = {}
+        self.rounds: bool | None = None  # unknown
+        self.many: dict[_Form, _kernels.PackedConv] = {}
+        self.few: dict[_Form, _kernels.ShortWeight] = {}
 
     def __call__(self, input: Array) -> Array:
         pixels = input
@@ -262,29 +274,73 @@ class _LinearStep:
             pixels = np.ascontiguousarray(input.transpose(0, 2, 3, 1))
         elif self.flattens:
             input = pixels = functional.flatten(input)
-        inputs = self.weight.shape[1]
+        outputs, inputs = self.weight.shape
         width = math.prod(input.shape[1:]) if self.flattens else input.shape[-1]
         shape = (len(input),) if self.flattens else input.shape[:-1]
         if width == inputs and not input.size:
-            return np.empty((*shape, len(self.weight)), input.dtype)
+            return np.empty((*shape, outputs), input.dtype)
         features = pixels.reshape(-1, width)
         if width != inputs:
             return functional.linear(features, self.weight, self.bias)  # says what is wrong
-        packed = self.packed(input.shape[1:] if self.flattens else (inputs,))
-        # One image of one row: channels-last, so that the features of a row are its channels.
-        image = np.ascontiguousarray(features)[None, None].transpose(0, 3, 1, 2)
-        output = packed(image).transpose(0, 2, 3, 1)
-        return output.reshape(*shape, len(self.weight))
+        order = input.shape[1:] if self.flattens else (inputs,)
+        return self.product(as_contiguous(features), order).reshape(*shape, outputs)
 
-    def packed(self, shape: tuple[int, ...]) -> PackedConv2d:
-        """Return the weight for inputs of a shape, without the batch."""
-        if shape not in self.by_shape:
+    def product(self, rows: Array, order: tuple[int, ...]) -> Array:
+        """Multiply rows of features that lie in memory like channels-last images of a shape."""
+        large = self.weight.dtype == np.float32 and self.weight.nbytes >= SHORT_BYTES
+        short = large and get_float32_precision() == "high" and self.rounds is not False
+        form, threads = (order, short), get_num_threads()
+        few = short and len(rows) <= _kernels.SHORT_ROWS
+        if form not in (self.few if few else self.many):
             weight = self.weight
-            if len(shape) == 3:
-                weight = weight.reshape(-1, *shape).transpose(0, 2, 3, 1)
-            weight = weight.reshape(*self.weight.shape, 1, 1)
-            self.by_shape[shape] = PackedConv2d(weight, self.bias, activation=self.activation)
-        return self.by_shape[shape]
+            if len(order) == 3:
+                weight = weight.reshape(-1, *order).transpose(0, 2, 3, 1).reshape(weight.shape)
+            if short:
+                short_form = short_weight(weight)
+                self.rounds = short_form is not None
+                if short_form is None:
+                    return self.product(rows, order)
+                weight, exponents = short_form
+            if few:
+                self.few[form] = _kernels.ShortWeight(weight, self.bias, exponents, threads)
+            else:
+                weight = as_contiguous(weight)[:, :, None, None]
+                self.many[form] = _kernels.PackedConv(weight, self.bias, 1, threads)
+        if few:
+            output = _kernels.empty((len(rows), len(self.weight)), rows.dtype)
+            _kernels.short_linear(rows, self.few[form], output, *self.activation, threads)
+            return output
+        # One image of one row, channels-last: the features of a row are its channels.
+        image = rows[None, None].transpose(0, 3, 1, 2)
+        result = empty_images((1, len(self.weight), 1, len(rows)), rows.dtype, True)
+        one = 1, 1, 0, 1
+        _kernels.conv2d(image, self.many[form], result, one, one, *self.activation, True, threads)
+        return result.transpose(0, 2, 3, 1).reshape(len(rows), -1)
+
+
+def short_weight(weight: Array) -> tuple[Array, Array] | None:
+    """Round a float32 matrix to whole numbers of 24 bits times a power of two for each row.
+
+    Returns
+    -------
+    tuple of ndarray or None
+        The rounded matrix, and the exponents of the powers of two; None if a row has a number
+        that is not finite, or so large that most others would keep fewer than `SHORT_BITS`.
+    """
+    largest = np.abs(weight).max(axis=1)
+    usable = (largest == 0) | ((largest > 1e-25) & (largest < 1e25))  # no power of two is lost
+    if not usable.all():
+        return None
+    exponents = (np.frexp(largest)[1] - 23).astype(np.int32)
+    units = np.ldexp(np.float32(1), exponents)
+    rounded = np.empty_like(weight, order="C")
+    for row, unit, out in zip(weight, units, rounded, strict=True):
+        numbers = row / unit
+        precise = np.count_nonzero(np.abs(numbers) >= 2 ** (SHORT_BITS - 1))
+        if 2 * precise < np.count_nonzero(row):
+            return None
+        np.multiply(np.minimum(np.rint(numbers), 2**23 - 1), unit, out=out)
+    return rounded, exponents
 
 
 class _ResidualStep:

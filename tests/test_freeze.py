@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from convkern import Plan, freeze, models, nn, num_threads, set_float32_precision
+from convkern import Plan, _kernels, freeze, models, nn, num_threads, set_float32_precision
 
 NETS = {
     "alexnet": ((3, 227, 227), {"num_classes": 10}),
@@ -125,6 +125,72 @@ def test_a_row_has_the_same_bits_in_any_batch():
         with num_threads(threads):
             for batch in (1, 2, 4, 6, 7):
                 assert np.array_equal(plan(x[:batch]), expected[:batch]), (batch, threads)
+
+
+def relative_error(given, expected):
+    return np.linalg.norm(given - expected) / np.linalg.norm(expected)
+
+
+@pytest.fixture
+def short_weights(monkeypatch):
+    """Small linear weights, too, have three bytes for a number."""
+    monkeypatch.setattr(sys.modules["convkern.freeze"], "SHORT_BYTES", 0)
+
+
+@pytest.mark.usefixtures("short_weights")
+@pytest.mark.parametrize(("inputs", "outputs"), [(1030, 200), (3, 1), (4, 64), (513, 77)])
+def test_weights_of_three_bytes(inputs, outputs):
+    """They round like float32, and a row has the same bits in any batch."""
+    rng = np.random.default_rng(7)
+    linear = nn.Linear(inputs, outputs, rng=rng)
+    linear.weight.data[0] *= 1e-9
+    plan = freeze(nn.Sequential(linear, nn.ReLU()))
+    x = rng.standard_normal((9, inputs), np.float32)
+    exact = np.float64(x) @ np.float64(linear.weight.data).T + linear.bias.data
+    expected = plan(x)
+    assert relative_error(expected, np.maximum(exact, 0)) < 1e-6
+    for threads in (1, 2):
+        with num_threads(threads):
+            for batch in range(1, 7):
+                assert np.array_equal(plan(x[:batch]), expected[:batch]), (batch, threads)
+    with set_float32_precision("highest"):
+        assert relative_error(plan(x[:1]), np.maximum(exact[:1], 0)) < 1e-6
+        assert inputs * outputs < 1000 or not np.array_equal(plan(x[:1]), expected[:1])
+
+
+@pytest.mark.usefixtures("short_weights")
+def test_weights_that_three_bytes_cannot_hold():
+    rng = np.random.default_rng(8)
+    for wrong in (200, 1e6, 1e30, np.inf, np.nan):
+        linear = nn.Linear(40, 70, rng=rng)
+        linear.weight.data[69, 39] = wrong
+        plan, x = freeze(linear), rng.standard_normal((3, 40), np.float32)
+        if np.isfinite(wrong):
+            x[:, 39] = 0
+        np.testing.assert_allclose(plan(x), linear(x), rtol=1e-5, atol=1e-6)
+
+
+def test_packed_weights_of_three_bytes_are_exact():
+    rng = np.random.default_rng(9)
+    numbers = rng.integers(-(2**23), 2**23, (70, 11))
+    numbers[:2] = [[-(2**23)], [2**23 - 1]]
+    exponents = rng.integers(-40, 10, 70).astype(np.int32)
+    weight = np.ldexp(numbers.astype(np.float32), exponents[:, None])
+    packed = _kernels.ShortWeight(weight, None, exponents, 2)
+    for first in range(0, 11, _kernels.SHORT_ROWS):
+        rows = np.eye(11, dtype=np.float32)[first : first + _kernels.SHORT_ROWS]
+        out = np.empty((len(rows), 70), np.float32)
+        _kernels.short_linear(rows, packed, out, 0, 0.0, 2)
+        assert np.array_equal(out, weight.T[first : first + len(rows)])
+
+
+@pytest.mark.usefixtures("short_weights")
+def test_flattened_maps_meet_weights_of_three_bytes():
+    rng = np.random.default_rng(10)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, rng=rng), nn.Flatten(), nn.Linear(180, 33, rng=rng))
+    plan, x = freeze(net), rng.standard_normal((6, 3, 8, 8), np.float32)
+    for batch in (1, 6):
+        assert relative_error(plan(x[:batch]), net.eval()(x[:batch])) < 1e-6
 
 
 def test_what_it_refuses():

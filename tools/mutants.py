@@ -254,6 +254,18 @@ FAULTS = [
         "if (k + 1 < c && offsets[j + k] >= 0)",
         "the last tap of the weights is not packed",
     ),
+    Fault(
+        "dense.inc",
+        "(b & 255) << 16",
+        "(b & 255) << 8",
+        "bytes of every fourth weight of three come back in the wrong place",
+    ),
+    Fault(
+        "dense.inc",
+        "memcpy(last[i], x + i * t->x_pixel,",
+        "memcpy(last[i], x,",
+        "the end of a sum of three-byte weights takes the first row for all",
+    ),
     # ------------------------------------------------------------ pool.inc
     Fault(
         "pool.inc",
@@ -970,6 +982,18 @@ FAULTS = [
         "product(job.kernels, job.weight, job.bias, x, out,",
         "product(job.kernels, job.weight, NULL, x, out,",
         "a large batch loses its bias",
+    ),
+    Fault(
+        "dense.pyx",
+        "stop = job.inputs * (piece + 1) // pieces & ~3",
+        "stop = job.inputs * (piece + 1) // pieces",
+        "a sum of three-byte weights is cut within four of them",
+    ),
+    Fault(
+        "dense.pyx",
+        "biases[i] = (<const float *>cnp.PyArray_DATA(bias))[i]",
+        "biases[i] = (<const float *>cnp.PyArray_DATA(bias))[0]",
+        "few rows get the bias of the first output",
     ),
     # ------------------------------------------------------------ depthwise.pyx
     Fault(

@@ -37,7 +37,14 @@ try:
         to_channels_last,
         to_contiguous,
     )
-    from convkern._kernels.dense import linear, linear_input_gradient, linear_weight_gradient
+    from convkern._kernels.dense import (
+        SHORT_ROWS,
+        ShortWeight,
+        linear,
+        linear_input_gradient,
+        linear_weight_gradient,
+        short_linear,
+    )
     from convkern._kernels.depthwise import depthwise_planes
     from convkern._kernels.grad_input import dense_taps, input_gradient
     from convkern._kernels.grad_weight import weight_gradient
@@ -75,8 +82,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = [
+    "SHORT_ROWS",
     "ImageMoments",
     "PackedConv",
+    "ShortWeight",
     "activate",
     "adam",
     "add",
@@ -130,6 +139,7 @@ __all__ = [
     "sgd",
     "share_extents",
     "shares_of_samples",
+    "short_linear",
     "softmax",
     "spin_fma",
     "spread_steps",

@@ -7,8 +7,8 @@ cimport numpy as cnp
 cdef extern from "csrc/ck.h" nogil:
     enum: CK_F32, CK_F64, CK_OPENMP
     const double CK_WORK_PER_THREAD
-    enum: CK_FIRST, CK_LAST, CK_STREAM, CK_ONCE, CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_SOFTMAX_COLUMNS
-    enum: CK_AHEAD, CK_WINOGRAD_TILES_COUNT
+    enum: CK_FIRST, CK_LAST, CK_STREAM, CK_ONCE, CK_ALSO, CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_SOFTMAX_COLUMNS
+    enum: CK_AHEAD, CK_SHORT_ROWS, CK_WINOGRAD_TILES_COUNT
     enum: CK_RELU, CK_LEAKY_RELU
     enum: CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS
     ctypedef struct ck_tile_layout:
@@ -19,6 +19,7 @@ cdef extern from "csrc/ck.h" nogil:
         ptrdiff_t x, w, rows, columns, run
         int flags
         const char *ahead
+        const char *also
         ptrdiff_t ahead_step
     ctypedef void (*ck_tile_fn)(const ck_tile_layout *, const ck_chunk *, const void *,
                                 const void *, const void *, void *) noexcept nogil
@@ -27,6 +28,12 @@ cdef extern from "csrc/ck.h" nogil:
         int flags
     ctypedef void (*ck_dot_fn)(const ck_dot_layout *, const void *, const void *, const void *,
                                void *, void *) noexcept nogil
+    ctypedef struct ck_short_layout:
+        ptrdiff_t x_pixel, out_pixel, run, outputs
+        int flags, activation
+        double slope
+    ctypedef void (*ck_short_fn)(const ck_short_layout *, const void *, const void *, const void *,
+                                 const void *, void *) noexcept nogil
     ctypedef struct ck_outer_layout:
         ptrdiff_t rows, pixels, x_row, x_pixel, g_row, g_pixel, dw_row
     ctypedef void (*ck_outer_fn)(const ck_outer_layout *, const void *, const void *,
@@ -100,6 +107,8 @@ cdef extern from "csrc/ck.h" nogil:
         ck_tile_fn tile[5][15]
         ck_outer_fn outer[5][15]
         ck_dot_fn dot[7][5]
+        int short_vectors
+        ck_short_fn short_rows[5]
         ck_winograd winograd[7]
         void (*transpose)(const void *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t,
                           ptrdiff_t) noexcept nogil

@@ -2,16 +2,23 @@
 # cython: initializedcheck=False, embedsignature=False
 """Linear layers and their gradients."""
 
+cimport cython
+from libc.math cimport ldexp
+from libc.stdint cimport int32_t, uint32_t
+from libc.string cimport memset
+
 cimport numpy as cnp
 
 from convkern._kernels.core cimport (
     CK_DOT_COLUMNS,
     CK_FIRST,
     CK_LAST,
+    CK_SHORT_ROWS,
     Axis,
     ceil_div,
     ck_dot_layout,
     ck_kernels,
+    ck_short_layout,
     give,
     kernels_of,
     run,
@@ -122,6 +129,134 @@ cdef int product(const ck_kernels *kernels, const char *a, const char *bias, con
     row or NULL: a 1x1 convolution of one image of one row."""
     return convolve_planes(kernels, a, bias, b, out, 1, 1, length, rows, Axis(1, 1, 1, 1, 0, 1),
                            Axis(columns, columns, 1, 1, 0, 1), 0, 0.0, threads)
+
+
+# ---------------------------------------------------------------- weights of three bytes
+
+cdef enum:
+    SHORT_CHUNK = 256  # products summed in registers, as in a convolution of one pixel
+
+SHORT_ROWS = CK_SHORT_ROWS
+
+
+cdef struct ShortJob:
+    const ck_kernels *kernels
+    const float *weight
+    const int32_t *exponents
+    uint32_t *packed
+    const char *x
+    const char *scale
+    const char *bias
+    char *out
+    Py_ssize_t batch, inputs, outputs, width
+    int activation
+    double slope
+
+
+cdef inline Py_ssize_t short_words(Py_ssize_t inputs, Py_ssize_t width) noexcept nogil:
+    """Return the words of a block of `width` outputs."""
+    return ceil_div(inputs, 4) * 3 * width
+
+
+cdef void short_pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Pack a block of outputs."""
+    cdef const ShortJob *job = <const ShortJob *>job_
+    cdef Py_ssize_t lanes = job.kernels.lanes, i, k, part
+    cdef Py_ssize_t first = item * job.width, last = min(first + job.width, job.outputs)
+    cdef uint32_t *block = job.packed + item * short_words(job.inputs, job.width)
+    cdef uint32_t *words
+    cdef const float *row
+    cdef double scale
+    cdef uint32_t q[4]
+    memset(block, 0, <size_t>(short_words(job.inputs, job.width) * sizeof(uint32_t)))
+    for i in range(first, last):
+        row = job.weight + i * job.inputs
+        scale = ldexp(1.0, -job.exponents[i])
+        words = block + (i - first) // lanes * 3 * lanes + (i - first) % lanes
+        for k in range(0, job.inputs, 4):
+            for part in range(4):
+                q[part] = 0
+                if k + part < job.inputs:
+                    q[part] = <uint32_t><int32_t>(row[k + part] * scale) << 8
+            words[0] = q[0] | q[3] >> 24
+            words[lanes] = q[1] | (q[3] >> 16 & 255)
+            words[2 * lanes] = q[2] | (q[3] >> 8 & 255)
+            words += 3 * job.width
+
+
+cdef void short_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """A block of outputs for the whole batch, which is small."""
+    cdef const ShortJob *job = <const ShortJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize, first = item * job.width, k = 0, stop, piece
+    cdef Py_ssize_t pieces = ceil_div(job.inputs, SHORT_CHUNK)
+    cdef const uint32_t *words = job.packed + item * short_words(job.inputs, job.width)
+    cdef ck_short_layout layout
+    layout.x_pixel, layout.out_pixel = job.inputs, job.outputs
+    layout.outputs = min(job.width, job.outputs - first)
+    layout.activation, layout.slope = job.activation, job.slope
+    for piece in range(pieces):
+        # The cuts are those of a convolution, so that a row has the same bits in any batch.
+        stop = job.inputs
+        layout.flags = 0 if piece else CK_FIRST
+        if piece == pieces - 1:
+            layout.flags |= CK_LAST
+        else:
+            stop = job.inputs * (piece + 1) // pieces & ~3
+        layout.run = stop - k
+        job.kernels.short_rows[job.batch](
+            &layout, job.x + k * size, words + short_words(k, job.width), job.scale + first * size,
+            job.bias + first * size, job.out + first * size)
+        k = stop
+
+
+@cython.final
+cdef class ShortWeight:
+    """The weight and bias of a linear layer in the order in which few rows read them.
+
+    Weights are whole numbers of 24 bits times a power of two, one for each output.
+    """
+
+    cdef char *memory
+    cdef ShortJob job
+
+    def __dealloc__(self):
+        give(self.memory)
+
+    def __init__(self, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray exponents, int threads):
+        """Pack a C-contiguous float32 (O, I) weight: row i holds multiples of 2^exponents[i]."""
+        cdef ShortJob *job = &self.job
+        cdef Py_ssize_t i
+        job.kernels = kernels_of(weight)
+        job.outputs, job.inputs = weight.shape[0], weight.shape[1]
+        job.width = job.kernels.short_vectors * job.kernels.lanes
+        cdef Py_ssize_t blocks = ceil_div(job.outputs, job.width)
+        cdef size_t words = <size_t>(blocks * short_words(job.inputs, job.width) * sizeof(uint32_t))
+        cdef size_t floats = <size_t>(blocks * job.width) * sizeof(float)
+        self.memory = take(words + 2 * floats)
+        job.packed = <uint32_t *>self.memory
+        job.scale, job.bias = self.memory + words, self.memory + words + floats
+        memset(self.memory + words, 0, 2 * floats)
+        cdef float *scale = <float *>job.scale
+        cdef float *biases = <float *>job.bias
+        job.weight = <const float *>cnp.PyArray_DATA(weight)
+        job.exponents = <const int32_t *>cnp.PyArray_DATA(exponents)
+        for i in range(job.outputs):
+            # The words hold 256 times the number.
+            scale[i] = <float>ldexp(1.0, job.exponents[i] - 8)
+            if bias is not None:
+                biases[i] = (<const float *>cnp.PyArray_DATA(bias))[i]
+        run(short_pack_item, job, blocks, 4.0 * job.width * job.inputs, threads, 0)
+
+
+def short_linear(cnp.ndarray x, ShortWeight weight, cnp.ndarray out, int activation, double slope,
+                 int threads):
+    """Compute linear(x) and its activation for at most SHORT_ROWS contiguous rows of float32."""
+    cdef ShortJob job = weight.job
+    job.x, job.out = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out)
+    job.batch, job.activation, job.slope = x.shape[0], activation, slope
+    # A weight costs the time of a few operations to fetch, however small the batch.
+    run(short_item, &job, ceil_div(job.outputs, job.width),
+        job.width * (2.0 * job.batch + 8) * job.inputs, threads, 0)
 
 
 # ---------------------------------------------------------------- gradients

@@ -20,6 +20,7 @@ from libc.string cimport memset
 from convkern._kernels.channels cimport Arrivals, outputs_came
 from convkern._kernels.core cimport (
     CK_AHEAD,
+    CK_ALSO,
     CK_FIRST,
     CK_LAST,
     Axis,
@@ -144,16 +145,18 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
     cdef const char *ahead
+    cdef const char *also
     memset(&layout, 0, sizeof(layout))
     layout.x_pixel, layout.out_pixel, layout.tail = job.v_tile, width, kernels.lanes
     chunk.rows = chunk.columns = 1
     for element in range(job.tile.size * job.tile.size):
+        also = v + (element + 1) * job.v_element * size
         c = 0
         for piece in range(pieces):
             c_stop = job.channels
             if piece < pieces - 1:
                 c_stop = job.channels * (piece + 1) // pieces & ~3
-            chunk.run, chunk.flags = c_stop - c, 0 if piece else CK_FIRST
+            chunk.run, chunk.flags = c_stop - c, CK_ALSO | (0 if piece else CK_FIRST)
             start = 0
             # While the tiles pass over one panel of weights, the next one is fetched.
             ahead = weight + (element * job.channels + c_stop) * width * size
@@ -161,6 +164,9 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
             for i in range(rows):
                 stop = tiles * (i + 1) // rows
                 chunk.ahead = ahead
+                # And so is V of the next element.
+                chunk.also = also
+                also += chunk.run // 4 * CK_AHEAD
                 ahead += chunk.run // 4 * CK_AHEAD
                 kernels.tile[vectors][stop - start](
                     &layout, &chunk, v + (element * job.v_element + start * job.v_tile + c) * size,
@@ -280,13 +286,15 @@ cdef void block_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
 cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noexcept nogil:
     """Cut the tiles into groups; return how many the largest one has."""
     cdef Py_ssize_t elements = job.tile.size * job.tile.size, size = job.kernels.itemsize
-    cdef Py_ssize_t most = CACHE_BYTES // (elements * size * (job.v_tile + width)), units
+    cdef Py_ssize_t most = CACHE_BYTES // (elements * size * (job.v_tile + width)), units, per_group
     most = max(<Py_ssize_t>FEWEST, min(most, <Py_ssize_t>MOST))
     # Strips are rows of tiles, or parts of one row.
     job.unit = job.across if job.planes else 1
     units = job.tiles // job.unit
     job.pieces = ceil_div(job.unit, 2 * MOST)
-    job.tile_groups = ceil_div(units, max(1, (most + job.unit // 2) // job.unit)) * job.pieces
+    per_group = max(1, (most + job.unit // 2) // job.unit)
+    # The nearest number: all of U is read for a second group, however few tiles it has.
+    job.tile_groups = max(1, (units + per_group // 2) // per_group) * job.pieces
     if elements * job.channels * job.vectors * job.kernels.lanes * size <= CACHED_BYTES:
         most = min(ceil_div(4 * threads, job.groups), job.tiles // FEWEST_CACHED)
         job.tile_groups = max(job.tile_groups, min(units, most))

@@ -16,6 +16,7 @@
 
 enum { CK_F32, CK_F64, CK_DTYPES };
 enum { CK_MAX_VECTORS = 4, CK_MAX_PIXELS = 14, CK_DOT_COLUMNS = 4, CK_MAX_DOT_ROWS = 6 };
+enum { CK_SHORT_ROWS = 4 }; /* most rows of the batch in one call of `short_rows` */
 
 /* Activations, but for the sigmoid fused into an epilogue; NaN passes through all of them. */
 enum { CK_IDENTITY, CK_RELU, CK_RELU6, CK_LEAKY_RELU, CK_SIGMOID };
@@ -31,8 +32,8 @@ enum { CK_SOFTMAX_COLUMNS = 128 }; /* most columns of one call of softmax */
 
 /* Where a call stands in a sum that is cut into chunks; whether its weights come from the outer
  * caches, so that they had better be fetched some kilobytes ahead; or from memory, for this call
- * alone, which then reads nothing `ahead`. */
-enum { CK_FIRST = 1, CK_LAST = 2, CK_STREAM = 4, CK_ONCE = 8 };
+ * alone, which then reads nothing `ahead`; and whether something is wanted `also`. */
+enum { CK_FIRST = 1, CK_LAST = 2, CK_STREAM = 4, CK_ONCE = 8, CK_ALSO = 16 };
 
 /* ---- Convolution: a tile of output pixels x vectors of output channels ----
  *
@@ -62,8 +63,9 @@ typedef struct {
     ptrdiff_t rows, columns, run;
     int flags;
     /* Memory that is wanted soon: every four elements of a run, CK_AHEAD bytes are fetched towards
-     * the caches and the address moves on by `ahead_step` bytes. */
-    const char *ahead;
+     * the caches and the address moves on by `ahead_step` bytes; with CK_ALSO there is a second
+     * address, which moves on by CK_AHEAD. */
+    const char *ahead, *also;
     ptrdiff_t ahead_step;
 } ck_chunk;
 
@@ -284,6 +286,27 @@ typedef struct {
 typedef void (*ck_lanes_outer_fn)(const ck_lanes_outer *layout, const void *x, const void *g,
                                   void *sums);
 
+/* ---- Linear from weights of three bytes, lanes over outputs; float32 alone ----
+ *
+ * out[i*out_pixel + j] += sum over k < run of x[i*x_pixel + k] * scale[j] * q[k][j]
+ *
+ * for i < MR rows and j < `short_vectors` vectors, of which `outputs` are stored; CK_FIRST, CK_LAST
+ * and what is before and after the sum as for a convolution tile.  q are integers of 24 bits in
+ * groups of four k, the last one filled up with zeros: per vector of outputs the words
+ *
+ *     q[k] << 8 | d[0]    q[k+1] << 8 | d[1]    q[k+2] << 8 | d[2]
+ *
+ * where d are the bytes of q[k+3], the highest first.
+ */
+typedef struct {
+    ptrdiff_t x_pixel, out_pixel, run, outputs;
+    int flags, activation;
+    double slope;
+} ck_short_layout;
+
+typedef void (*ck_short_fn)(const ck_short_layout *layout, const void *x, const void *w,
+                            const void *scale, const void *bias, void *out);
+
 typedef struct {
     int dtype, itemsize, lanes;
     int max_pixels[CK_MAX_VECTORS + 1]; /* widest tile for each number of vectors, 0: none */
@@ -291,6 +314,8 @@ typedef struct {
     ck_tile_fn tile[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
     ck_outer_fn outer[CK_MAX_VECTORS + 1][CK_MAX_PIXELS + 1];
     ck_dot_fn dot[CK_MAX_DOT_ROWS + 1][CK_DOT_COLUMNS + 1]; /* 1 or CK_DOT_COLUMNS columns */
+    int short_vectors;
+    ck_short_fn short_rows[CK_SHORT_ROWS + 1];
 
     ck_winograd winograd[CK_WINOGRAD_TILES_COUNT];
 

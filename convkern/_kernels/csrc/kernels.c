@@ -73,6 +73,11 @@ const ck_kernels CK_SYMBOL(table) = {
     .tile = {CK_TILES(CK_TILE_ENTRY)},
     .outer = {CK_TILES(CK_OUTER_ENTRY)},
     .dot = {CK_DOTS(CK_DOT_ENTRY)},
+#ifndef CK_DTYPE_F64
+    .short_vectors = CK_SHORT_VECTORS,
+    .short_rows = {NULL, CK_SYMBOL(short_rows_1), CK_SYMBOL(short_rows_2), CK_SYMBOL(short_rows_3),
+                   CK_SYMBOL(short_rows_4)},
+#endif
     .winograd = {CK_WINOGRAD_TILES(CK_WINOGRAD_ENTRY) CK_WINOGRAD_STRIDED(CK_STRIDED_ENTRY)},
     .transpose = CK_SYMBOL(transpose),
     .scatter_transposed = CK_SYMBOL(scatter_transposed),
