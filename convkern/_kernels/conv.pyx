@@ -10,6 +10,7 @@ cimport numpy as cnp
 from convkern._kernels.channels cimport Arrivals, ImageMoments, arrivals_of, outputs_came
 from convkern._kernels.core cimport (
     CK_AHEAD,
+    CK_CLAIM,
     CK_FIRST,
     CK_LAST,
     CK_ONCE,
@@ -57,10 +58,19 @@ cdef enum:
     DEPTHWISE_CHANNELS = 64      # of its own
 
 
+cdef int EXP = 0
+def set_exp(int n):
+    global EXP
+    EXP = n
+
+
 cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
                    const char *weight, const char *bias, char *out, const Span *rows,
-                   const Span *columns) noexcept nogil:
-    """Compute the output pixels of one row span x column span, which all see the same taps."""
+                   const Span *columns, bint cold) noexcept nogil:
+    """Compute the output pixels of one row span x column span, which all see the same taps.
+
+    `cold` are pixels that nothing has read lately.
+    """
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, width = vectors * kernels.lanes
     cdef Py_ssize_t height = rows.stop - rows.start, breadth = columns.stop - columns.start
@@ -71,7 +81,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     cdef Py_ssize_t run_length = job.channels, row_step, column_step, pieces, r, c, piece, e0, e1
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
-    cdef int stream
+    cdef int stream, claim = 0
     cdef const char *tile_x
     cdef const char *tile_w
     cdef char *tile_out
@@ -94,6 +104,11 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     if layout.x_column == job.channels:
         run_length *= tap_columns
         tap_columns = 1
+    # One tap of dense pixels: short sums, which wait for pixels and outputs more than for weights.
+    cdef bint dense = job.h.kernel * job.w.kernel == 1 and layout.x_pixel == job.channels
+    cold = cold and dense and EXP & 1
+    if dense and EXP & 2:
+        claim = CK_CLAIM
     row_step, column_step, pieces = 1, tap_columns, 1
     if run_length * tap_columns * tap_rows == 0:
         tap_rows = 0
@@ -104,7 +119,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     else:
         column_step, pieces = 1, ceil_div(run_length, CHUNK)
 
-    chunk.flags = CK_FIRST
+    chunk.flags = CK_FIRST | claim
     chunk.ahead, chunk.ahead_step = weight, 0
     r = c = piece = 0
     while True:
@@ -128,7 +143,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
         if r >= tap_rows:
             chunk.flags |= CK_LAST
         stream, chunk.ahead_step = 0, 0
-        if lines * tiles <= FEW_TILES:
+        if not cold and lines * tiles <= FEW_TILES:
             chunk.ahead = tile_w + chunk.rows * chunk.columns * chunk.run * width * size
             chunk.ahead_step = CK_AHEAD
         if lines * tiles <= FEWEST_TILES:
@@ -141,6 +156,9 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
             start = 0
             for tile in range(tiles):
                 stop = length * (tile + 1) // tiles
+                if cold:
+                    chunk.ahead = tile_x + stop * layout.x_pixel * size
+                    chunk.ahead_step = 4 * (stop - start) * size
                 chunk.flags = chunk.flags & ~CK_STREAM | (0 if line or tile else stream)
                 kernels.tile[vectors][stop - start](
                     &layout, &chunk, tile_x + start * layout.x_pixel * size, tile_w, bias,
@@ -162,7 +180,7 @@ cdef inline bint clip(const Span *span, Py_ssize_t start, Py_ssize_t stop, Span 
 
 
 cdef void conv_block(const ConvJob *job, const char *x, char *out, Py_ssize_t position,
-                     Py_ssize_t group, const Block *block) noexcept nogil:
+                     Py_ssize_t group, const Block *block, bint cold) noexcept nogil:
     """One block of rows and columns of an image, one block of filters of a group.
 
     x and out are the image's first pixels, of the group and of the block.
@@ -181,7 +199,8 @@ cdef void conv_block(const ConvJob *job, const char *x, char *out, Py_ssize_t po
             for j in range(job.column_spans):
                 if clip(&job.columns[j], job.w.out * column_block // job.column_blocks,
                         job.w.out * (column_block + 1) // job.column_blocks, &columns):
-                    conv_box(job, block.vectors, tail, x, weight, bias, out, &rows, &columns)
+                    conv_box(job, block.vectors, tail, x, weight, bias, out, &rows, &columns,
+                             cold)
 
 
 cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -202,7 +221,7 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         filters += min(block.width, job.out_channels - block.first)
         conv_block(job, job.x + (image * job.x_image + group * job.channels) * size,
                    job.out + (image * job.out_image + group * job.out_channels + block.first) * size,
-                   position, group, &block)
+                   position, group, &block, index == first)
     if job.arrivals != NULL:
         outputs_came(job.arrivals, job.first_image + image, filters * pixels_at(job, position))
 
@@ -258,7 +277,7 @@ cdef void strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
         block = block_of(kernels, job.vectors, job.blocks, index)
         y = strip_of(strip, &out, block.width, size)
         here.out_row, here.out_column = y.row, y.column
-        conv_block(&here, x.data, y.data, position, group, &block)
+        conv_block(&here, x.data, y.data, position, group, &block, False)
         place_strip(kernels, strip, block.width, &to, &out, group * job.out_channels + block.first,
                     min(block.width, job.out_channels - block.first))
 
