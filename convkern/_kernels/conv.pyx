@@ -58,18 +58,12 @@ cdef enum:
     DEPTHWISE_CHANNELS = 64      # of its own
 
 
-cdef int EXP = 0
-def set_exp(int n):
-    global EXP
-    EXP = n
-
-
 cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
                    const char *weight, const char *bias, char *out, const Span *rows,
                    const Span *columns, bint cold) noexcept nogil:
     """Compute the output pixels of one row span x column span, which all see the same taps.
 
-    `cold` are pixels that nothing has read lately.
+    `cold`: these pixels have not been read lately.
     """
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, width = vectors * kernels.lanes
@@ -81,7 +75,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     cdef Py_ssize_t run_length = job.channels, row_step, column_step, pieces, r, c, piece, e0, e1
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
-    cdef int stream, claim = 0
+    cdef int stream
     cdef const char *tile_x
     cdef const char *tile_w
     cdef char *tile_out
@@ -104,11 +98,11 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     if layout.x_column == job.channels:
         run_length *= tap_columns
         tap_columns = 1
-    # One tap of dense pixels: short sums, which wait for pixels and outputs more than for weights.
-    cdef bint dense = job.h.kernel * job.w.kernel == 1 and layout.x_pixel == job.channels
-    cold = cold and dense and EXP & 1
-    if dense and EXP & 2:
-        claim = CK_CLAIM
+    # One tap of a few channels: so short a sum waits for pixels and outputs, not for weights.
+    cdef bint brief = (job.h.kernel == job.w.kernel == 1 and job.channels <= CHUNK
+                       and layout.x_pixel == job.channels)
+    # What is more is fetched: the pixels of the next tile, or the weights of the next chunk.
+    cdef bint fetch_pixels = brief and cold and height * breadth > width
     row_step, column_step, pieces = 1, tap_columns, 1
     if run_length * tap_columns * tap_rows == 0:
         tap_rows = 0
@@ -119,7 +113,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     else:
         column_step, pieces = 1, ceil_div(run_length, CHUNK)
 
-    chunk.flags = CK_FIRST | claim
+    chunk.flags = CK_FIRST | (CK_CLAIM if brief else 0)
     chunk.ahead, chunk.ahead_step = weight, 0
     r = c = piece = 0
     while True:
@@ -143,7 +137,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
         if r >= tap_rows:
             chunk.flags |= CK_LAST
         stream, chunk.ahead_step = 0, 0
-        if not cold and lines * tiles <= FEW_TILES:
+        if lines * tiles <= FEW_TILES:
             chunk.ahead = tile_w + chunk.rows * chunk.columns * chunk.run * width * size
             chunk.ahead_step = CK_AHEAD
         if lines * tiles <= FEWEST_TILES:
@@ -156,7 +150,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
             start = 0
             for tile in range(tiles):
                 stop = length * (tile + 1) // tiles
-                if cold:
+                if fetch_pixels:
                     chunk.ahead = tile_x + stop * layout.x_pixel * size
                     chunk.ahead_step = 4 * (stop - start) * size
                 chunk.flags = chunk.flags & ~CK_STREAM | (0 if line or tile else stream)
