@@ -11,6 +11,8 @@ import pytest
 import convkern
 from convkern import data, functional, reference, training
 
+pytestmark = pytest.mark.once
+
 PACKAGE = Path(convkern.__file__).parent
 
 # Every module may import those of lower rank; equal ranks are listed where they may be siblings.

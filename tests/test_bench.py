@@ -17,6 +17,8 @@ from convkern.bench.peers import HELD
 from convkern.nn import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from convkern.shapes import CONV_SHAPES, LINEAR_SHAPES, POOL_SHAPES, LayerShape, select
 
+pytestmark = pytest.mark.once
+
 # Shapes
 
 

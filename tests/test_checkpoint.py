@@ -32,6 +32,8 @@ from samples import (
 from convkern.checkpoint import load_training, load_weights, save_training, save_weights
 from convkern.errors import FormatError
 
+pytestmark = pytest.mark.once
+
 
 def refused(path, match=None):
     with pytest.raises(FormatError, match=match) as caught:

@@ -20,6 +20,8 @@ from convkern.nn import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("safetensors")
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def small(monkeypatch):

@@ -32,6 +32,8 @@ from convkern.data.files import Remote
 from convkern.errors import FormatError
 from convkern.pickles import PickleMachine
 
+pytestmark = pytest.mark.once
+
 
 def refused(read, path, match=None):
     with pytest.raises(FormatError, match=match) as caught:

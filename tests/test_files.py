@@ -28,6 +28,8 @@ pytest.importorskip("safetensors")
 from readers import READERS, small_state
 from samples import idx, program, tensor
 
+pytestmark = pytest.mark.once
+
 #: Readers that get a part of a file, and those that also read folders.
 PARTS = {"torch_pickle", "checkpoint_values", "train_values"}
 FOLDERS = {"tar", "tar_gzip", "cifar"}

@@ -35,6 +35,8 @@ from convkern.training import Epoch, Interrupted, evaluate, fit
 from convkern.training.stopping import Stop
 from convkern.training.workers import Alone
 
+pytestmark = pytest.mark.once
+
 CHECKPOINT = "checkpoint.safetensors"
 CLASSES = ["cat", "dog", "owl"]
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from convkern import conv_output_size
 from convkern.geometry import output_size, padding_pairs
 
+pytestmark = pytest.mark.once
+
 sizes = st.integers(1, 40)
 
 

@@ -231,7 +231,15 @@ def test_quota_of_a_control_group(tmp_path, files, expected):
 
 
 @pytest.mark.parametrize("first", (True, False))
-@pytest.mark.parametrize("library", ("torch", "sklearn.linear_model", "numexpr", "onnxruntime"))
+@pytest.mark.parametrize(
+    "library",
+    (
+        pytest.param("torch", marks=pytest.mark.torch),
+        "sklearn.linear_model",
+        "numexpr",
+        "onnxruntime",
+    ),
+)
 def test_other_libraries(library, first):
     """Whichever is loaded first, both then work, from several threads."""
     if importlib.util.find_spec(library.partition(".")[0]) is None:

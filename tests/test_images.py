@@ -14,6 +14,8 @@ from convkern.images import IMAGENET_MEAN, IMAGENET_STD, load_image, sample_phot
 Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")
 
+pytestmark = pytest.mark.once
+
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1), "dtype": np.float64}
 
 

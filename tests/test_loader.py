@@ -22,6 +22,8 @@ from convkern.data import (
     Transform,
 )
 
+pytestmark = pytest.mark.once
+
 AUGMENT = [RandomCrop(8, padding=2), RandomHorizontalFlip()]
 
 

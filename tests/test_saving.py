@@ -17,6 +17,8 @@ import pytest
 from convkern.checkpoint import save_training, save_weights
 
 pytest.importorskip("safetensors")
+
+pytestmark = pytest.mark.once
 if sys.platform != "linux":
     pytest.skip("needs fork, signals and limits", allow_module_level=True)
 

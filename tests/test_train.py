@@ -25,6 +25,8 @@ from convkern.data import Dataset
 from convkern.training import recipe
 from convkern.training.workers import Alone
 
+pytestmark = pytest.mark.once
+
 CHECKPOINT = "checkpoint.safetensors"
 
 

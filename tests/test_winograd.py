@@ -52,6 +52,8 @@ def test_generator_notices_a_wrong_point():
     ]
     with pytest.raises(AssertionError):
         module.check(2, 3)
+    with pytest.raises(AssertionError):
+        module.check_strided(2)
 
 
 def only(monkeypatch, outputs):
@@ -92,6 +94,28 @@ def test_random_shapes(monkeypatch, outputs):
             assert (y.strides == convert(y).strides) and got[0].strides == convert(got[0]).strides
 
 
+@pytest.mark.parametrize("convert", (np.ascontiguousarray, to_channels_last))
+def test_windows_of_stride_2(convert):
+    rng = np.random.default_rng(9)
+    for index in range(cases(24)):
+        groups = int(rng.choice([1, 1, 2, 3]))
+        N, C, OC = (int(rng.integers(1, most)) for most in (5, 40, 80))
+        H, W = (int(n) for n in rng.integers(3, 20, 2))
+        padding = tuple(map(tuple, rng.integers(0, 4, (2, 2)).tolist()))
+        if index % 8 == 0:
+            C, groups = 300, 1  # more than one chunk
+        x, w = normal(rng, N, C * groups, H, W), normal(rng, OC * groups, C, 3, 3)
+        b = normal(rng, OC * groups)
+        where = {"stride": 2, "padding": padding, "groups": groups, "activation": "relu"}
+        exact = reference.conv2d(*wide(x, w, b), **where)
+        for level in ("high", "highest"):
+            with set_float32_precision(level):
+                y = conv2d(convert(x), w, b, **where, algorithm="winograd")
+                packed = PackedConv2d(w, b, **where, algorithm="winograd")(convert(x))
+            assert error(y, exact) < 8e-7, f"{x.shape} {w.shape} {where}"
+            assert y.strides == convert(y).strides and y.tobytes() == packed.tobytes()
+
+
 @pytest.mark.parametrize("outputs", (2, 5))
 def test_rows_of_many_tiles(monkeypatch, outputs):
     """A row of tiles of planes is cut into pieces if it is very long."""
@@ -102,6 +126,11 @@ def test_rows_of_many_tiles(monkeypatch, outputs):
     for threads in (1, 3):
         with num_threads(threads):
             assert error(conv2d(x, w, padding=1, algorithm="winograd"), exact) < HIGH
+    exact = exact[:, :, ::2, ::2]
+    for threads in (1, 3):
+        with num_threads(threads):
+            y = conv2d(x, w, stride=2, padding=1, algorithm="winograd")
+        assert error(y, exact) < HIGH
 
 
 @pytest.mark.parametrize("convert", (np.ascontiguousarray, to_channels_last))
@@ -155,10 +184,13 @@ def test_highest_is_no_worse_than_twice_torch(torch):
     rng = np.random.default_rng(3)
     for C in (64, 192, 384):
         x, w = normal(rng, 2, C, 13, 13), normal(rng, 64, C, 3, 3)
-        exact = reference.conv2d(*wide(x, w), padding=1)
-        theirs = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(w), padding=1)
-        with set_float32_precision("highest"):
-            assert error(conv2d(x, w, padding=1), exact) < 2 * error(theirs.numpy(), exact)
+        for stride in (1, 2):
+            where = {"stride": stride, "padding": 1}
+            exact = reference.conv2d(*wide(x, w), **where)
+            theirs = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(w), **where)
+            with set_float32_precision("highest"):
+                mine = conv2d(x, w, **where, algorithm="winograd")
+            assert error(mine, exact) < 2 * error(theirs.numpy(), exact)
 
 
 @pytest.mark.parametrize("convert", (np.ascontiguousarray, to_channels_last))
@@ -177,6 +209,8 @@ def test_same_bits_for_every_thread_count(monkeypatch, convert):
             with num_threads(threads):
                 given = {"padding": taps // 2, "algorithm": "winograd"}
                 results = conv2d(x, w, **given), *conv2d_backward(g, x, w, **given)
+                if taps == 3:
+                    results = *results, conv2d(x, w, stride=2, **given)
             first = first or results
             for one, other in zip(first, results, strict=True):
                 assert one.tobytes() == other.tobytes(), f"{threads} threads, {outputs} outputs"
@@ -199,18 +233,29 @@ def test_highest_gives_a_batch_the_bits_of_its_images():
             assert packed(one).tobytes() == y[n : n + 1].tobytes()
             alone = conv2d_backward(one, one, w, padding=1)[0]
             assert alone.tobytes() == dx[n : n + 1].tobytes()
+        steps = {"stride": 2, "padding": 1}
+        y, packed = conv2d(x, w, **steps), PackedConv2d(w, **steps)
+        for n in range(6):
+            one = x[n : n + 1]
+            assert conv2d(one, w, **steps).tobytes() == y[n : n + 1].tobytes()
+            assert packed(one).tobytes() == y[n : n + 1].tobytes()
 
 
 def test_what_it_refuses():
     x, w = np.ones((1, 2, 8, 8), np.float32), np.ones((2, 2, 3, 3), np.float32)
     for wrong in (
-        {"weight": w, "stride": 2},
+        {"weight": w, "stride": 3},
+        {"weight": w, "stride": (1, 2)},
         {"weight": w, "dilation": 2},
+        {"weight": w, "stride": 2, "dilation": 2},
+        {"weight": np.ones((2, 2, 5, 5), np.float32), "stride": 2},
         {"weight": np.ones((2, 2, 4, 4), np.float32)},
         {"weight": np.ones((2, 2, 3, 5), np.float32)},
     ):
         with pytest.raises(ValueError, match="winograd"):
             conv2d(x, **wrong, algorithm="winograd")
+    with pytest.raises(ValueError, match="winograd"):
+        conv2d_backward(x[:, :, ::2, ::2], x, w, 2, 1, algorithm="winograd")
     with pytest.raises(ValueError, match="float64"):
         conv2d(x.astype(float), w.astype(float), algorithm="winograd")
     with set_float32_precision("highest"), pytest.raises(ValueError, match="highest"):

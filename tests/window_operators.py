@@ -149,11 +149,11 @@ _CONVOLUTION = {
         **faults.bad_out(lambda a: _convolved(a)),
         "unknown activation": value_error(activation="swish"),
         "unknown algorithm": value_error(algorithm="fast"),
-        "Winograd's of stride 2": value_error(
-            algorithm="winograd", stride=2, padding=0, out=None
-        )._replace(says=r'^algorithm="winograd" .* stride and dilation 1, got \d+x\d+ of others'),
+        "Winograd's of stride 3": value_error(
+            algorithm="winograd", stride=3, padding=0, out=None
+        )._replace(says=r'^algorithm="winograd" .* window of stride 2, got \d+x\d+ of others'),
     },
-    torch_accepts=("bias of the other float", "unknown algorithm", "Winograd's of stride 2"),
+    torch_accepts=("bias of the other float", "unknown algorithm", "Winograd's of stride 3"),
 )
 def _conv2d(rng: Generator) -> Draw:
     given, arrays = _convolution(rng, integers, integers, real, real, draws.special)

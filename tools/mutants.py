@@ -532,6 +532,18 @@ FAULTS = [
         "phases of a stride go to transposed places",
     ),
     Fault(
+        "conv.pyx",
+        "region.bottom = ceil_div(out.bottom - part.first_row, part.row_step)",
+        "region.bottom = (out.bottom - part.first_row) // part.row_step",
+        "phases of a stride lack the last row of a strip",
+    ),
+    Fault(
+        "conv.pyx",
+        "min(all_.top, region.top), max(all_.bottom, region.bottom)",
+        "all_.top, max(all_.bottom, region.bottom)",
+        "strips begin where the first phase of a stride needs them, not all",
+    ),
+    Fault(
         "strips.pyx",
         "kernels.transpose(strip + y * width * pixel * size, pixel,",
         "kernels.transpose(strip + y * width * channels * size, pixel,",
@@ -663,8 +675,8 @@ FAULTS = [
     ),
     Fault(
         "grad_weight.pyx",
-        "    for part in range(1, job.slices):\n        kernels.add(dw + part",
-        "    for part in range(1, job.slices - 1):\n        kernels.add(dw + part",
+        "        for part in range(1, job.slices):\n            kernels.add(dw + part",
+        "        for part in range(1, job.slices - 1):\n            kernels.add(dw + part",
         "the last slice is lost",
     ),
     Fault(
@@ -711,7 +723,13 @@ FAULTS = [
     ),
     Fault(
         "grad_weight.pyx",
-        "job.fresh and chunk == begin",
+        "scratch + i * job.image * size)",
+        "scratch)",
+        "small images that are joined lie over each other",
+    ),
+    Fault(
+        "grad_weight.pyx",
+        "job.fresh and number == begin",
         "job.fresh",
         "every piece begins its sums anew",
     ),
@@ -723,8 +741,8 @@ FAULTS = [
     ),
     Fault(
         "grad_weight.pyx",
-        "if sums.rows == 0 and not piece.first:",
-        "if sums.rows == 0:",
+        "if sums.columns == 0 and not piece.first:",
+        "if sums.columns == 0:",
         "sums without a row in the first piece do not begin with zero",
     ),
     Fault(
@@ -741,8 +759,8 @@ FAULTS = [
     ),
     Fault(
         "grad_weight.pyx",
-        "                              and (not job.turned or job.g.column == job.out_channels))",
-        "                              )",
+        "and (not job.turned or job.g.column == job.out_channels\n",
+        "and (True or job.g.column == job.out_channels\n",
         "gradients between which others lie are taken for dense ones",
     ),
     # ------------------------------------------------------------ packing.pyx, blocks.pyx
@@ -754,8 +772,8 @@ FAULTS = [
     ),
     Fault(
         "packing.pyx",
-        "weight += count * taps * (job.out_channels if job.transposed else 1) * size",
-        "weight += count * taps * size",
+        "k0 + c * job.out_channels if job.transposed else",
+        "k0 + c if job.transposed else",
         "transposed weights: later channels are read from a wrong place",
     ),
     Fault(
@@ -809,8 +827,8 @@ FAULTS = [
     ),
     Fault(
         "winograd.pyx",
-        "return (ceil_div(tiles, job.across) * outputs + margin) * width",
-        "return tiles // job.across * outputs * width",
+        "return (ceil_div(tiles, job.across) * step + margin) * width",
+        "return tiles // job.across * step * width",
         "scratch memory is too small for the rows that strips have",
     ),
     Fault(
@@ -821,9 +839,15 @@ FAULTS = [
     ),
     Fault(
         "winograd.pyx",
-        "min(height, (last_row + 1) * outputs + margin - top))",
-        "min(height, (last_row + 1) * outputs - top))",
+        "min(height, last_row * step + size - top))",
+        "min(height, (last_row + 1) * step - top))",
         "strips lack the rows that the last tiles share with the next",
+    ),
+    Fault(
+        "winograd.pyx",
+        "step = job.tile.outputs * job.tile.stride\n",
+        "step = job.tile.outputs\n",
+        "tiles of a stride of 2 begin as if it were 1",
     ),
     # ------------------------------------------------------------ winograd_gradient.pyx
     Fault(

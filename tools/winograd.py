@@ -9,7 +9,13 @@ polynomials, found from its values at n - 1 points and at infinity (Cook and Too
     y = A^T [(G g) * (B^T d)]
 
 with n products instead of m * r.  Two-dimensional windows apply each transform to rows and
-columns.  The points decide the rounding errors: small fractions of different sizes do best
+columns.
+
+With a stride of 2 and three taps, the outputs are the sum of two such correlations: of the even
+samples with the outer taps, and of the odd samples with the middle tap, whose n - outputs - 1
+products need no transform.
+
+The points decide the rounding errors: small fractions of different sizes do best
 (Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep
 Neural Networks", 2020); those below were compared by the error of sums over 192 channels.
 
@@ -29,6 +35,7 @@ Matrix = list[list[Fraction]]
 HALF = Fraction(1, 2)
 #: Points for each number of products n; infinity is always the last.
 POINTS: dict[int, list[Fraction]] = {
+    3: [Fraction(p) for p in (0, 1)],
     4: [Fraction(p) for p in (0, 1, -1)],
     6: [Fraction(p) for p in (0, 1, -1, HALF, -2)],
     7: [Fraction(p) for p in (0, 1, -1, HALF, -HALF, -2)],
@@ -36,6 +43,8 @@ POINTS: dict[int, list[Fraction]] = {
 }
 #: The tiles (m, r): outputs per tile and taps of the window.
 TILES = ((2, 3), (4, 3), (5, 3), (2, 5), (3, 5), (4, 5))
+#: Outputs of a tile of three taps with a stride of 2.
+STRIDED = 2
 
 
 def powers(n: int, length: int) -> Matrix:
@@ -105,6 +114,33 @@ def check(outputs: int, taps: int) -> None:
     for i, t, d in product(range(outputs), range(taps), range(n)):
         y = sum(A[i][e] * G[e][t] * B[e][d] for e in range(n))
         assert y == (i + t == d), (outputs, taps, i, t, d)
+
+
+def strided_matrices(outputs: int) -> tuple[Matrix, Matrix, Matrix]:
+    """Return A^T, G and B^T of three taps with a stride of 2: even samples first, then odd ones."""
+    n = outputs + 1
+    zero, one = Fraction(0), Fraction(1)
+    A = [
+        [*row, *(one if i == j else zero for j in range(outputs))]
+        for i, row in enumerate(output_matrix(n, outputs))
+    ]
+    G = [[outer, zero, last] for outer, last in filter_matrix(n, 2)]
+    G += [[zero, one, zero]] * outputs
+    B = [
+        [row[d // 2] if d % 2 == 0 else zero for d in range(2 * outputs + 1)]
+        for row in input_matrix(n)
+    ]
+    B += [[one if d == 2 * j + 1 else zero for d in range(2 * outputs + 1)] for j in range(outputs)]
+    return A, G, B
+
+
+def check_strided(outputs: int) -> None:
+    """Prove the same for a stride of 2."""
+    A, G, B = strided_matrices(outputs)
+    n = 2 * outputs + 1
+    for i, t, d in product(range(outputs), range(3), range(n)):
+        y = sum(A[i][e] * G[e][t] * B[e][d] for e in range(n))
+        assert y == (2 * i + t == d), (outputs, i, t, d)
 
 
 # ---------------------------------------------------------------- code
@@ -203,16 +239,24 @@ def source() -> str:
         check(*tile)
         check(*tile[::-1])
     lengths = {(m + r - 1, length) for m, r in TILES for length in (m, r)}
-    for n in POINTS:
+    check_strided(STRIDED)
+    for n in sorted({m + r - 1 for m, r in TILES}):
         parts.append(function(f"winograd_input_{n}", by_rows(input_matrix(n))))
     for n, length in sorted(lengths):
         parts.append(function(f"winograd_filter_{n}_{length}", by_rows(filter_matrix(n, length))))
         parts.append(
             function(f"winograd_output_{n}_{length}", by_columns(output_matrix(n, length)))
         )
+    A, G, B = strided_matrices(STRIDED)
+    parts.append(function("winograd_input_strided", by_rows(B)))
+    parts.append(function("winograd_filter_strided", by_rows(G)))
+    parts.append(function("winograd_output_strided", by_columns(A)))
     tiles = " ".join(f"X({m}, {r}, {m + r - 1})" for m, r in TILES)
+    strided = f"X({STRIDED}, 3, {2 * STRIDED + 1})"
     parts.append(
         f"/* (outputs, taps, elements) of each tile */\n#define CK_WINOGRAD_TILES(X) {tiles}\n"
+        "/* the same with a stride of 2 */\n"
+        f"#define CK_WINOGRAD_STRIDED(X) {strided}\n"
     )
     return "\n".join(parts)
 

@@ -173,26 +173,30 @@ cdef inline bint clip(const Span *span, Py_ssize_t start, Py_ssize_t stop, Span 
     return part.start < part.stop
 
 
-cdef void conv_block(const ConvJob *job, const char *x, char *out, Py_ssize_t position,
+cdef inline Region region_at(Py_ssize_t position, Py_ssize_t height, Py_ssize_t row_blocks,
+                             Py_ssize_t width, Py_ssize_t column_blocks) noexcept nogil:
+    """Return the block of rows and columns at a position."""
+    cdef Py_ssize_t i = position // column_blocks % row_blocks, j = position % column_blocks
+    return Region(height * i // row_blocks, height * (i + 1) // row_blocks,
+                  width * j // column_blocks, width * (j + 1) // column_blocks)
+
+
+cdef void conv_block(const ConvJob *job, const char *x, char *out, const Region *region,
                      Py_ssize_t group, const Block *block, bint cold) noexcept nogil:
-    """One block of rows and columns of an image, one block of filters of a group.
+    """A region of an image's outputs, one block of filters of a group.
 
     x and out are the image's first pixels, of the group and of the block.
     """
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i, j
-    cdef Py_ssize_t column_block = position % job.column_blocks
-    cdef Py_ssize_t row_block = position // job.column_blocks % job.row_blocks
     cdef int tail = <int>min(lanes, job.out_channels - block.first - (block.vectors - 1) * lanes)
     cdef const char *weight = job.weight + (group * job.vectors * lanes + block.first) * (
         job.h.kernel * job.w.kernel * job.channels * size)
     cdef const char *bias = job.bias + (group * job.vectors * lanes + block.first) * size
     cdef Span rows, columns
     for i in range(job.row_spans):
-        if clip(&job.rows[i], job.h.out * row_block // job.row_blocks,
-                job.h.out * (row_block + 1) // job.row_blocks, &rows):
+        if clip(&job.rows[i], region.top, region.bottom, &rows):
             for j in range(job.column_spans):
-                if clip(&job.columns[j], job.w.out * column_block // job.column_blocks,
-                        job.w.out * (column_block + 1) // job.column_blocks, &columns):
+                if clip(&job.columns[j], region.left, region.right, &columns):
                     conv_box(job, block.vectors, tail, x, weight, bias, out, &rows, &columns,
                              cold)
 
@@ -205,6 +209,8 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     cdef Py_ssize_t first = 0, last = job.groups * job.blocks
     cdef Py_ssize_t image = position // job.column_blocks // job.row_blocks
     cdef Py_ssize_t filters = 0
+    cdef Region region = region_at(position, job.h.out, job.row_blocks, job.w.out,
+                                   job.column_blocks)
     cdef Block block
     if not job.all_filters:
         first = item // job.positions
@@ -215,17 +221,9 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         filters += min(block.width, job.out_channels - block.first)
         conv_block(job, job.x + (image * job.x_image + group * job.channels) * size,
                    job.out + (image * job.out_image + group * job.out_channels + block.first) * size,
-                   position, group, &block, index == first)
+                   &region, group, &block, index == first)
     if job.arrivals != NULL:
-        outputs_came(job.arrivals, job.first_image + image, filters * pixels_at(job, position))
-
-
-cdef Py_ssize_t pixels_at(const ConvJob *job, Py_ssize_t position) noexcept nogil:
-    """Count the pixels of a block of rows and columns."""
-    cdef Py_ssize_t i = position % job.column_blocks
-    cdef Py_ssize_t j = position // job.column_blocks % job.row_blocks
-    return ((job.w.out * (i + 1) // job.column_blocks - job.w.out * i // job.column_blocks)
-            * (job.h.out * (j + 1) // job.row_blocks - job.h.out * j // job.row_blocks))
+        outputs_came(job.arrivals, job.first_image + image, filters * area(&region))
 
 
 cdef inline Py_ssize_t rows_seen(const Axis *h, Py_ssize_t count) noexcept nogil:
@@ -244,36 +242,80 @@ cdef inline Region seen_by(const Axis *h, const Axis *w, const Region *out) noex
     return region
 
 
+cdef struct StripPart:
+    # A convolution that gives every `step`-th row and column of an output, from `first` on.
+    ConvJob job
+    Py_ssize_t first_row, first_column, row_step, column_step
+
+cdef struct StripsJob:
+    # The convolutions that fill an output of planes, which is cut into positions.
+    const StripPart *parts
+    Py_ssize_t count, height, width, row_blocks, column_blocks, positions
+
+
+cdef Region outputs_of(const StripPart *part, const Region *out) noexcept nogil:
+    """Return which of a part's outputs lie in a region of the whole one."""
+    cdef Region region
+    region.top = ceil_div(out.top - part.first_row, part.row_step)
+    region.bottom = ceil_div(out.bottom - part.first_row, part.row_step)
+    region.left = ceil_div(out.left - part.first_column, part.column_step)
+    region.right = ceil_div(out.right - part.first_column, part.column_step)
+    return region
+
+
+cdef Region pixels_for(const StripsJob *job, const Region *out) noexcept nogil:
+    """Return the pixels that all parts need for a region of the output."""
+    cdef const StripPart *part
+    cdef Region all_ = Region(0, 0, 0, 0), region
+    cdef Py_ssize_t i
+    for i in range(job.count):
+        part = &job.parts[i]
+        region = outputs_of(part, out)
+        if part.job.h.kernel * part.job.w.kernel == 0 or area(&region) == 0:
+            continue
+        region = seen_by(&part.job.h, &part.job.w, &region)
+        if area(&region) == 0:
+            continue
+        if area(&all_) == 0:
+            all_ = region
+        all_.top, all_.bottom = min(all_.top, region.top), max(all_.bottom, region.bottom)
+        all_.left, all_.right = min(all_.left, region.left), max(all_.right, region.right)
+    return all_
+
+
 cdef void strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """All filters of a group at one position of planes: the pixels there pass through a strip, and
     the outputs of each block of filters through another one."""
-    cdef const ConvJob *job = <const ConvJob *>job_
-    cdef ConvJob here = job[0]
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t size = kernels.itemsize, position = item % job.positions, index
-    cdef Py_ssize_t group = item // job.positions
-    cdef Py_ssize_t column_block = position % job.column_blocks
-    cdef Py_ssize_t row_block = position // job.column_blocks % job.row_blocks
+    cdef const StripsJob *job = <const StripsJob *>job_
+    cdef ConvJob here = job.parts[0].job
+    cdef const StripPart *part
+    cdef const ck_kernels *kernels = here.kernels
+    cdef Py_ssize_t size = kernels.itemsize, position = item % job.positions, index, i
+    cdef Py_ssize_t group = item // job.positions, blocks = here.blocks
     cdef Py_ssize_t image = position // job.column_blocks // job.row_blocks
-    cdef Region out = Region(job.h.out * row_block // job.row_blocks,
-                             job.h.out * (row_block + 1) // job.row_blocks,
-                             job.w.out * column_block // job.column_blocks,
-                             job.w.out * (column_block + 1) // job.column_blocks)
-    cdef Region in_ = seen_by(&job.h, &job.w, &out)
-    cdef Planes from_ = Planes(<char *>job.x + image * job.x_image * size, job.x_plane, job.x_row)
-    cdef Planes to = Planes(job.out + image * job.out_image * size, job.h.out * job.w.out, job.w.out)
-    cdef Images x = strip_of(scratch, &in_, job.channels, size), y
-    cdef char *strip = scratch + area(&in_) * job.channels * size
+    cdef Region out = region_at(position, job.height, job.row_blocks, job.width, job.column_blocks)
+    cdef Region in_ = pixels_for(job, &out), region
+    cdef Planes from_ = Planes(<char *>here.x + image * here.x_image * size, here.x_plane, here.x_row)
+    cdef Planes to = Planes(here.out + image * here.out_image * size, job.height * job.width,
+                            job.width)
+    cdef Images x = strip_of(scratch, &in_, here.channels, size), y
+    cdef char *strip = scratch + area(&in_) * here.channels * size
     cdef Block block
-    gather_strip(kernels, &from_, &in_, group * job.channels, job.channels, scratch)
-    here.x_row, here.x_column = x.row, x.column
-    for index in range(job.blocks):
-        block = block_of(kernels, job.vectors, job.blocks, index)
+    gather_strip(kernels, &from_, &in_, group * here.channels, here.channels, scratch)
+    for index in range(blocks):
+        block = block_of(kernels, here.vectors, blocks, index)
         y = strip_of(strip, &out, block.width, size)
-        here.out_row, here.out_column = y.row, y.column
-        conv_block(&here, x.data, y.data, position, group, &block, False)
-        place_strip(kernels, strip, block.width, &to, &out, group * job.out_channels + block.first,
-                    min(block.width, job.out_channels - block.first))
+        for i in range(job.count):
+            part = &job.parts[i]
+            here = part.job
+            here.x_row, here.x_column = x.row, x.column
+            here.out_row, here.out_column = part.row_step * y.row, part.column_step * y.column
+            region = outputs_of(part, &out)
+            conv_block(&here, x.data,
+                       y.data + (part.first_row * y.row + part.first_column * y.column) * size,
+                       &region, group, &block, False)
+        place_strip(kernels, strip, block.width, &to, &out, group * here.out_channels + block.first,
+                    min(block.width, here.out_channels - block.first))
 
 
 cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t row,
@@ -360,23 +402,46 @@ cdef void cut_output(ConvJob *job, Py_ssize_t images, int threads) noexcept:
     job.all_filters = filter_bytes < pixels * per_pixel and job.positions >= 4 * threads
 
 
-cdef size_t cut_strips(ConvJob *job, Py_ssize_t images, int threads) noexcept:
+cdef size_t cut_strips(StripsJob *strips, Py_ssize_t images, int threads) noexcept:
     """Cut the output of planes into positions whose strips stay in the second-level cache; return
     the bytes of both strips."""
-    cdef Py_ssize_t size = job.kernels.itemsize
+    cdef const ConvJob *job = &strips.parts[0].job
+    cdef Py_ssize_t size = job.kernels.itemsize, position, most = 0
     cdef Py_ssize_t width = ceil_div(job.vectors, job.blocks) * job.kernels.lanes
     cdef Py_ssize_t per_pixel = size * (width + job.channels * min(job.h.stride, job.h.kernel)
                                         * min(job.w.stride, job.w.kernel))
     cdef Py_ssize_t pixels = max(<Py_ssize_t>FEWEST_STRIP, STRIP_BYTES // per_pixel)
-    while (pixels > FEWEST_STRIP
-           and images * job.groups * ceil_div(job.h.out * job.w.out, pixels) < 4 * threads):
+    cdef Region out, in_
+    while (pixels > FEWEST_STRIP and images * job.groups
+           * ceil_div(strips.height * strips.width, pixels) < 4 * threads):
         pixels = max(<Py_ssize_t>FEWEST_STRIP, pixels // 2)
-    job.column_blocks = ceil_div(job.w.out, pixels)
-    job.row_blocks = job.h.out
-    if job.column_blocks == 1:
-        job.row_blocks = ceil_div(job.h.out, max(1, pixels // job.w.out))
-    job.positions = images * job.row_blocks * job.column_blocks
-    return strip_bytes(job, job.channels, width)
+    strips.column_blocks = ceil_div(strips.width, pixels)
+    strips.row_blocks = strips.height
+    if strips.column_blocks == 1:
+        strips.row_blocks = ceil_div(strips.height, max(1, pixels // strips.width))
+    strips.positions = images * strips.row_blocks * strips.column_blocks
+    for position in range(strips.row_blocks * strips.column_blocks):
+        out = region_at(position, strips.height, strips.row_blocks, strips.width,
+                        strips.column_blocks)
+        in_ = pixels_for(strips, &out)
+        most = max(most, area(&in_) * job.channels + area(&out) * width)
+    return <size_t>(size * most)
+
+
+cdef int conv_strips(const StripPart *parts, Py_ssize_t count, Py_ssize_t height, Py_ssize_t width,
+                     Py_ssize_t images, int threads) except -1:
+    """Convolve planes of this size through strips, by parts whose spans are set."""
+    cdef StripsJob strips
+    cdef const ConvJob *job = &parts[0].job
+    cdef Py_ssize_t i
+    cdef double flops = 0
+    strips.parts, strips.count, strips.height, strips.width = parts, count, height, width
+    cdef size_t scratch = cut_strips(&strips, images, threads)
+    for i in range(count):
+        flops += 2.0 * parts[i].job.h.out * parts[i].job.w.out * (
+            parts[i].job.h.kernel * parts[i].job.w.kernel)
+    flops *= <double>job.channels * job.out_channels / (strips.row_blocks * strips.column_blocks)
+    return run(strip_item, &strips, strips.positions * job.groups, flops, threads, scratch)
 
 
 cdef size_t strip_bytes(const ConvJob *job, Py_ssize_t channels, Py_ssize_t width) noexcept:
@@ -393,7 +458,7 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, bint plane
     """Convolve images, channels-last or planes; the job's weights, axes and strides are set."""
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel
     cdef double flops
-    cdef size_t strips
+    cdef StripPart part
     # A window of one row meets every stride-th row: those are the rows.
     job.x_plane = job.h.size * job.w.size
     if job.h.kernel == 1 and job.h.pad == 0 and (job.h.out - 1) * job.h.stride < job.h.size:
@@ -424,11 +489,8 @@ cdef int conv_images(ConvJob *job, Py_ssize_t images, bint depthwise, bint plane
             flops = 8.0 * job.w.out * job.groups * taps
             return run(depthwise_item, job, images * job.h.out, flops, threads, 0)
         if planes:
-            strips = cut_strips(job, images, threads)
-            flops = 2.0 * ceil_div(job.h.out, job.row_blocks) * ceil_div(job.w.out,
-                                                                         job.column_blocks)
-            return run(strip_item, job, job.positions * job.groups,
-                       flops * job.out_channels * job.channels * taps, threads, strips)
+            part = StripPart(job[0], 0, 0, 1, 1)
+            return conv_strips(&part, 1, job.h.out, job.w.out, images, threads)
         cut_output(job, images, threads)
         flops = 2.0 * ceil_div(job.h.out, job.row_blocks) * ceil_div(job.w.out, job.column_blocks)
         flops *= ceil_div(job.out_channels, job.blocks) * job.channels * taps
@@ -452,6 +514,23 @@ cdef class Part:
         self.row_step, self.column_step = step
 
 
+cdef ConvJob job_of(Part part, const Images *x, const Images *out, int activation, double slope,
+                    const Arrivals *arrivals, Py_ssize_t first_image) noexcept:
+    """Describe the direct convolution of a part."""
+    cdef ConvJob job
+    cdef PackedConv packed = part.packed
+    memset(&job, 0, sizeof(job))
+    job.arrivals, job.first_image = arrivals, first_image
+    job.kernels, job.weight, job.bias = packed.kernels, packed.weight, packed.bias
+    job.channels, job.out_channels = packed.channels, packed.out_channels
+    job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
+    job.activation, job.slope = activation, slope
+    job.h, job.w = part.h, part.w
+    job.x, job.x_image, job.x_row, job.x_column = x.data, x.image, x.row, x.column
+    job.out, job.out_image, job.out_row, job.out_column = out.data, out.image, out.row, out.column
+    return job
+
+
 cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t images,
                        bint planes, int activation, double slope, const Arrivals *arrivals,
                        Py_ssize_t first_image, int threads) except -1:
@@ -461,19 +540,35 @@ cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t
     if packed.winograd != NULL:
         return winograd_images(packed, &part.h, &part.w, x, out, images, planes, activation, slope,
                                arrivals, first_image, threads)
-    job.arrivals, job.first_image = arrivals, first_image
-    job.kernels, job.weight, job.bias = packed.kernels, packed.weight, packed.bias
-    job.channels, job.out_channels = packed.channels, packed.out_channels
-    job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
-    job.activation, job.slope = activation, slope
-    job.h, job.w = part.h, part.w
-    job.rows = job.columns = NULL
-    job.x, job.x_image, job.x_row, job.x_column = x.data, x.image, x.row, x.column
-    job.out = out.data + (part.first_row * out.row + part.first_column * out.column
-                          ) * job.kernels.itemsize
-    job.out_image = out.image
+    job = job_of(part, x, out, activation, slope, arrivals, first_image)
+    job.out += (part.first_row * out.row + part.first_column * out.column
+                ) * job.kernels.itemsize
     job.out_row, job.out_column = part.row_step * out.row, part.column_step * out.column
     return conv_images(&job, images, packed.depthwise, planes, threads)
+
+
+cdef int convolve_parts(list parts, const Images *x, const Images *out, Py_ssize_t height,
+                        Py_ssize_t width, Py_ssize_t images, int activation, double slope,
+                        int threads) except -1:
+    """Run several parts on planes, an output of this size, through strips that they share."""
+    cdef Py_ssize_t count = len(parts), i
+    cdef StripPart *jobs = <StripPart *>take(<size_t>(count * sizeof(StripPart)))
+    cdef Part part
+    memset(jobs, 0, <size_t>(count * sizeof(StripPart)))
+    try:
+        for i in range(count):
+            part = parts[i]
+            jobs[i] = StripPart(job_of(part, x, out, activation, slope, NULL, 0), part.first_row,
+                                part.first_column, part.row_step, part.column_step)
+            jobs[i].job.x_plane = part.h.size * part.w.size
+            jobs[i].job.rows = new_spans(&part.h, &jobs[i].job.row_spans)
+            jobs[i].job.columns = new_spans(&part.w, &jobs[i].job.column_spans)
+        return conv_strips(jobs, count, height, width, images, threads)
+    finally:
+        for i in range(count):
+            give(jobs[i].job.rows)
+            give(jobs[i].job.columns)
+        give(jobs)
 
 
 cdef bint takes_strips(Part part, Py_ssize_t images, int threads) noexcept:
@@ -486,7 +581,8 @@ cdef bint takes_strips(Part part, Py_ssize_t images, int threads) noexcept:
     if packed.winograd != NULL:
         return True
     return packed.groups > 1 or (
-        images * ceil_div(part.h.out * part.w.out, FEWEST_STRIP) >= 4 * threads)
+        images * ceil_div(part.h.out * part.w.out * part.row_step * part.column_step, FEWEST_STRIP)
+        >= 4 * threads)
 
 
 def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double slope,
@@ -511,9 +607,14 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
                           NULL if moments is None else &arrivals,
                           0 if moments is None else moments.first, threads)
         return
-    if len(parts) == 1 and takes_strips(parts[0], images, threads):
+    part = parts[0]
+    if takes_strips(part, images, threads) and (len(parts) == 1 or not part.packed.depthwise):
         from_, to = images_of(x), images_of(out)
-        convolve_part(parts[0], &from_, &to, images, True, activation, slope, NULL, 0, threads)
+        if len(parts) == 1:
+            convolve_part(part, &from_, &to, images, True, activation, slope, NULL, 0, threads)
+        else:
+            convolve_parts(parts, &from_, &to, out.shape[2], out.shape[3], images, activation, slope,
+                           threads)
         return
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], out_plane = out.shape[2] * out.shape[3]

@@ -63,7 +63,7 @@ cdef extern from "csrc/ck.h" nogil:
     ctypedef void (*ck_output_fn)(const void *, ptrdiff_t, ptrdiff_t,
                                   const ck_target *) noexcept nogil
     ctypedef struct ck_winograd:
-        int outputs, taps, size
+        int outputs, taps, size, stride
         ck_patch_fn input, weight, gradient
         ck_output_fn output, weight_gradient
     ctypedef struct ck_sgd:
@@ -94,7 +94,7 @@ cdef extern from "csrc/ck.h" nogil:
         ck_tile_fn tile[5][15]
         ck_outer_fn outer[5][15]
         ck_dot_fn dot[7][5]
-        ck_winograd winograd[6]
+        ck_winograd winograd[7]
         void (*transpose)(const void *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t,
                           ptrdiff_t) noexcept nogil
         void (*scatter_transposed)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,

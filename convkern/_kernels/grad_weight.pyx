@@ -46,8 +46,9 @@ cdef enum:
     TURNED_RANGE = 64       # the same where they are turned round
     TURNED_BLOCKS = 4       # and blocks of filters, which share that
     TURNED_PIXELS = 256     # of one sum, as many products as in the convolution
-    # What is not turned round: so few channels that `outer` takes the taps of a row together,
-    # short rows, and elements of so few uses, times a row's outputs, that it would not pay.
+    # What is not turned round: so few channels that `outer` takes the taps of a row together, and,
+    # of channels-last images, short rows and elements of so few uses, times a row's outputs, that
+    # it would not pay.
     FEW_CHANNELS = 8
     SHORT_ROW = 12
     FEW_USES = 400
@@ -73,36 +74,45 @@ cdef struct WeightJob:
     # Turned round, a row of each channel has `phases` of the horizontal stride, one after the
     # other, with the padding: column f + q*stride - pad is element q of phase f.
     bint turned, planes  # planes: x is NCHW
-    Py_ssize_t phases, phase, row, channel  # phases, and elements of a phase, a row, a channel
-    Py_ssize_t block_ranges
+    # Phases, and elements of a phase, a row, an image and a channel, which has `joined` images.
+    Py_ssize_t phases, phase, row, image, channel, joined
+    Py_ssize_t block_ranges, pieces
     bint fresh                # dw has no sums yet
     const char *zeros
 
 
-cdef void pack_gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Gather one image's gradients of a block of output channels, pixel by pixel."""
-    cdef const WeightJob *job = <const WeightJob *>job_
+cdef void gather_gradients(const WeightJob *job, Py_ssize_t image, Py_ssize_t group, Block block,
+                           Py_ssize_t row, Py_ssize_t row_stop, char *dst) noexcept nogil:
+    """Copy some rows of an image's gradients of a block of output channels, pixel by pixel."""
     cdef const ck_kernels *kernels = job.kernels
-    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
-    cdef Py_ssize_t group = item // job.blocks % job.groups
-    cdef Py_ssize_t image = item // job.blocks // job.groups, size = kernels.itemsize, row, column
+    cdef Py_ssize_t size = kernels.itemsize, column
     cdef Py_ssize_t count = min(block.width, job.out_channels - block.first)
-    cdef Py_ssize_t pixels = job.h.out * job.w.out, first = group * job.out_channels + block.first
-    cdef char *dst = <char *>job.packed + (
-        (image * job.groups + group) * job.vectors * kernels.lanes + block.first) * pixels * size
+    cdef Py_ssize_t plane = job.h.out * job.w.out, pixels = (row_stop - row) * job.w.out
+    cdef Py_ssize_t first = group * job.out_channels + block.first
+    cdef const char *src
     if count < block.width:
         memset(dst, 0, <size_t>(pixels * block.width * size))
     if job.dense:  # NCHW planes
-        kernels.transpose(job.g.data + (image * job.g.image + first * pixels) * size, pixels, dst,
-                          block.width, count, pixels)
+        kernels.transpose(
+            job.g.data + (image * job.g.image + first * plane + row * job.w.out) * size, plane, dst,
+            block.width, count, pixels)
         return
-    cdef const char *src
-    for row in range(job.h.out):
+    for row in range(row, row_stop):
         src = job.g.data + (image * job.g.image + row * job.g.row + first) * size
         for column in range(job.w.out):
             memcpy(dst, src, <size_t>(count * size))
             dst += block.width * size
             src += job.g.column * size
+
+
+cdef void pack_gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Gather one image's gradients of a block of output channels."""
+    cdef const WeightJob *job = <const WeightJob *>job_
+    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
+    cdef Py_ssize_t group = item // job.blocks % job.groups, image = item // job.blocks // job.groups
+    gather_gradients(job, image, group, block, 0, job.h.out, <char *>job.packed + (
+        (image * job.groups + group) * job.vectors * job.kernels.lanes + block.first) * (
+            job.h.out * job.w.out * job.kernels.itemsize))
 
 
 cdef inline void valid(const Axis *a, Py_ssize_t tap, Py_ssize_t *start, Py_ssize_t *stop) noexcept nogil:
@@ -217,59 +227,64 @@ cdef void turn(const WeightJob *job, const char *x, Py_ssize_t channels, Py_ssiz
     """Copy some rows of an image, channel by channel; x: the first channel's first element."""
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, stride = job.w.stride, h, f, c, begin, end, last
+    cdef Py_ssize_t first = max(0, top), stop = min(bottom, job.h.size)
     cdef const char *src
-    cdef char *dst
-    for h in range(max(0, top), min(bottom, job.h.size)):
-        for f in range(job.phases):
-            begin, last = ceil_div(max(0, job.w.pad - f), stride), job.w.size - 1 + job.w.pad - f
-            end = 0 if last < 0 else min(job.phase, last // stride + 1)
-            if end <= begin:
-                continue
+    if job.planes:
+        for c in range(channels if first < stop else 0):
+            kernels.split_plane(x + (c * job.h.size + first) * job.x.row * size, job.x.row,
+                                job.w.size, stop - first, stride, job.w.pad,
+                                turned + (c * job.channel + (first - top) * job.row) * size,
+                                job.row, job.phase)
+        return
+    for f in range(job.phases):
+        begin, last = ceil_div(max(0, job.w.pad - f), stride), job.w.size - 1 + job.w.pad - f
+        end = 0 if last < 0 else min(job.phase, last // stride + 1)
+        if end <= begin:
+            continue
+        for h in range(first, stop):
             src = x + (h * job.x.row + (f + begin * stride - job.w.pad) * job.x.column) * size
-            dst = turned + ((h - top) * job.row + f * job.phase + begin) * size
-            if not job.planes:
-                kernels.transpose(src, stride * job.x.column, dst, job.channel, end - begin,
-                                  channels)
-                continue
-            for c in range(channels):
-                kernels.gather_row(src + c * job.h.size * job.x.row * size, stride, 0, end - begin,
-                                   dst + c * job.channel * size, end - begin)
+            kernels.transpose(src, stride * job.x.column,
+                              turned + ((h - top) * job.row + f * job.phase + begin) * size,
+                              job.channel, end - begin, channels)
 
 
 cdef struct Piece:
-    # Some output rows of an image; first: of a sum.
-    Py_ssize_t image, row, row_stop
+    # Some output rows of an image, or all of several; first: of a sum.
+    Py_ssize_t image, images, row, row_stop
     bint first
 
 
 cdef void turned_block(const WeightJob *job, const Piece *piece, Py_ssize_t group, Block block,
-                       Py_ssize_t c, Py_ssize_t channels, const char *turned,
+                       Py_ssize_t c, Py_ssize_t channels, const char *turned, char *gathered,
                        char *dw) noexcept nogil:
     """Add the products of a piece to the rows of dw of some channels and a block of filters."""
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, r, s, tile, i, i_stop, begin, stop
     cdef Py_ssize_t first = group * job.vectors * lanes + block.first, row = block.width * size
-    cdef Py_ssize_t tiles = ceil_div(channels, kernels.max_pixels[block.vectors]), g_pixel
-    cdef const char *g = job.packed + (piece.image * job.groups * job.vectors * lanes + first) * (
-        job.h.out * job.w.out * size)
+    cdef Py_ssize_t tiles = ceil_div(channels, kernels.max_pixels[block.vectors])
+    cdef Py_ssize_t g_row = job.w.out * block.width, g_image = (piece.row_stop - piece.row) * g_row
+    cdef const char *g = gathered
     cdef const char *x
     cdef char *sum
     cdef ck_tile_layout layout
     cdef ck_chunk sums
+    if job.direct:
+        g, g_image = job.g.data + (piece.image * job.g.image + piece.row * g_row) * size, job.g.image
+    else:
+        for i in range(piece.images):
+            gather_gradients(job, piece.image + i, group, block, piece.row, piece.row_stop,
+                             gathered + i * g_image * size)
     memset(&layout, 0, sizeof(layout))
     layout.tail, layout.x_pixel, layout.out_pixel = <int>lanes, job.channel, block.width
-    layout.x_row = job.h.stride * job.row
-    layout.w_row, g_pixel = gradient_strides(job, block)
-    sums.columns, sums.run, sums.ahead_step = 1, job.w.out, CK_AHEAD
+    layout.x_row, layout.w_row, layout.x_column = job.image, g_image, job.h.stride * job.row
+    sums.rows, sums.run, sums.ahead_step = piece.images, job.w.out, CK_AHEAD
     sums.flags = CK_FIRST if piece.first else 0
-    if job.direct:
-        g = job.g.data + piece.image * job.g.image * size
     dw += (first * job.h.kernel * job.w.kernel * job.channels + c * block.width) * size
     for r in range(job.h.kernel):
         begin, stop = piece.row, piece.row_stop
         valid(&job.h, r, &begin, &stop)
-        sums.rows = max(0, stop - begin)
-        if sums.rows == 0 and not piece.first:
+        sums.columns = max(0, stop - begin)
+        if sums.columns == 0 and not piece.first:
             continue
         for s in range(job.w.kernel):
             x = turned + (((begin - piece.row) * job.h.stride + r * job.h.dilation) * job.row
@@ -281,19 +296,19 @@ cdef void turned_block(const WeightJob *job, const Piece *piece, Py_ssize_t grou
                 # What the sum is added to arrives while it is formed.
                 sums.ahead = sum = dw + ((r * job.w.kernel + s) * job.channels + i) * row
                 kernels.tile[block.vectors][i_stop - i](
-                    &layout, &sums, x + i * job.channel * size, g + begin * layout.w_row * size,
-                    job.zeros, sum)
+                    &layout, &sums, x + i * job.channel * size,
+                    g + (begin - piece.row) * g_row * size, job.zeros, sum)
                 i = i_stop
 
 
 cdef void turned_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """One slice of the chunks, group, range of blocks of output channels and of channels.
+    """One slice of the pieces, group, range of blocks of output channels and of channels.
 
     The tile of the convolution adds up the products: a channel's pixels take the place of a
     pixel's channels, and gradients that of the weights.
     """
     cdef const WeightJob *job = <const WeightJob *>job_
-    cdef Py_ssize_t part = item % job.slices, chunk, row, index
+    cdef Py_ssize_t part = item % job.slices, index, i, row, images
     item //= job.slices
     cdef Py_ssize_t c = job.channels * (item % job.ranges) // job.ranges
     cdef Py_ssize_t channels = job.channels * (item % job.ranges + 1) // job.ranges - c
@@ -301,24 +316,29 @@ cdef void turned_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     cdef Py_ssize_t first_block = job.blocks * (item % job.block_ranges) // job.block_ranges
     cdef Py_ssize_t last_block = job.blocks * (item % job.block_ranges + 1) // job.block_ranges
     cdef Py_ssize_t group = item // job.block_ranges, size = job.kernels.itemsize
-    cdef Py_ssize_t total = job.images * job.row_chunks
-    cdef Py_ssize_t begin = total * part // job.slices, end = total * (part + 1) // job.slices
+    cdef Py_ssize_t begin = job.pieces * part // job.slices
+    cdef Py_ssize_t end = job.pieces * (part + 1) // job.slices, number
+    cdef char *gathered = scratch + channels * job.channel * size
     cdef const char *x
     cdef Piece piece
     memset(scratch, 0, <size_t>(channels * job.channel * size))  # the padding, once
-    for chunk in range(begin, end):
-        piece.image = chunk // job.row_chunks
-        row = job.h.out * (chunk % job.row_chunks) // job.row_chunks
-        piece.row, piece.first = row, job.fresh and chunk == begin
-        piece.row_stop = job.h.out * (chunk % job.row_chunks + 1) // job.row_chunks
-        x = job.x.data + (piece.image * job.x.image + (group * job.channels + c) * (
-            job.h.size * job.x.row if job.planes else 1)) * size
-        turn(job, x, channels, row * job.h.stride - job.h.pad,
-             (piece.row_stop - 1) * job.h.stride - job.h.pad
-             + (job.h.kernel - 1) * job.h.dilation + 1, scratch)
+    for number in range(begin, end):
+        # Either images are cut into pieces, or pieces are of whole images.
+        images = job.pieces // job.row_chunks
+        piece.image = job.images * (number // job.row_chunks) // images
+        piece.images = job.images * (number // job.row_chunks + 1) // images - piece.image
+        row = job.h.out * (number % job.row_chunks) // job.row_chunks
+        piece.row, piece.first = row, job.fresh and number == begin
+        piece.row_stop = job.h.out * (number % job.row_chunks + 1) // job.row_chunks
+        for i in range(piece.images):
+            x = job.x.data + ((piece.image + i) * job.x.image + (group * job.channels + c) * (
+                job.h.size * job.x.row if job.planes else 1)) * size
+            turn(job, x, channels, row * job.h.stride - job.h.pad,
+                 (piece.row_stop - 1) * job.h.stride - job.h.pad
+                 + (job.h.kernel - 1) * job.h.dilation + 1, scratch + i * job.image * size)
         for index in range(first_block, last_block):
             turned_block(job, &piece, group, block_of(job.kernels, job.vectors, job.blocks, index),
-                         c, channels, scratch, job.dw + part * job.dw_slice * size)
+                         c, channels, scratch, gathered, job.dw + part * job.dw_slice * size)
 
 
 cdef void depthwise_weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -355,45 +375,51 @@ cdef void depthwise_weight_item(const void *job_, Py_ssize_t item, char *scratch
 
 
 cdef void unpack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Add up the slices of one block and bring (tap, c, k) into the order (k, c, tap)."""
+    """Add up the slices of some channels of a block and bring (tap, c, k) into the order (k, c, tap).
+    """
     cdef const WeightJob *job = <const WeightJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
-    cdef Py_ssize_t group = item // job.blocks, size = kernels.itemsize, part, c = 0, count, i, tap
+    cdef Py_ssize_t parts = ceil_div(job.channels, UNPACK_CHANNELS), c = item % parts * UNPACK_CHANNELS
+    cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item // parts % job.blocks)
+    cdef Py_ssize_t group = item // parts // job.blocks, size = kernels.itemsize, part, i, tap
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, row = block.width * size
     cdef Py_ssize_t filters = min(block.width, job.out_channels - block.first)
+    cdef Py_ssize_t count = min(<Py_ssize_t>UNPACK_CHANNELS, job.channels - c)
     cdef Py_ssize_t first = (group * job.vectors * kernels.lanes + block.first) * job.channels * taps
-    cdef char *dw = job.dw + first * size
-    cdef char *out = job.grad_weight + (
-        (group * job.out_channels + block.first) * job.channels * taps * size)
-    for part in range(1, job.slices):
-        kernels.add(dw + part * job.dw_slice * size, dw, block.width * job.channels * taps)
-    while c < job.channels:
-        count = min(<Py_ssize_t>UNPACK_CHANNELS, job.channels - c)
-        for tap in range(taps):
-            for i in range(count):
-                memcpy(scratch + (i * taps + tap) * row, dw + (tap * job.channels + c + i) * row,
-                       <size_t>row)
-        kernels.transpose(scratch, block.width, out + c * taps * size, job.channels * taps,
-                          count * taps, filters)
-        c += count
+    cdef char *dw
+    for tap in range(taps):
+        dw = job.dw + first * size + (tap * job.channels + c) * row
+        for part in range(1, job.slices):
+            kernels.add(dw + part * job.dw_slice * size, dw, count * block.width)
+        for i in range(count):
+            memcpy(scratch + (i * taps + tap) * row, dw + i * row, <size_t>row)
+    kernels.transpose(
+        scratch, block.width, job.grad_weight + (
+            ((group * job.out_channels + block.first) * job.channels + c) * taps * size),
+        job.channels * taps, count * taps, filters)
 
 
-cdef bint turns_round(WeightJob *job) noexcept nogil:
+cdef bint turns_round(WeightJob *job, bint planes) noexcept nogil:
     """Choose whether to turn the input round; if so, lay out a channel of an item."""
     cdef Py_ssize_t span = (job.w.kernel - 1) * job.w.dilation, line = LINE // job.kernels.itemsize
     cdef Py_ssize_t rows = min(job.h.out, max(1, TURNED_PIXELS // job.w.out))
     rows = (rows - 1) * job.h.stride + (job.h.kernel - 1) * job.h.dilation + 1
-    job.phases, job.phase = min(job.w.stride, span + 1), job.w.out + span // job.w.stride
+    job.phases, job.phase = job.w.stride, job.w.out + span // job.w.stride
     job.row = job.phases * job.phase
     if max(rows, job.row) > TURNED_BYTES:
         return False
+    # Small images are joined.
+    job.joined = max(1, TURNED_PIXELS // (job.h.out * job.w.out))
+    job.image = rows * job.row
     # An odd number of lines, so that channels do not meet in the same sets of the cache.
-    job.channel = (ceil_div(rows * job.row, line) | 1) * line
+    job.channel = (ceil_div(job.joined * job.image, line) | 1) * line
     # Vectors that each turned element is multiplied with.
     cdef double uses = <double>(job.h.kernel * job.w.kernel) / (job.h.stride * job.w.stride) * min(
         job.vectors, TURNED_BLOCKS * ceil_div(job.vectors, job.blocks))
-    if job.channels < FEW_CHANNELS or job.w.out < SHORT_ROW or uses * job.w.out < FEW_USES:
+    if job.channels < FEW_CHANNELS:
+        return False
+    # What lies channels-last need not be copied otherwise.
+    if not planes and (job.w.out < SHORT_ROW or uses * job.w.out < FEW_USES):
         return False
     return (job.channel * min(job.channels, <Py_ssize_t>TURNED_RANGE) * job.kernels.itemsize
             <= TURNED_BYTES)
@@ -438,7 +464,7 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     cdef Py_ssize_t taps = job.h.kernel * job.w.kernel, pixels = job.h.out * job.w.out
     cdef Py_ssize_t x_image = x.shape[1] * x.shape[2] * x.shape[3], g_image = outputs * pixels
     cdef Py_ssize_t sum_pixels = CHUNK_BYTES // (ceil_div(job.vectors, job.blocks) * lanes * size)
-    job.turned = not depthwise and turns_round(&job)
+    job.turned = not depthwise and turns_round(&job, not channels_last)
     if job.turned:
         sum_pixels = TURNED_PIXELS
     job.column_chunks = 1 if depthwise or job.turned else ceil_div(job.w.out, sum_pixels)
@@ -456,7 +482,10 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
         items = groups * job.block_ranges
     else:
         job.ranges = 1 if depthwise else min(ceil_div(job.channels, RANGE), ceil_div(32, items))
-    job.slices = min(ceil_div(16 if job.turned else 32, items * job.ranges), group * job.row_chunks * job.column_chunks)
+    cdef Py_ssize_t cuts = group * job.row_chunks * job.column_chunks
+    if job.turned:
+        cuts = ceil_div(group, job.joined) * job.row_chunks
+    job.slices = min(ceil_div(16 if job.turned else 32, items * job.ranges), cuts)
     job.slices = max(1, min(job.slices, MOST_SLICES))
     job.dw_slice = outputs * job.channels * taps
     cdef size_t dw_bytes = <size_t>(job.slices * job.dw_slice * size)
@@ -472,7 +501,7 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     cdef char *g_data = <char *>cnp.PyArray_DATA(grad)
     cdef double flops
     try:
-        copies = take(<size_t>((x_image * copy_x + g_image) * group * size) + 1)
+        copies = take(<size_t>((x_image * copy_x + g_image * (not job.turned)) * group * size) + 1)
         job.packed = copies + x_image * copy_x * group * size
         job.planes = not channels_last and not copy_x
         if channels_last:
@@ -509,17 +538,21 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
             else:
                 job.direct = (channels_last and groups == 1 and job.blocks == 1
                               and job.out_channels == job.vectors * lanes
-                              and (not job.turned or job.g.column == job.out_channels))
-                if not job.direct:
+                              and (not job.turned or job.g.column == job.out_channels
+                                   and job.g.row == job.w.out * job.g.column))
+                if not job.direct and not job.turned:
                     run(pack_gradient_item, &job, count * groups * job.blocks,
                         2.0 * pixels * min(job.out_channels, widest * lanes), threads, 0)
                 flops = 2.0 * count * pixels * taps * job.channels * job.out_channels
                 flops /= job.slices * job.ranges
                 job.fresh = n == 0
                 if job.turned:
+                    job.pieces = ceil_div(count, job.joined) * job.row_chunks
                     run(turned_item, &job, job.slices * groups * job.block_ranges * job.ranges,
                         flops / job.block_ranges, threads,
-                        <size_t>(ceil_div(job.channels, job.ranges) * job.channel * size))
+                        <size_t>(size * (ceil_div(job.channels, job.ranges) * job.channel + (
+                            job.joined * ceil_div(job.h.out, job.row_chunks) * job.w.out
+                            * ceil_div(job.vectors, job.blocks) * lanes))))
                 else:
                     run(weight_item, &job,
                         job.slices * groups * job.blocks * job.h.kernel * job.ranges,
@@ -530,8 +563,9 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
                 kernels.add(job.dw + k * job.dw_slice * size, job.dw, job.dw_slice)
             kernels.transpose(job.dw, groups, job.grad_weight, taps, taps, groups)
         else:
-            run(unpack_item, &job, groups * job.blocks,
-                4.0 * widest * lanes * job.channels * taps, threads,
+            run(unpack_item, &job, groups * job.blocks * ceil_div(job.channels, UNPACK_CHANNELS),
+                4.0 * widest * lanes * min(job.channels, <Py_ssize_t>UNPACK_CHANNELS) * taps
+                * job.slices, threads,
                 <size_t>(UNPACK_CHANNELS * taps * widest * lanes * size))
     finally:
         give(sums)

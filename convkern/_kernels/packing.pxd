@@ -10,5 +10,5 @@ cdef class PackedConv:
     cdef Py_ssize_t out_channels, channels, groups, kh, kw, vectors, blocks
     cdef bint depthwise
 
-cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs,
-                                      Py_ssize_t taps) except NULL
+cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs, Py_ssize_t taps,
+                                      int stride=*) except NULL

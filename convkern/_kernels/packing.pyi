@@ -8,4 +8,6 @@ class PackedConv:
         groups: int,
         threads: int,
         winograd: int = 0,
+        *,
+        stride: int = 1,
     ) -> None: ...

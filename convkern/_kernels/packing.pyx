@@ -85,33 +85,30 @@ cdef void transform_weights(const PackJob *job, const char *taps, Py_ssize_t tap
 
 
 cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Pack one block of output channels, padded with zeros."""
+    """Pack some channels of one block of output channels, padded with zeros."""
     cdef const PackJob *job = <const PackJob *>job_
-    cdef Py_ssize_t group = item // job.blocks
+    cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, job.channels)
+    cdef Py_ssize_t parts = ceil_div(job.channels, part), c = item % parts * part
+    cdef Py_ssize_t group = item // parts // job.blocks, rows = job.channels
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes
-    cdef Block span = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
-    cdef Py_ssize_t width = span.width, k0 = span.first
+    cdef Block span = block_of(job.kernels, job.vectors, job.blocks, item // parts % job.blocks)
+    cdef Py_ssize_t width = span.width, k0 = span.first, row = width * size
     cdef Py_ssize_t filters = min(width, job.out_channels - k0)
-    cdef Py_ssize_t taps = job.kh * job.kw, c = 0, count, row = width * size
+    cdef Py_ssize_t taps = job.kh * job.kw, count = min(part, job.channels - c)
     cdef Py_ssize_t elements = job.rows.count * job.columns.count
-    cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, job.channels), rows = job.channels
     if job.winograd != NULL:
         elements, rows = job.winograd.size * job.winograd.size, part
     cdef const char *weight = job.weight + (group * job.out_channels * job.channels + (
-        k0 if job.transposed else k0 * job.channels)) * taps * size
-    cdef char *dst = job.packed + (group * job.vectors * lanes + k0) * job.channels * elements * size
+        k0 + c * job.out_channels if job.transposed else k0 * job.channels + c)) * taps * size
+    cdef char *dst = job.packed + (
+        (group * job.vectors * lanes + k0) * job.channels * elements * size + c * row)
     cdef ptrdiff_t *offsets = <ptrdiff_t *>scratch
     cdef char *tapwise = scratch + ceil_div(part * taps * sizeof(ptrdiff_t), 64) * 64
     place_taps(job, offsets, 1 if job.transposed else part, rows, width)
-    while c < job.channels:
-        count = min(part, job.channels - c)
-        pack_channels(job, weight, filters, count, dst if job.winograd == NULL else tapwise,
-                      offsets, width)
-        if job.winograd != NULL:
-            transform_weights(job, tapwise, rows * width, count * width, dst, job.channels * width)
-        weight += count * taps * (job.out_channels if job.transposed else 1) * size
-        dst += count * row
-        c += count
+    pack_channels(job, weight, filters, count, dst if job.winograd == NULL else tapwise, offsets,
+                  width)
+    if job.winograd != NULL:
+        transform_weights(job, tapwise, rows * width, count * width, dst, job.channels * width)
 
 
 @cython.final
@@ -130,11 +127,11 @@ cdef class PackedConv:
 
     def __init__(self, cnp.ndarray weight, cnp.ndarray bias, Py_ssize_t groups, int threads,
                  int winograd=0, bint transposed=False, tuple row_taps=None,
-                 tuple column_taps=None):
+                 tuple column_taps=None, int stride=1):
         """Pack a C-contiguous (OC, C/groups, KH, KW) weight and a bias (OC,) or None.
 
         `winograd` is how many outputs a tile has on each axis, 0 for the direct
-        algorithm.  With `transposed` the weight is read as (C, OC/groups, KH, KW).
+        algorithm, and `stride` is the window's then.  With `transposed` the weight is read as (C, OC/groups, KH, KW).
         Taps are chosen and ordered by (first, step, count); by default all of them.
         """
         cdef PackJob job
@@ -156,7 +153,7 @@ cdef class PackedConv:
         cdef Py_ssize_t outputs = groups * self.out_channels, taps = job.kh * job.kw
         cdef Py_ssize_t elements = self.kh * self.kw
         if winograd:
-            self.winograd = winograd_tile(kernels, winograd, self.kh)
+            self.winograd = winograd_tile(kernels, winograd, self.kh, stride)
             self.depthwise = False
             elements = self.winograd.size * self.winograd.size
         cdef Py_ssize_t padded = outputs if self.depthwise else groups * self.vectors * lanes
@@ -186,15 +183,18 @@ cdef class PackedConv:
         cdef Py_ssize_t width = ceil_div(self.vectors, self.blocks) * lanes
         cdef size_t scratch = <size_t>(PACK_CHANNELS * taps) * (
             sizeof(ptrdiff_t) + <size_t>(width * size * (winograd > 0))) + 64
-        run(pack_item, &job, groups * self.blocks,
-            4.0 * width * self.channels * (taps + (elements if winograd else 0)), threads, scratch)
+        cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, self.channels)
+        run(pack_item, &job, groups * self.blocks * ceil_div(self.channels, part),
+            4.0 * width * part * (taps + (elements if winograd else 0)), threads, scratch)
 
 
-cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs,
-                                      Py_ssize_t taps) except NULL:
+cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs, Py_ssize_t taps,
+                                      int stride=1) except NULL:
     """Find the tile of so many outputs for a window of so many taps, on each axis."""
     cdef int i
+    cdef const ck_winograd *tile
     for i in range(CK_WINOGRAD_TILES_COUNT):
-        if kernels.winograd[i].outputs == outputs and kernels.winograd[i].taps == taps:
-            return &kernels.winograd[i]
-    raise ValueError(f"no Winograd tile of {outputs} outputs for {taps} taps")
+        tile = &kernels.winograd[i]
+        if tile.outputs == outputs and tile.taps == taps and tile.stride == stride:
+            return tile
+    raise ValueError(f"no Winograd tile of {outputs} outputs for {taps} taps, stride {stride}")

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=False
-"""Winograd's convolution: stride 1, windows of 3x3 or 5x5.
+"""Winograd's convolution: windows of 3x3 or 5x5 with stride 1, or of 3x3 with stride 2.
 
 A tile of m x m outputs needs (m + r - 1)^2 products per pair of channels instead of
-m^2 r^2.  Tiles of the input are transformed into elements V, these are multiplied with
+m^2 r^2, or (2m + 1)^2 with stride 2.  Tiles of the input are transformed into elements V, these are multiplied with
 the packed elements U of the weight, one matrix product per element, and the products M
 are transformed back:
 
@@ -83,26 +83,26 @@ cdef inline Py_ssize_t tiles_before(const WinogradJob *job, Py_ssize_t group) no
             + job.unit * piece // job.pieces)
 
 
-cdef Region region_of(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t margin,
+cdef Region region_of(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
+                      Py_ssize_t step, Py_ssize_t size,
                       Py_ssize_t top, Py_ssize_t left, Py_ssize_t height,
                       Py_ssize_t width) noexcept nogil:
     """Return the pixels of height x width that tiles begin .. end-1 of one image meet.
 
-    A tile begins at a multiple of its outputs, less `top` and `left`, and has `margin` more rows
-    and columns than outputs.
+    A tile begins `step` rows or columns after the last one, the first one at -top and -left, and has
+    size x size of them.
     """
-    cdef Py_ssize_t outputs = job.tile.outputs
     cdef Py_ssize_t first_row = begin % job.per_image // job.across
     cdef Py_ssize_t last_row = (end - 1) % job.per_image // job.across
     cdef Py_ssize_t first = 0, last = job.across - 1
     cdef Region region
     if first_row == last_row:
         first, last = begin % job.across, (end - 1) % job.across
-    region.top = max(0, first_row * outputs - top)
-    region.bottom = max(region.top, min(height, (last_row + 1) * outputs + margin - top))
+    region.top = max(0, first_row * step - top)
+    region.bottom = max(region.top, min(height, last_row * step + size - top))
     # Padding below zero, of a gradient, crops the columns of whole rows of tiles, too.
-    region.left = max(0, first * outputs - left)
-    region.right = max(region.left, min(width, (last + 1) * outputs + margin - left))
+    region.left = max(0, first * step - left)
+    region.right = max(region.left, min(width, last * step + size - left))
     return region
 
 
@@ -111,14 +111,14 @@ cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t 
                            char *strip) noexcept nogil:
     """Transform some channels of a group of them, of tiles begin .. end-1 of one image."""
     cdef Py_ssize_t size = job.kernels.itemsize, c = group * job.channels + first, tile
-    cdef Py_ssize_t top, left
+    cdef Py_ssize_t top, left, step = job.tile.outputs * job.tile.stride
     cdef Images x = job.x
     cdef Planes planes
     cdef Region region
     cdef ck_patch patch
     x.data += begin // job.per_image * x.image * size
     if job.planes:
-        region = region_of(job, begin, end, job.tile.taps - 1, job.h.pad, job.w.pad, job.h.size,
+        region = region_of(job, begin, end, step, job.tile.size, job.h.pad, job.w.pad, job.h.size,
                            job.w.size)
         planes = Planes(x.data, job.h.size * job.w.size, job.w.size)
         gather_strip(job.kernels, &planes, &region, c, channels, strip)
@@ -126,8 +126,8 @@ cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t 
     else:
         x.data += c * size
     for tile in range(begin, end):
-        top = tile % job.per_image // job.across * job.tile.outputs - job.h.pad
-        left = tile % job.per_image % job.across * job.tile.outputs - job.w.pad
+        top = tile % job.per_image // job.across * step - job.h.pad
+        left = tile % job.per_image % job.across * step - job.w.pad
         patch_of(&x, x.data, size, job.h.size, job.w.size, top, left, job.tile.size, job.zeros,
                  &patch)
         job.tile.input(&patch, channels, v + ((tile - begin) * job.v_tile + first) * size,
@@ -181,7 +181,8 @@ cdef void transform_outputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t
     cdef Region region
     cdef ck_target target
     if job.planes:
-        region = region_of(job, begin, end, 0, 0, 0, job.h.out, job.w.out)
+        region = region_of(job, begin, end, job.tile.outputs, job.tile.outputs, 0, 0, job.h.out,
+                           job.w.out)
         out = strip_of(strip, &region, width, size)
     target.row, target.column = out.row, out.column
     target.activation, target.slope, target.bias = job.activation, job.slope, bias
@@ -289,6 +290,8 @@ cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noe
     if elements * job.channels * job.vectors * job.kernels.lanes * size <= CACHED_BYTES:
         most = min(ceil_div(4 * threads, job.groups), job.tiles // FEWEST_CACHED)
         job.tile_groups = max(job.tile_groups, min(units, most))
+    if job.pieces == 1:
+        job.tile_groups = max(job.tile_groups, min(min(2 * threads, units), job.tiles // FEWEST))
     # Too few groups for the threads: they share V, and the blocks of filters.
     job.shared = threads > 1 and job.tile_groups * job.groups < 2 * threads
     if not job.shared:
@@ -297,20 +300,20 @@ cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noe
     return ceil_div(ceil_div(units, job.tile_groups // job.pieces) * job.unit, job.pieces)
 
 
-cdef Py_ssize_t strip_pixels(const WinogradJob *job, Py_ssize_t tiles, Py_ssize_t margin,
-                             Py_ssize_t width) noexcept nogil:
+cdef Py_ssize_t strip_pixels(const WinogradJob *job, Py_ssize_t tiles, Py_ssize_t step,
+                             Py_ssize_t size, Py_ssize_t width) noexcept nogil:
     """Return how many pixels a strip of planes has at most for so many tiles; see `region_of`."""
-    cdef Py_ssize_t outputs = job.tile.outputs
+    cdef Py_ssize_t margin = size - step
     if tiles < job.across:  # they are parts of one row
-        width = min(width, tiles * outputs + margin)
-    return (ceil_div(tiles, job.across) * outputs + margin) * width
+        width = min(width, tiles * step + margin)
+    return (ceil_div(tiles, job.across) * step + margin) * width
 
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
                          const Images *out, Py_ssize_t images, bint planes, int activation,
                          double slope, const Arrivals *arrivals, Py_ssize_t first_image,
                          int threads) except -1:
-    """Convolve images; the axes have stride and dilation 1.
+    """Convolve images; the axes have the tile's stride, and dilation 1.
 
     They are channels-last, or `planes`: contiguous NCHW.  `arrivals` are told of outputs, of
     `first_image` and so on, unless they are NULL.
@@ -320,6 +323,7 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes
     cdef Py_ssize_t width = ceil_div(packed.vectors, packed.blocks) * lanes
     cdef Py_ssize_t elements = packed.winograd.size * packed.winograd.size, most
+    cdef Py_ssize_t outputs = packed.winograd.outputs
     job.kernels, job.tile, job.weight, job.bias = kernels, packed.winograd, packed.weight, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
@@ -341,9 +345,10 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     cdef size_t m_bytes = <size_t>(elements * job.m_element * size)
     cdef size_t in_bytes = 0, out_bytes = 0
     if planes:
-        in_bytes = <size_t>(strip_pixels(&job, job.input_tiles if job.shared else most,
-                                         packed.winograd.taps - 1, w.size) * job.strip_channels * size)
-        out_bytes = <size_t>(strip_pixels(&job, most, 0, w.out) * width * size)
+        in_bytes = <size_t>(
+            strip_pixels(&job, job.input_tiles if job.shared else most, outputs * job.tile.stride,
+                         job.tile.size, w.size) * job.strip_channels * size)
+        out_bytes = <size_t>(strip_pixels(&job, most, outputs, outputs, w.out) * width * size)
     cdef Py_ssize_t zeros = max(job.v_tile, width) * size
     cdef double transform = 4.0 * elements * job.strip_channels
     cdef double product = 2.0 * most * elements * packed.channels * width

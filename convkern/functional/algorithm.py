@@ -21,6 +21,8 @@ TILES: dict[str, dict[int, tuple[int, ...]]] = {
     "highest": {3: (2,)},
     "high": {3: (2, 4, 5), 5: (2, 3, 4)},
 }
+#: The same for a stride of 2, whose transforms are sums of two or three elements: of all levels.
+STRIDED_TILES: dict[int, tuple[int, ...]] = {3: (2,)}
 #: The same for the gradient of a weight, where the outputs are what is multiplied with.
 GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
     "highest": {3: (2,)},
@@ -29,6 +31,8 @@ GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
 
 #: Transforming one vector of one element, there or back.
 TRANSFORM = 12.0
+#: What all that costs with a stride of 2, where more elements for an output leave the cache.
+STRIDED = 1.1
 #: Packing one vector of weights: it is read once, and its elements go to memory.
 PACK = 50.0
 #: The same two for a gradient, whose elements and sums go from one processor to another; and
@@ -100,24 +104,28 @@ def winograd_outputs(
     prepacked: bool = False,
     gradient: bool = False,
     instead: Problem | None = None,
+    strides: bool = False,
 ) -> int:
     """Return the outputs of the Winograd tile to use, on each axis; 0: compute directly.
 
     `precision` is the level that was in force.  With `gradient` it is the weight's gradient
     that is computed.  `instead` is what the direct algorithm would compute, if that is
-    something else.
+    something else.  With `strides` the convolution may have a stride of 2.
     """
     accepted = (GRADIENT_TILES if gradient else TILES)[precision]
     kh, kw = problem.kernel
-    fits = kh == kw and problem.dense and problem.dtype == np.float32
-    tiles = accepted.get(kh, ()) if fits else ()
+    fits = kh == kw and problem.dtype == np.float32
+    tiles = accepted.get(kh, ()) if fits and problem.dense else ()
+    if strides and fits and (problem.stride, problem.dilation) == ((2, 2), (1, 1)):
+        tiles = STRIDED_TILES.get(kh, ())
     if algorithm == "winograd":
         if not tiles:
             windows = " or ".join(f"{r}x{r}" for r in accepted)
             steps = "of these" if problem.dense else "of others"
+            strided = ", or a 3x3 window of stride 2" if strides else ""
             raise ValueError(
                 f'algorithm="winograd" at precision {precision!r} needs float32 and a {windows} '
-                f"window of stride and dilation 1, got {kh}x{kw} {steps}, {problem.dtype}"
+                f"window of stride and dilation 1{strided}, got {kh}x{kw} {steps}, {problem.dtype}"
             )
         pack = 0.0 if prepacked else PACK
         return min(tiles, key=lambda m: winograd_cost(problem, m, pack, TRANSFORM))
@@ -276,11 +284,12 @@ def winograd_cost(problem: Problem, outputs: int, pack: float, transform: float)
     `pack` and `transform` are the costs of one vector of weights and of elements.
     """
     in_vectors, vectors = _vectors(problem)
-    elements = (outputs + problem.kernel[0] - 1) ** 2
+    elements = ((outputs - 1) * problem.stride[0] + problem.kernel[0]) ** 2
     down, across = (-(-size // outputs) for size in problem.out_size)
     tiles = problem.images * down * across
     weights = elements * problem.channels * vectors
     fetches = -(-tiles // SHARING)
     products = weights * max(tiles, FETCH * fetches)
     transforms = tiles * elements * (in_vectors + vectors) * transform
-    return problem.groups * (products + transforms + weights * pack)
+    total = problem.groups * (products + transforms + weights * pack)
+    return total if problem.dense else STRIDED * total

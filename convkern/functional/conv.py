@@ -131,7 +131,7 @@ def _route(
     """Check the input's shape, (..., C, H, W), and choose how to convolve."""
     size = window.output_size(shape)
     problem = window.problem(dtype, filters, shape[0] if len(shape) == 4 else 1, size)
-    tile = winograd_outputs(problem, algorithm, precision, prepacked)
+    tile = winograd_outputs(problem, algorithm, precision, prepacked, strides=True)
     blocks = None if tile or algorithm != "auto" else window.blocks()
     # The number of images may only have a say where it may change how a sum is rounded.
     free = algorithm == "auto" and precision != "highest" and not prepacked
@@ -234,7 +234,10 @@ def _compute(
         _kernels.conv2d_planes(x, weight, bias, result, *route.axes, groups, *activation, threads)
     else:
         if (None, tile) not in kept:
-            kept[None, tile] = _kernels.PackedConv(weight, bias, groups, threads, tile)
+            stride = route.axes[0][1]
+            kept[None, tile] = _kernels.PackedConv(
+                weight, bias, groups, threads, tile, stride=stride
+            )
         packing = kept[None, tile]
         _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads, made)
 

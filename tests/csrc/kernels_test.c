@@ -924,7 +924,8 @@ static void test_winograd(const ck_winograd *w)
     const ck_patch filter = patch_of(weight, taps, channels), given = patch_of(grad, m, channels);
     w->input(&patch, channels, V, element, lanes);
     w->weight(&filter, channels, U, element, lanes);
-    w->gradient(&given, channels, Y, element, lanes);
+    if (w->gradient)
+        w->gradient(&given, channels, Y, element, lanes);
     const double tolerance = kernels->dtype == CK_F64 ? 1e-8 : 2;
 
     const void *bias = draw(0, 1) ? integers(channels) : NULL;
@@ -939,7 +940,7 @@ static void test_winograd(const ck_winograd *w)
                 double sum = bias ? at(bias, c) : 0;
                 for (ptrdiff_t r = 0; r < taps; r++)
                     for (ptrdiff_t s = 0; s < taps; s++)
-                        sum += at(pixels, ((i + r) * size + j + s) * channels + c)
+                        sum += at(pixels, ((i * w->stride + r) * size + j * w->stride + s) * channels + c)
                             * at(weight, (r * taps + s) * channels + c);
                 out.true_[i * target.row + j * target.column + c] =
                     activated(sum, target.activation, target.slope);
@@ -947,6 +948,8 @@ static void test_winograd(const ck_winograd *w)
     target.out = out.mine;
     w->output(products(V, U, size, element), element, channels, &target);
     compare("winograd", out, tolerance / 100);
+    if (!w->gradient)
+        return;
 
     out = new_output(taps * taps * channels);
     for (ptrdiff_t r = 0; r < taps; r++)

@@ -157,7 +157,7 @@ typedef struct {
 } ck_boxes;
 
 /* ---- Winograd: tiles of pixels to elements and back, lanes along the channels ---- */
-enum { CK_WINOGRAD_TILES_COUNT = 6, CK_PATCH = 8 };
+enum { CK_WINOGRAD_TILES_COUNT = 7, CK_PATCH = 8 };
 
 /* Pixels of a tile: pixel j of row i has its channels at row[i] + j*step[i].  Columns outside
  * first .. last-1 are zeros and not read; a row of zeros has a step of 0. */
@@ -184,9 +184,10 @@ typedef void (*ck_patch_fn)(const ck_patch *patch, ptrdiff_t channels, void *ele
 typedef void (*ck_output_fn)(const void *elements, ptrdiff_t element, ptrdiff_t channels,
                              const ck_target *target);
 
-/* One tile: outputs x outputs of a window of taps x taps, with size = outputs + taps - 1. */
+/* One tile: outputs x outputs of a window of taps x taps with a stride, whose windows meet
+ * size x size pixels.  With a stride of 2 there are no gradients. */
 typedef struct {
-    int outputs, taps, size;
+    int outputs, taps, size, stride;
     ck_patch_fn input;           /* size x size pixels */
     ck_patch_fn weight;          /* taps x taps weights */
     ck_output_fn output;         /* to outputs x outputs pixels */

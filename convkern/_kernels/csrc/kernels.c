@@ -56,9 +56,12 @@ CK_INLINE vec activate(vec v, int activation, vec slope)
     [FILTERS][PIXELS] = CK_SYMBOL(lanes_outer_##FILTERS##x##PIXELS),
 #define CK_DOT_ENTRY(MR, NR) [MR][NR] = CK_SYMBOL(dot_##MR##x##NR),
 #define CK_WINOGRAD_ENTRY(M, R, N) \
-    {M, R, N, CK_SYMBOL(winograd_input_##N), CK_SYMBOL(winograd_weight_##M##x##R), \
+    {M, R, N, 1, CK_SYMBOL(winograd_input_##N), CK_SYMBOL(winograd_weight_##M##x##R), \
      CK_SYMBOL(winograd_output_##M##x##R), CK_SYMBOL(winograd_gradient_##M##x##R), \
      CK_SYMBOL(winograd_weight_gradient_##M##x##R)},
+#define CK_STRIDED_ENTRY(M, R, N) \
+    {M, R, N, 2, CK_SYMBOL(winograd_input_strided), CK_SYMBOL(winograd_weight_strided), \
+     CK_SYMBOL(winograd_output_strided), NULL, NULL},
 
 const ck_kernels CK_SYMBOL(table) = {
     .dtype = sizeof(real) == 4 ? CK_F32 : CK_F64,
@@ -69,7 +72,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .tile = {CK_TILES(CK_TILE_ENTRY)},
     .outer = {CK_TILES(CK_OUTER_ENTRY)},
     .dot = {CK_DOTS(CK_DOT_ENTRY)},
-    .winograd = {CK_WINOGRAD_TILES(CK_WINOGRAD_ENTRY)},
+    .winograd = {CK_WINOGRAD_TILES(CK_WINOGRAD_ENTRY) CK_WINOGRAD_STRIDED(CK_STRIDED_ENTRY)},
     .transpose = CK_SYMBOL(transpose),
     .scatter_transposed = CK_SYMBOL(scatter_transposed),
     .max_pool = CK_SYMBOL(max_pool),
