@@ -10,6 +10,7 @@ cimport numpy as cnp
 from convkern._kernels.channels cimport Arrivals, ImageMoments, arrivals_of, outputs_came
 from convkern._kernels.core cimport (
     CK_AHEAD,
+    CK_CLAIM,
     CK_FIRST,
     CK_LAST,
     CK_ONCE,
@@ -59,8 +60,11 @@ cdef enum:
 
 cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char *x,
                    const char *weight, const char *bias, char *out, const Span *rows,
-                   const Span *columns) noexcept nogil:
-    """Compute the output pixels of one row span x column span, which all see the same taps."""
+                   const Span *columns, bint cold) noexcept nogil:
+    """Compute the output pixels of one row span x column span, which all see the same taps.
+
+    `cold`: these pixels have not been read lately.
+    """
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, width = vectors * kernels.lanes
     cdef Py_ssize_t height = rows.stop - rows.start, breadth = columns.stop - columns.start
@@ -94,6 +98,11 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     if layout.x_column == job.channels:
         run_length *= tap_columns
         tap_columns = 1
+    # One tap of a few channels: so short a sum waits for pixels and outputs, not for weights.
+    cdef bint brief = (job.h.kernel == job.w.kernel == 1 and job.channels <= CHUNK
+                       and layout.x_pixel == job.channels)
+    # What is more is fetched: the pixels of the next tile, or the weights of the next chunk.
+    cdef bint fetch_pixels = brief and cold and height * breadth > width
     row_step, column_step, pieces = 1, tap_columns, 1
     if run_length * tap_columns * tap_rows == 0:
         tap_rows = 0
@@ -104,7 +113,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     else:
         column_step, pieces = 1, ceil_div(run_length, CHUNK)
 
-    chunk.flags = CK_FIRST
+    chunk.flags = CK_FIRST | (CK_CLAIM if brief else 0)
     chunk.ahead, chunk.ahead_step = weight, 0
     r = c = piece = 0
     while True:
@@ -141,6 +150,9 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
             start = 0
             for tile in range(tiles):
                 stop = length * (tile + 1) // tiles
+                if fetch_pixels:
+                    chunk.ahead = tile_x + stop * layout.x_pixel * size
+                    chunk.ahead_step = 4 * (stop - start) * size
                 chunk.flags = chunk.flags & ~CK_STREAM | (0 if line or tile else stream)
                 kernels.tile[vectors][stop - start](
                     &layout, &chunk, tile_x + start * layout.x_pixel * size, tile_w, bias,
@@ -170,7 +182,7 @@ cdef inline Region region_at(Py_ssize_t position, Py_ssize_t height, Py_ssize_t 
 
 
 cdef void conv_block(const ConvJob *job, const char *x, char *out, const Region *region,
-                     Py_ssize_t group, const Block *block) noexcept nogil:
+                     Py_ssize_t group, const Block *block, bint cold) noexcept nogil:
     """A region of an image's outputs, one block of filters of a group.
 
     x and out are the image's first pixels, of the group and of the block.
@@ -185,7 +197,8 @@ cdef void conv_block(const ConvJob *job, const char *x, char *out, const Region 
         if clip(&job.rows[i], region.top, region.bottom, &rows):
             for j in range(job.column_spans):
                 if clip(&job.columns[j], region.left, region.right, &columns):
-                    conv_box(job, block.vectors, tail, x, weight, bias, out, &rows, &columns)
+                    conv_box(job, block.vectors, tail, x, weight, bias, out, &rows, &columns,
+                             cold)
 
 
 cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -208,7 +221,7 @@ cdef void conv_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         filters += min(block.width, job.out_channels - block.first)
         conv_block(job, job.x + (image * job.x_image + group * job.channels) * size,
                    job.out + (image * job.out_image + group * job.out_channels + block.first) * size,
-                   &region, group, &block)
+                   &region, group, &block, index == first)
     if job.arrivals != NULL:
         outputs_came(job.arrivals, job.first_image + image, filters * area(&region))
 
@@ -300,7 +313,7 @@ cdef void strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
             region = outputs_of(part, &out)
             conv_block(&here, x.data,
                        y.data + (part.first_row * y.row + part.first_column * y.column) * size,
-                       &region, group, &block)
+                       &region, group, &block, False)
         place_strip(kernels, strip, block.width, &to, &out, group * here.out_channels + block.first,
                     min(block.width, here.out_channels - block.first))
 

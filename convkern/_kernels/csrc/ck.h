@@ -32,8 +32,9 @@ enum { CK_SOFTMAX_COLUMNS = 128 }; /* most columns of one call of softmax */
 
 /* Where a call stands in a sum that is cut into chunks; whether its weights come from the outer
  * caches, so that they had better be fetched some kilobytes ahead; or from memory, for this call
- * alone, which then reads nothing `ahead`; and whether something is wanted `also`. */
-enum { CK_FIRST = 1, CK_LAST = 2, CK_STREAM = 4, CK_ONCE = 8, CK_ALSO = 16 };
+ * alone, which then reads nothing `ahead`; whether something is wanted `also`; and whether the outputs
+ * are likely to be in no cache. */
+enum { CK_FIRST = 1, CK_LAST = 2, CK_STREAM = 4, CK_ONCE = 8, CK_ALSO = 16, CK_CLAIM = 32 };
 
 /* ---- Convolution: a tile of output pixels x vectors of output channels ----
  *
@@ -63,8 +64,9 @@ typedef struct {
     ptrdiff_t rows, columns, run;
     int flags;
     /* Memory that is wanted soon: every four elements of a run, CK_AHEAD bytes are fetched towards
-     * the caches and the address moves on by `ahead_step` bytes; with CK_ALSO there is a second
-     * address, which moves on by CK_AHEAD. */
+     * the caches, or twice as many where the elements of a tile's pixels are more than that, and the
+     * address moves on by `ahead_step` bytes; with CK_ALSO there is a second address, which moves on
+     * by CK_AHEAD. */
     const char *ahead, *also;
     ptrdiff_t ahead_step;
 } ck_chunk;
