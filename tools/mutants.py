@@ -844,7 +844,7 @@ FAULTS = [
     # ------------------------------------------------------------ winograd.pyx
     Fault(
         "winograd.pyx",
-        "chunk.run, chunk.flags = c_stop - c, 0 if piece else CK_FIRST",
+        "CK_ALSO | (0 if piece else CK_FIRST)",
         "chunk.run, chunk.flags = c_stop - c, CK_FIRST",
         "of many channels only the last chunk is summed",
     ),
