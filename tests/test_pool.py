@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from convkern import functional, num_threads, reference
+from convkern.arrays import to_channels_last
+from convkern.functional.max_pool import max_pool2d_gradient
 
 from .draws import cases
 from .test_exact import DTYPES, integers, random_layout, random_size
@@ -240,6 +242,9 @@ def test_same_bits_for_every_thread_count():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 70, 40, 40)).astype(np.float32)
     _, indices = functional.max_pool2d(x, 3, 1, 1, return_indices=True)
+    pixels = to_channels_last(x)
+    maxima, places = functional.max_pool2d(pixels, 2, return_indices=True)
+    windows = ((2, 2), (2, 2), (0, 0), (1, 1))
     results = []
     for threads in (1, 2, 3, 4, 7):
         with num_threads(threads):
@@ -253,6 +258,7 @@ def test_same_bits_for_every_thread_count():
                 + functional.avg_pool_channels(x, 3, 1).tobytes()
                 + functional.avg_pool2d(x, 3, 2, 1).tobytes()
                 + functional.avg_pool2d_backward(x, x.shape, 3, 1, 1).tobytes()
+                + max_pool2d_gradient(maxima, places, x.shape, windows, maxima).tobytes()
             )
     assert len(set(results)) == 1
 
