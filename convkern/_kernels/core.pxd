@@ -194,6 +194,9 @@ cdef extern from "csrc/ck.h" nogil:
     int ck_grow_team(int, void (*)(int))
     void ck_start_team(int)
     int ck_in_parallel()
+    ctypedef struct ck_share:
+        ptrdiff_t next, end
+    ptrdiff_t ck_take_item(ck_share *) nogil
 
 
 cdef const ck_kernels *kernels_of(cnp.ndarray array) noexcept

@@ -14,7 +14,7 @@ from time import perf_counter
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_New
-from cython.parallel cimport parallel, prange, threadid
+from cython.parallel cimport parallel, threadid
 
 cimport numpy as cnp
 import numpy as np
@@ -175,16 +175,32 @@ cdef double WORK_PER_REGION = 1e9   # per thread, between two looks at pending s
 cdef double WORK_OF_LITTLE = 6e7    # the same of little items: they mostly move memory
 
 
+cdef void work_off(item_fn function, const void *job, ck_share *shares, int threads, int thread,
+                   char *scratch) noexcept nogil:
+    """Do what is a thread's own, and then what others have not come to yet."""
+    cdef int i
+    cdef Py_ssize_t item
+    for i in range(threads):
+        while True:
+            item = ck_take_item(&shares[(thread + i) % threads])
+            if item < 0:
+                break
+            function(job, item, scratch)
+
+
 cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
              size_t scratch_bytes) except -1:
     """Call ``function(job, item, scratch)`` for every item; the only place that starts threads.
 
-    `work` is that of one item, `scratch_bytes` what one thread needs.
+    `work` is that of one item, `scratch_bytes` what one thread needs.  A thread's own items lie
+    next to each other, and are the same in one call as in the next, so that it finds in its cache
+    what it has written there.
     """
     cdef double total = work * items, region
     cdef Py_ssize_t i, start = 0, stop, step
     cdef uint64_t saved = 0
     cdef char *scratch
+    cdef ck_share *shares
     if items <= 0:
         return 0
     if threads > items:
@@ -194,7 +210,8 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
     if threads > 1:
         threads = 1 if ck_in_parallel() else ck_grow_team(threads, ck_start_team)
     scratch_bytes = (scratch_bytes + 127) // 128 * 128
-    scratch = take(scratch_bytes * threads + 1)
+    scratch = take(sizeof(ck_share) * threads + scratch_bytes * threads + 1)
+    shares = <ck_share *>(scratch + scratch_bytes * threads)
     work = max(work, 1.0)
     region = threads * min(WORK_PER_REGION, max(WORK_OF_LITTLE, 100 * work))
     step = max(threads, <Py_ssize_t>min(<double>items, region / work))
@@ -212,10 +229,13 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
                         function(job, i, scratch)
                     ck_fp_restore(saved)
             else:
+                for i in range(threads):
+                    shares[i].next = start + (stop - start) * i // threads
+                    shares[i].end = start + (stop - start) * (i + 1) // threads
                 with nogil, parallel(num_threads=threads):
                     saved = ck_fp_default()
-                    for i in prange(start, stop, schedule="dynamic"):
-                        function(job, i, scratch + scratch_bytes * <size_t>threadid())
+                    work_off(function, job, shares, threads, threadid(),
+                             scratch + scratch_bytes * <size_t>threadid())
                     ck_fp_restore(saved)
             start = stop
     finally:

@@ -485,6 +485,19 @@ int ck_grow_team(int wanted, void (*start)(int threads));
 #define CK_WORK_PER_THREAD 1e6
 #endif
 
+/* The items that are a thread's own, next .. end-1; each share has cache lines to itself. */
+typedef struct {
+    ptrdiff_t next, end;
+    char apart[128 - 2 * sizeof(ptrdiff_t)];
+} ck_share;
+
+/* Take an item from a share, or return -1: it is used up. */
+static inline ptrdiff_t ck_take_item(ck_share *share)
+{
+    const ptrdiff_t item = __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED);
+    return item < share->end ? item : -1;
+}
+
 #ifdef _OPENMP
 #include <omp.h>
 static inline int ck_in_parallel(void) { return omp_in_parallel(); }
