@@ -307,6 +307,18 @@ def test_training(torch, quiet, tmp_path):
     assert plot.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory")
+def test_memory_of_an_operator(quiet, tmp_path, capsys):
+    """A pooling takes its maxima and their indices, of 4 and 8 bytes each."""
+    pool = ["--what", "pool", "--shapes", "vgg19/pool1", "--batch", "4", "--against", "none"]
+    code, found = report(tmp_path, *pool, "--memory")
+    [row] = found["rows"]
+    results = 4 * 64 * 112 * 112 * (4 + 8)
+    assert code == 0 and row["memory_mb"]["convkern"] == pytest.approx(results / 1e6, rel=0.2)
+    assert "vgg19/pool1, N = 4: MB at most: convkern" in capsys.readouterr().out
+    assert report(tmp_path, *pool)[1]["rows"][0]["memory_mb"] == {}
+
+
 def test_batches_of_training():
     assert {name: n for name, n in cases.TRAINING_BATCH.items() if n != 16} == {
         "alexnet": 32,
@@ -452,10 +464,12 @@ def test_remarks_name_the_best_peer():
         "memory_mb": {"convkern": 7.4, "x": 9.0},
         **timing.summarise(seconds, 0, 1.0, "nchw"),
     }
+    memory = "MB at most: convkern 7.4, x 9.0"
     assert reporting.remarks(row) == (
-        "  net, N = 4: 2.50 to the best peer, x; 4.00 to torch eager; MB to train: convkern 7, x 9"
+        f"  net, N = 4: 2.50 to the best peer, x; 4.00 to torch eager; {memory}"
     )
-    assert reporting.remarks(row | {"network": False}) == ""
+    assert reporting.remarks(row | {"network": False}) == f"  net, N = 4: {memory}"
+    assert reporting.remarks(row | {"network": False, "memory_mb": {}}) == ""
     assert reporting.remarks(row | {"wrong": ["x"]}) == ""
 
 
@@ -466,7 +480,6 @@ def test_peers_that_read_onnx(peer, quiet, tmp_path, monkeypatch):
     monkeypatch.setattr(cases.models, "alexnet", small_net)
     for arguments in (
         ["--shapes", "mnist_cnn/conv2", "mobilenet/depthwise8"],
-        ["--what", "pool", "--shapes", "resnet50/maxpool"],
         ["--what", "alexnet", "--batch", "2"],
     ):
         code, found = report(tmp_path, "--against", peer, *arguments)

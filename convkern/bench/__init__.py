@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in _cases(options):
             # Again for every row: the machine may have been busy before.
             peak = max(peak, timing.fma_peak(options.threads))
-            found = measure(case, prepares, options.rounds, options.threads, peak)
+            found = measure(case, prepares, options.rounds, options.threads, peak, options.memory)
             if not rows:
                 print(header(found[0]))
             print(*map(line, found), *filter(None, map(remarks, found)), sep="\n", flush=True)

@@ -133,14 +133,20 @@ def layer_case(name: str, shape: Any, batch: int, layout: str, prepacked: bool) 
     rng = np.random.default_rng(0)
     x = _random_images(rng, (batch, *shape.input_shape), layout)
     weights: list[Array] = []
-    if not isinstance(shape, PoolShape):
+    arguments: dict[str, Any] = dict(shape.arguments)
+    traffic = 4 * batch * _output_elements(shape)
+    if isinstance(shape, PoolShape):
+        # The indices are what training needs; torch makes them whether it is asked for them or not.
+        arguments["return_indices"] = True
+        traffic *= 3
+    else:
         filters = shape.weight_shape
         weights = [rng.standard_normal(size, np.float32) for size in (filters, filters[0])]
-    operation = Operation(name, weights, shape.arguments)
+    operation = Operation(name, weights, arguments)
     call: Call
     if prepacked:
         weight, bias = weights
-        call = partial(functional.PackedConv2d(weight, bias, **shape.arguments), x)
+        call = partial(functional.PackedConv2d(weight, bias, **arguments), x)
     else:
         call = as_call([operation], functional, x)
     return Case(
@@ -150,7 +156,7 @@ def layer_case(name: str, shape: Any, batch: int, layout: str, prepacked: bool) 
         call,
         [operation],
         flops=shape.flops * batch,
-        traffic=_bytes(x, *weights) + 4 * batch * _output_elements(shape),
+        traffic=_bytes(x, *weights) + traffic,
         tolerance=0.0 if isinstance(shape, PoolShape) else TOLERANCE,
     )
 

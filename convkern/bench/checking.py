@@ -30,16 +30,25 @@ _FROZEN = f"{OURS} frozen"
 
 
 def measure(
-    case: Case, prepares: Sequence[Prepare], rounds: int, threads: int, peak: float
+    case: Case,
+    prepares: Sequence[Prepare],
+    rounds: int,
+    threads: int,
+    peak: float,
+    with_memory: bool = False,
 ) -> list[Row]:
-    """Return the row of a case, and one of its frozen net: errors, and times if these are small."""
+    """Return the row of a case, and one of its frozen net: errors, and times if these are small.
+
+    The memory that a call takes is measured of training steps, and of others `with_memory`.
+    """
     calls = {OURS: case.call}
     if case.frozen:
         calls[_FROZEN] = case.frozen
     peers = _prepared(case, prepares)
-    memory = _memory({OURS: case.call, **peers}) if _trains(case) else {}
     rows = {name: _unmeasured(case, name == _FROZEN, list(peers)) for name in calls}
     for name, row in rows.items():
+        measured = with_memory or _trains(case)
+        row["memory_mb"] = _memory({OURS: calls[name], **peers}) if measured else {}
         if case.twin:
             twin = case.twin()
             found = errors(twin, twin.call, _prepared(twin, prepares))
@@ -49,7 +58,6 @@ def measure(
         row["errors"] = {peer: e if math.isfinite(e) else None for peer, e in found.items()}
         # A NaN is not within the tolerance either.
         row["wrong"] = [peer for peer, error in found.items() if not error <= case.tolerance]
-        row["memory_mb"] = memory
     right = {name: call for name, call in calls.items() if not rows[name]["wrong"]}
     if not right:
         return list(rows.values())
@@ -105,7 +113,7 @@ def errors(case: Case, call: Call, peers: Mapping[str, Call]) -> dict[str, float
     count = int(max(1, min(case.batch, _REFERENCE_FLOPS * case.batch // max(case.flops, 1))))
     if case.images_are_independent:
         expected = as_call(case.operations, reference, case.input[-count:])()
-        found["reference"] = _error([result[0][-count:]], _arrays(expected))
+        found["reference"] = _error([part[-count:] for part in result], _arrays(expected))
     elif case.operations:
         # Without peers nobody else looks at the whole batch.
         small = case.with_batch(count) if case.with_batch and count < case.batch and peers else case

@@ -100,6 +100,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
         help="which gradients backward computes (default: all three)",
     )
     parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="show the memory that a call takes at most, with its result; training always does",
+    )
+    parser.add_argument(
         "--threads",
         type=_threads,
         default=convkern.get_num_threads(),

@@ -45,7 +45,7 @@ class Peer(NamedTuple):
         )
 
 
-_OPERATORS = ("forward", "pool", "linear", "alexnet")
+_OPERATORS = ("forward", "linear", "alexnet")
 
 
 def _torch(
@@ -59,7 +59,7 @@ def _torch(
 
 #: Adding a peer is adding an entry.
 PEERS = {
-    "torch": _torch(torch_peers.eager, (*_OPERATORS, "backward", "train")),
+    "torch": _torch(torch_peers.eager, (*_OPERATORS, "backward", "pool", "train")),
     "torch-jit": _torch(torch_peers.jit),
     "torch-compile": _torch(torch_peers.compiled, program="g++"),
     "onnxruntime": Peer(onnx_peers.onnx_runtime, ("onnxruntime", "onnx"), _OPERATORS),

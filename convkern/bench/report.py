@@ -108,18 +108,21 @@ def line(row: Row) -> str:
 
 
 def remarks(row: Row) -> str:
-    """Return the line under a network's row: who is the best peer, what memory a step takes."""
-    if row["wrong"] or not row["network"] or not row["ratios"]:
+    """Return the line under a row: of a network who is the best peer, and what memory it takes."""
+    if row["wrong"]:
         return ""
-    best = min((name for name in row["median_ms"] if name != OURS), key=row["ratios"].__getitem__)
-    ratios = {name: _short(ratio) for name, ratio in row["ratios"].items()}
-    said = f"  {row['label']}, N = {row['batch']}: {ratios[best]} to the best peer, {best}"
-    if EAGER in ratios:
-        said += f"; {ratios[EAGER]} to torch eager"
+    said = []
+    if row["network"] and row["ratios"]:
+        ratios = {name: _short(ratio) for name, ratio in row["ratios"].items()}
+        peers = [name for name in row["median_ms"] if name != OURS]
+        best = min(peers, key=row["ratios"].__getitem__)
+        said.append(f"{ratios[best]} to the best peer, {best}")
+        if EAGER in ratios:
+            said.append(f"{ratios[EAGER]} to torch eager")
     if row["memory_mb"]:
-        sizes = ", ".join(f"{name} {size:.0f}" for name, size in row["memory_mb"].items())
-        said += f"; MB to train: {sizes}"
-    return said
+        sizes = ", ".join(f"{name} {size:.1f}" for name, size in row["memory_mb"].items())
+        said.append(f"MB at most: {sizes}")
+    return f"  {row['label']}, N = {row['batch']}: {'; '.join(said)}" if said else ""
 
 
 def _short(ratio: float) -> str:
