@@ -142,6 +142,20 @@ def test_weight_gradient_in_parts(dtype, channels_last):
         np.testing.assert_array_equal(got[:, :, r, s], expected, f"tap {r}, {s}")
 
 
+@pytest.mark.parametrize("groups", (1, 2))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weight_gradient_of_steps(dtype, groups):
+    """Of so many filters, the pixels that a stride meets in planes are picked out first."""
+    rng = np.random.default_rng(5)
+    x, w = integers(rng, (3, 6, 8, 7), dtype), np.zeros((258, 6 // groups, 1, 1), dtype)
+    grad = integers(rng, (3, 258, 3, 4), dtype)
+    got = functional.conv2d_backward(
+        grad, x, w, (3, 2), groups=groups, output_mask=(False, True, False)
+    )[1]
+    expected = reference.conv2d_backward(grad, x, w, (3, 2), groups=groups)[1]
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("at_end", (True, False))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weight_gradient_of_long_rows(dtype, at_end):

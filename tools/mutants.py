@@ -475,9 +475,15 @@ FAULTS = [
     ),
     Fault(
         "core.pyx",
-        "function(job, i, scratch + scratch_bytes * <size_t>threadid())",
-        "function(job, i, scratch)",
+        "scratch + scratch_bytes * <size_t>threadid())",
+        "scratch)",
         "threads share their scratch memory",
+    ),
+    Fault(
+        "core.pyx",
+        "shares[i].end = start + (stop - start) * (i + 1) // threads",
+        "shares[i].end = start + (stop - start) // threads * (i + 1)",
+        "the last item is nobody's where the threads do not divide their number",
     ),
     Fault(
         "core.pyx",

@@ -62,6 +62,9 @@ ROW = 0.6
 ROW_OF_3X3 = 0.4
 #: Channels whose gradients of weights are made in planes.
 FEW_CHANNELS = 4
+#: Filters that share the pixels which the gradient of a 1x1 window's weight packs: for more of
+#: them, those that a stride meets in planes are better picked out once, before.
+SHARING_FILTERS = 256
 #: Vectors of filters that are few for the gradient of a 1x1 window's weight.
 FEW_VECTORS = 3
 #: Multiply-adds with images in the lanes, and bringing a vector of them there or back.

@@ -23,6 +23,7 @@ from convkern.functional import lanes
 from convkern.functional.activation import ACTIVATIONS
 from convkern.functional.algorithm import (
     ALGORITHMS,
+    SHARING_FILTERS,
     fills_rows,
     gradient_in_planes,
     gradient_of_few_filters,
@@ -36,6 +37,7 @@ from convkern.functional.window import (
     Window,
     checked_gradient,
     in_lanes,
+    met_pixels,
     one_of,
     output_size_of,
 )
@@ -261,6 +263,8 @@ def weight_gradient(
     """Return the gradient of a weight, from images and gradients of one layout."""
     dtype, precision = weight.dtype, get_float32_precision()
     size, filters = grad.shape[2:], len(weight)
+    if window.skips and not channels_last and filters > SHARING_FILTERS:
+        x, window = met_pixels(x, window, size), window.of_steps()
     route = _weight_gradient_route(window, x.shape, size, filters, dtype, algorithm, precision)
     if not len(x):
         return np.zeros_like(weight, order="C")
