@@ -13,6 +13,7 @@ cdef struct PlanesJob:
     # Pixels are cut into panels as wide as the widest tile; an item has a group of them, of which it
     # packs `depth` rows, and some filters.  A sum in registers has `chunk` products.
     Py_ssize_t vectors, panels, width, group, panel_groups, row_blocks, depth, chunk
+    Py_ssize_t items
     Py_ssize_t joined  # pixels of all images, whose panels are cut from them together; or 0
     bint plain   # the windows are the pixels
     bint direct  # and are not packed
@@ -22,6 +23,16 @@ cdef struct PlanesJob:
 cdef struct Panel:
     # Its first pixel, width with padding, number of vectors, and of pixels that there are.
     Py_ssize_t column, width, vectors, count
+
+cdef struct Share:
+    # Of an item: its image and group, its panels and its filters.
+    Py_ssize_t part, first, last, begin, end
+
+cdef struct Fetch:
+    # Rows of x that are packed next, in columns of CK_AHEAD bytes, and how many of the pieces have
+    # been fetched; it is negative where that is still to begin.
+    const char *x
+    Py_ssize_t rows, columns, step, done
 
 cdef void set_windows(PlanesJob *job, const ck_kernels *kernels, const char *x, Py_ssize_t groups,
                       Py_ssize_t channels, Py_ssize_t out_channels, Axis h, Axis w) noexcept
