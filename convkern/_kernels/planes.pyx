@@ -143,12 +143,8 @@ cdef void copy_pieces(const PlanesJob *job, char *planes, Py_ssize_t image, Py_s
 
 
 cdef inline Panel panel_of(const PlanesJob *job, Py_ssize_t index) noexcept nogil:
-    """Share out the vectors of pixels among panels."""
-    cdef Py_ssize_t lanes = job.kernels.lanes, first = job.vectors * index // job.panels
-    cdef Py_ssize_t vectors = job.vectors * (index + 1) // job.panels - first
-    cdef Py_ssize_t pixels = job.joined if job.joined else job.pixels
-    return Panel(first * lanes, vectors * lanes, vectors,
-                 min(vectors * lanes, pixels - first * lanes))
+    return cut_panel(job.kernels, job.vectors, job.panels,
+                     job.joined if job.joined else job.pixels, index)
 
 
 cdef inline bint in_place(const PlanesJob *job, Panel panel) noexcept nogil:
@@ -214,17 +210,17 @@ cdef Fetch next_panels(const PlanesJob *job, Py_ssize_t item, Py_ssize_t k) noex
     first, last = panel_of(job, share.first), panel_of(job, share.last - 1)
     bytes = (last.column + last.count - first.column) * size
     fetch.x = pixels_of(job, share, k) + first.column * size
-    fetch.step = job.pixels * size
+    fetch.row, fetch.column = job.pixels * size, CK_AHEAD
     fetch.rows, fetch.columns = min(job.depth, job.length - k), ceil_div(bytes, CK_AHEAD)
     if job.joined:
         # Whole images, but the first one if the item before had its first pixels.
         index = ceil_div(first.column, job.pixels)
-        fetch.x = job.x + index * job.length * fetch.step
+        fetch.x = job.x + index * job.length * fetch.row
         fetch.rows = (ceil_div(last.column + last.count, job.pixels) - index) * job.length
-    if job.joined or bytes == fetch.step:
+    if job.joined or bytes == fetch.row:
         # In one piece.
-        fetch.rows, fetch.columns = ceil_div(fetch.rows * fetch.step, CK_AHEAD), 1
-        fetch.step = CK_AHEAD
+        fetch.rows, fetch.columns = ceil_div(fetch.rows * fetch.row, CK_AHEAD), 1
+        fetch.row = CK_AHEAD
     # Just in time, so that the weights of many filters do not drive it out of the cache again.
     fetch.done = min(<Py_ssize_t>0, fetch.rows * fetch.columns - steps)
     return fetch
@@ -285,17 +281,6 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         k += depth
         if k == job.length:
             return
-
-
-cdef inline void aim(ck_chunk *chunk, Fetch *fetch) noexcept nogil:
-    """Have the next tile fetch some of it."""
-    cdef Py_ssize_t done = fetch.done
-    if 0 <= done < fetch.rows * fetch.columns:
-        chunk.ahead = fetch.x + done // fetch.rows * CK_AHEAD + done % fetch.rows * fetch.step
-        chunk.ahead_step = fetch.step
-    else:
-        chunk.ahead_step = 0
-    fetch.done += chunk.run // 4
 
 
 cdef void multiply(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk *chunk, Fetch *fetch,
