@@ -119,6 +119,7 @@ extensions = [
     for name in (
         "core",
         "activation",
+        "bands",
         "blocks",
         "channels",
         "columns",

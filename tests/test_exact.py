@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from convkern import functional, num_threads, reference
+from convkern import _kernels, functional, num_threads, reference
 
 from .draws import cases
 from .memory import guarded
@@ -382,6 +382,35 @@ def test_products_of_planes(dtype, images, channels, filters, size):
             np.testing.assert_array_equal(found, expected)
             found = functional.conv2d_backward(y, x, w, output_mask=(True, False, False))[0]
             np.testing.assert_array_equal(found, back)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("channels", "filters", "groups", "size", "window"),
+    [
+        (3, 30, 1, (75, 96), (3, 2, 1)),  # the first layer of many nets
+        (2, 27, 1, (26, 49), ((9, 17), 1, (4, 7))),  # a sum of several chunks
+        (70, 26, 1, (13, 46), (3, 1, (0, 2))),  # several bands, whose last rows hang over the edge
+        (2, 5, 3, (18, 90), ((5, 4), (2, 3), (7, 9), (1, 3))),  # rows above and below the image
+        (1, 1, 1, (5, 40), (7, 1, 3)),
+    ],
+)
+def test_bands_of_rows(dtype, channels, filters, groups, size, window):
+    """Planes whose rows fill their vectors, whichever way costs less."""
+    rng = np.random.default_rng(filters)
+    x = integers(rng, (2, groups * channels, *size), dtype, 4)
+    kernel, stride, padding, dilation = (
+        (value, value) if isinstance(value, int) else value for value in (*window, 1)[:4]
+    )
+    w = integers(rng, (groups * filters, channels, *kernel), dtype, 4)
+    bias = integers(rng, groups * filters, dtype)
+    axes = tuple(zip(kernel, stride, padding, dilation, strict=True))
+    for b in (bias, None):
+        expected = reference.conv2d(x, w, b, stride, padding, dilation, groups)
+        for threads in (1, 3):
+            y = np.full(expected.shape, np.nan, dtype)
+            _kernels.conv2d_planes(x, w, b, y, *axes, groups, 1, 0.0, threads)
+            np.testing.assert_array_equal(y, np.maximum(expected, 0))
 
 
 @pytest.mark.parametrize("at_end", (False, True))

@@ -668,6 +668,31 @@ FAULTS = [
         "length = count - done",
         "a panel of joined planes ends in the image in which it begins",
     ),
+    # ------------------------------------------------------------ bands.pyx
+    Fault(
+        "bands.pyx",
+        "if start + (end - 1) * w.stride >= w.size:",
+        "if start + end * w.stride > w.size + w.stride:",
+        "the last windows of a row read beyond it",
+    ),
+    Fault(
+        "bands.pyx",
+        "packed += job.h.stride * job.channels * job.w.kernel * panel.width * size",
+        "packed += job.channels * job.w.kernel * panel.width * size",
+        "windows of a band are a row apart whatever the stride",
+    ),
+    Fault(
+        "bands.pyx",
+        "chunk.flags = ((CK_FIRST | CK_CLAIM if k == 0 else 0)",
+        "chunk.flags = (CK_FIRST | CK_CLAIM",
+        "later chunks of windows begin from the bias",
+    ),
+    Fault(
+        "bands.pyx",
+        "rows_of_input(h, rows) * packed_row))",
+        "rows_of_input(h, rows - 1) * packed_row))",
+        "scratch memory of a band is a stride too small",
+    ),
     Fault(
         "planes_gradient.pyx",
         "flags = (CK_FIRST if chunk == first else 0)",

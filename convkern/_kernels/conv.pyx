@@ -7,6 +7,7 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
+from convkern._kernels.bands cimport convolve_bands, fits_bands
 from convkern._kernels.channels cimport Arrivals, ImageMoments, arrivals_of, outputs_came
 from convkern._kernels.core cimport (
     CK_AHEAD,
@@ -649,8 +650,9 @@ def conv2d(cnp.ndarray x, PackedConv packed, cnp.ndarray out, tuple rows, tuple 
 def conv2d_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out, tuple rows,
                   tuple columns, Py_ssize_t groups, int activation, double slope, int threads):
     """Convolve contiguous NCHW images with a contiguous weight, without copies of either."""
-    convolve_planes(
-        kernels_of(x), <const char *>cnp.PyArray_DATA(weight), data_of(bias),
+    cdef const ck_kernels *kernels = kernels_of(x)
+    cdef Axis h = axis(x.shape[2], out.shape[2], rows), w = axis(x.shape[3], out.shape[3], columns)
+    (convolve_bands if fits_bands(kernels, weight.shape[1], h, w) else convolve_planes)(
+        kernels, <const char *>cnp.PyArray_DATA(weight), data_of(bias),
         <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out), x.shape[0], groups,
-        weight.shape[1], weight.shape[0] // groups, axis(x.shape[2], out.shape[2], rows),
-        axis(x.shape[3], out.shape[3], columns), activation, slope, threads)
+        weight.shape[1], weight.shape[0] // groups, h, w, activation, slope, threads)

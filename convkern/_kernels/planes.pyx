@@ -15,6 +15,7 @@ cimport numpy as cnp
 
 from convkern._kernels.core cimport (
     CK_AHEAD,
+    CK_ALSO,
     CK_FIRST,
     CK_LAST,
     CK_MAX_VECTORS,
@@ -32,7 +33,9 @@ cnp.import_array()
 cdef enum:
     CHUNK = 256                # products summed in registers, as in the direct algorithm
     DIRECT_CHUNK = 32          # where x is read in place: rows long enough for the prefetcher
-    PACKED_BYTES = 640 << 10   # of panels that an item packs at a time: they stay in its L2 cache
+    # Of panels that an item packs at a time: they, what is fetched for the next ones meanwhile and
+    # some of the weights and outputs stay in an L2 cache of 1 MiB.
+    PACKED_BYTES = 320 << 10
     FEWEST_PANELS = 4          # among them, where a plane has so many
     ROWS = 256                 # filters that make it worth while to pack a panel
     FILTERS = 24               # that pass over the panels together: a multiple of most tiles
@@ -140,12 +143,8 @@ cdef void copy_pieces(const PlanesJob *job, char *planes, Py_ssize_t image, Py_s
 
 
 cdef inline Panel panel_of(const PlanesJob *job, Py_ssize_t index) noexcept nogil:
-    """Share out the vectors of pixels among panels."""
-    cdef Py_ssize_t lanes = job.kernels.lanes, first = job.vectors * index // job.panels
-    cdef Py_ssize_t vectors = job.vectors * (index + 1) // job.panels - first
-    cdef Py_ssize_t pixels = job.joined if job.joined else job.pixels
-    return Panel(first * lanes, vectors * lanes, vectors,
-                 min(vectors * lanes, pixels - first * lanes))
+    return cut_panel(job.kernels, job.vectors, job.panels,
+                     job.joined if job.joined else job.pixels, index)
 
 
 cdef inline bint in_place(const PlanesJob *job, Panel panel) noexcept nogil:
@@ -177,28 +176,74 @@ cdef void pack_panels(const PlanesJob *job, const char *x, Py_ssize_t first, Py_
         done += rows
 
 
+cdef inline Share share_of(const PlanesJob *job, Py_ssize_t item) noexcept nogil:
+    """Tell which panels and filters of which image an item has."""
+    cdef Py_ssize_t block = item % job.row_blocks, group = item // job.row_blocks % job.panel_groups
+    return Share(item // job.row_blocks // job.panel_groups,
+                 job.panels * group // job.panel_groups,
+                 job.panels * (group + 1) // job.panel_groups,
+                 job.out_channels * block // job.row_blocks,
+                 job.out_channels * (block + 1) // job.row_blocks)
+
+
+cdef inline const char *pixels_of(const PlanesJob *job, Share share, Py_ssize_t k) noexcept nogil:
+    """Return where channel k of an item's image begins."""
+    return job.x + (share.part * job.channels + k) * job.h.size * job.w.size * job.kernels.itemsize
+
+
+cdef Fetch next_panels(const PlanesJob *job, Py_ssize_t item, Py_ssize_t k) noexcept nogil:
+    """Tell what is packed when rows up to k of an item's panels have been multiplied."""
+    cdef Py_ssize_t size = job.kernels.itemsize, tiles = 0, index, steps, bytes
+    cdef Share share = share_of(job, item)
+    cdef Panel first, last
+    cdef Fetch fetch
+    memset(&fetch, 0, sizeof(fetch))
+    if not job.plain or job.direct or job.length == 0:
+        return fetch
+    for index in range(share.first, share.last):
+        tiles += ceil_div(FILTERS, job.kernels.max_pixels[panel_of(job, index).vectors])
+    steps = (share.end - share.begin) // FILTERS * tiles * (((k - 1) % job.depth + 1) // 4)
+    if k == job.length:
+        if item + 1 == job.items or (item + 1) % job.row_blocks:
+            return fetch  # nothing, or the same panels
+        share, k = share_of(job, item + 1), 0
+    first, last = panel_of(job, share.first), panel_of(job, share.last - 1)
+    bytes = (last.column + last.count - first.column) * size
+    fetch.x = pixels_of(job, share, k) + first.column * size
+    fetch.row, fetch.column = job.pixels * size, CK_AHEAD
+    fetch.rows, fetch.columns = min(job.depth, job.length - k), ceil_div(bytes, CK_AHEAD)
+    if job.joined:
+        # Whole images, but the first one if the item before had its first pixels.
+        index = ceil_div(first.column, job.pixels)
+        fetch.x = job.x + index * job.length * fetch.row
+        fetch.rows = (ceil_div(last.column + last.count, job.pixels) - index) * job.length
+    if job.joined or bytes == fetch.row:
+        # In one piece.
+        fetch.rows, fetch.columns = ceil_div(fetch.rows * fetch.row, CK_AHEAD), 1
+        fetch.row = CK_AHEAD
+    # Just in time, so that the weights of many filters do not drive it out of the cache again.
+    fetch.done = min(<Py_ssize_t>0, fetch.rows * fetch.columns - steps)
+    return fetch
+
+
 cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """A block of filters times a group of panels of one image, or of all of them."""
     cdef const PlanesJob *job = <const PlanesJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, k = 0, depth, row, rows, index
-    cdef Py_ssize_t block = item % job.row_blocks, first = item // job.row_blocks % job.panel_groups
-    cdef Py_ssize_t part = item // job.row_blocks // job.panel_groups, group = part % job.groups
-    cdef Py_ssize_t last = job.panels * (first + 1) // job.panel_groups
-    cdef Py_ssize_t begin = job.out_channels * block // job.row_blocks
-    cdef Py_ssize_t end = job.out_channels * (block + 1) // job.row_blocks
-    cdef Py_ssize_t start, width = job.group * job.width
-    cdef const char *x = job.x + part * job.channels * job.h.size * job.w.size * size
+    cdef Share share = share_of(job, item)
+    cdef Py_ssize_t group = share.part % job.groups
+    cdef Py_ssize_t start = panel_of(job, share.first).column, width = job.group * job.width
+    cdef const char *x = pixels_of(job, share, 0)
     cdef const char *weight = job.weight + group * job.out_channels * job.length * size
     cdef const char *bias = moved(job.bias, group * job.out_channels * size)
-    cdef char *out = job.out + part * job.out_channels * job.pixels * size
+    cdef char *out = job.out + share.part * job.out_channels * job.pixels * size
     cdef char *zeros = scratch + job.depth * width * size
     cdef char *sums = zeros + job.width * size  # of joined planes; otherwise a line of windows
     cdef Panel panel
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
-    first = job.panels * first // job.panel_groups
-    start = panel_of(job, first).column
+    cdef Fetch fetch
     memset(&layout, 0, sizeof(layout))
     memset(zeros, 0, <size_t>(job.width * size))
     layout.out_pixel = width if job.joined else job.pixels
@@ -208,25 +253,27 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     chunk.columns = 1
     while True:
         depth = min(job.depth, job.length - k)
-        pack_panels(job, x, first, last, k, depth, scratch, sums)
+        pack_panels(job, x, share.first, share.last, k, depth, scratch, sums)
+        fetch = next_panels(job, item, k + depth)
+        chunk.ahead, chunk.ahead_step = weight, 0
         # Some filters at a time pass over all panels: so they write long pieces of few planes.
-        row = begin
-        while row < end:
-            rows = min(end - row, <Py_ssize_t>FILTERS)
+        row = share.begin
+        while row < share.end:
+            rows = min(share.end - row, <Py_ssize_t>FILTERS)
             # The next weights are fetched while these pass over the first panel.
-            chunk.ahead, chunk.ahead_step = weight + ((row + rows) * job.length + k) * size, CK_AHEAD
-            for index in range(first, last):
+            chunk.also = weight + ((row + rows) * job.length + k) * size
+            for index in range(share.first, share.last):
                 panel = panel_of(job, index)
                 layout.tail = <int>(kernels.lanes if job.joined
                                     else panel.count - (panel.vectors - 1) * kernels.lanes)
-                multiply(job, &layout, &chunk, panel, rows, k, depth,
+                multiply(job, &layout, &chunk, &fetch, panel, rows, k, depth,
                          weight + row * job.length * size,
                          x + (k * job.pixels + panel.column) * size if in_place(job, panel)
                          else scratch + (panel.column - start) * job.depth * size,
                          moved(bias, row * size) if layout.bias_by_pixel else zeros,
                          sums + (panel.column - start) * size if job.joined
                          else out + (row * job.pixels + panel.column) * size)
-                chunk.ahead_step = 0
+                chunk.also = NULL
             if job.joined:
                 copy_pieces(job, out + row * job.pixels * size, job.out_channels * job.pixels, rows,
                             start, panel.column + panel.count - start, sums, width, True)
@@ -236,8 +283,8 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
             return
 
 
-cdef void multiply(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk *chunk, Panel panel,
-                   Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth, const char *weight,
+cdef void multiply(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk *chunk, Fetch *fetch,
+                   Panel panel, Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth, const char *weight,
                    const char *b, const char *bias, char *out) noexcept nogil:
     """Add rows k .. k+depth-1 of a panel b, times the weights of some filters, to their outputs."""
     cdef const ck_kernels *kernels = job.kernels
@@ -250,13 +297,17 @@ cdef void multiply(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk 
         chunk.rows = length if direct else 1
         chunk.run = 1 if direct else length
         chunk.flags = (CK_FIRST if k == 0 else 0) | (CK_LAST if k + length == job.length else 0)
+        if chunk.also != NULL:
+            chunk.flags |= CK_ALSO
         for tile in range(tiles):
             row, row_stop = rows * tile // tiles, rows * (tile + 1) // tiles
+            aim(chunk, fetch)
             kernels.tile[panel.vectors][row_stop - row](
                 layout, chunk, weight + (row * job.length + k) * size, b,
                 moved(bias, row * size) if layout.bias_by_pixel else bias,
                 out + row * layout.out_pixel * size)
-            chunk.ahead += chunk.run // 4 * chunk.ahead_step
+            if chunk.also != NULL:
+                chunk.also += chunk.run // 4 * CK_AHEAD
         b += length * (job.pixels if direct else panel.width) * size
         k += length
         if k == stop:
@@ -308,6 +359,7 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
     job.panel_groups = ceil_div(job.panels, job.group)
     length = FILTERS * job.group * job.width if job.joined else line_of_windows(&job, job.width)
     cdef double rows = ceil_div(out_channels, job.row_blocks)
-    return run(planes_item, &job, others * job.panel_groups,
+    job.items = others * job.panel_groups
+    return run(planes_item, &job, job.items,
                (2.0 * rows + 8) * job.length * job.group * job.width, threads,
                <size_t>(((job.group * job.depth + 1) * job.width + length) * kernels.itemsize))

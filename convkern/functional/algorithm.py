@@ -45,10 +45,12 @@ FETCH = 24.0
 #: Tiles that share what is fetched.
 SHARING = 64
 #: Multiply-adds with pixels of planes in the lanes, against those with channels.
-PLANES = 1.12
-#: Copying one vector of the windows for that, which lies together or is picked out by stride.
+PLANES = 1.02
+#: Copying one vector of the windows for that, which lies together or is picked out by stride; and
+#: how much of it where rows fill their vectors and are copied once for all windows (see bands.pyx).
 COPY_TAPS = 40.0
 PICK_TAPS = 80.0
+COPY_ROWS = 0.5
 #: Bringing a vector of pixels of planes into channels-last order, and of outputs back.
 GATHER = 10.0
 PLACE = 60.0
@@ -198,9 +200,12 @@ def _planes_cost(problem: Problem) -> float:
     pixels = problem.out_size[0] * problem.out_size[1]
     taps = problem.kernel[0] * problem.kernel[1]
     copies = 0.0
+    filled: float = -(-pixels // lanes)
     if taps > 1 or problem.stride != (1, 1):
         copies = COPY_TAPS if problem.stride[1] == 1 else PICK_TAPS
-    filled: float = -(-pixels // lanes)
+        rows = problem.out_size[0] * -(-problem.out_size[1] // lanes)
+        if taps > 1 and problem.dilation[0] == 1 and pixels >= MOST_FULL * lanes * rows:
+            copies, filled = copies * COPY_ROWS, rows
     if not copies and problem.groups == 1 and pixels < MOST_FULL * lanes * filled:
         filled = pixels / lanes  # joined with those of other images
     products = filled * problem.channels * taps
