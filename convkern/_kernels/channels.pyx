@@ -19,6 +19,7 @@ from convkern._kernels.core cimport (
     CK_RELU,
     CK_SQUARES,
     CK_SUM,
+    CK_WORK_OF_ELEMENT,
     ceil_div,
     ck_kernels,
     data_of,
@@ -202,7 +203,7 @@ cdef cnp.ndarray channel_sums(Sums what, cnp.ndarray x, cnp.ndarray grad, cnp.nd
     job.center = <const double *>data_of(center)
     job.rectified, job.sums = data_of(rectified), <double *>cnp.PyArray_DATA(sums)
     cut_sums(&job, cut, unit)
-    cdef double work = 8.0 * job.images * job.part * job.group
+    cdef double work = CK_WORK_OF_ELEMENT * job.images * job.part * job.group
     cdef size_t scratch = <size_t>job.group * sizeof(double)
     if rectified is not None:
         scratch = <size_t>(job.part * (job.images * job.group if job.inner == 1 else 1)
@@ -394,7 +395,7 @@ def affine(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray y, cnp.ndarray coefficie
     if rectified is not None:
         scratch = <size_t>((job.block if job.inner == 1 else 1) * length * job.kernels.itemsize)
     run(affine_pixels_item if job.inner == 1 else affine_planes_item, &job, items,
-        8.0 * job.block * length, threads, scratch)
+        CK_WORK_OF_ELEMENT * job.block * length, threads, scratch)
 
 
 # ---------------------------------------------------------------- batch normalisation

@@ -6,7 +6,7 @@ cimport numpy as cnp
 
 cdef extern from "csrc/ck.h" nogil:
     enum: CK_F32, CK_F64, CK_OPENMP
-    const double CK_WORK_PER_THREAD
+    const double CK_WORK_PER_THREAD, CK_WORK_OF_ELEMENT
     enum: CK_FIRST, CK_LAST, CK_STREAM, CK_ONCE, CK_ALSO, CK_CLAIM
     enum: CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_SOFTMAX_COLUMNS
     enum: CK_AHEAD, CK_SHORT_ROWS, CK_WINOGRAD_TILES_COUNT

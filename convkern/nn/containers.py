@@ -80,6 +80,10 @@ class _LayerList(Layer):
             (self._names.get(layer, str(index)), layer) for index, layer in enumerate(self.layers)
         )
 
+    def _inside(self) -> list[Layer]:
+        """Return the layers."""
+        return self.layers
+
     def __len__(self) -> int:
         return len(self.layers)
 
@@ -552,15 +556,18 @@ class _Fused(Layer):
         return f"{self.layer!r} + {self.activation!r}"
 
 
+_CONVOLUTIONS = (Conv2d, ConvTranspose2d)
+
 #: More layers whose gradient of the input nobody else holds.
 _GIVING_GRADIENTS_AWAY = (MaxPool2d, AvgPool2d, Residual)
 
 
 def _convolutions(layer: Layer) -> Iterator[Conv2d | ConvTranspose2d]:
-    """Yield the convolutions that are anywhere inside."""
-    if isinstance(layer, Conv2d | ConvTranspose2d):
+    """Yield the convolutions that are anywhere inside, but not what is inside of them."""
+    if isinstance(layer, _CONVOLUTIONS):
         yield layer
-    for _, child in layer._children():
+        return
+    for child in layer._inside():
         yield from _convolutions(child)
 
 
@@ -569,13 +576,17 @@ def _in_best_layout(input: Any, net: Layer) -> Any:
 
     A net may also begin with vectors and make images of them later.
     """
-    convolutions = list(_convolutions(net)) if np.ndim(input) in (3, 4) else []
-    if not convolutions:
+    convolutions = _convolutions(net)
+    first = next(convolutions, None) if np.ndim(input) in (3, 4) else None
+    if first is None:
         return input
     if fills_lanes(np.shape(input)) and get_float32_precision() != "highest":
         input = as_array(input, "input", (4,))
         # Inside of another net that one has chosen.
-        if is_images_last(input) or all(layer.prefers_images_last() for layer in convolutions):
+        if is_images_last(input) or (
+            first.prefers_images_last()
+            and all(layer.prefers_images_last() for layer in convolutions)
+        ):
             return to_images_last(input)
     return functional.to_channels_last(input)
 
