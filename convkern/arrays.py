@@ -60,7 +60,7 @@ def as_contiguous(array: np.ndarray) -> np.ndarray:
     """Return the array itself or a copy that is C-contiguous and aligned."""
     if _kernels.is_contiguous(array):
         return array
-    return np.require(array, requirements=["C", "A"])
+    return array.copy(order="C")
 
 
 def is_channels_last(x: np.ndarray) -> bool:
@@ -159,7 +159,7 @@ def empty_images_last(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarra
 
 def to_images_last(x: np.ndarray) -> np.ndarray:
     """Return an equal array whose memory is images-last, of a 4-D array with images."""
-    if is_images_last(x):
+    if _kernels.is_images_last(x):
         return x
     x = in_layout(x, False)
     out = empty_images_last(x.shape, x.dtype)

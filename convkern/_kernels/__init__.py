@@ -16,6 +16,7 @@ try:
         negative_products,
         normalising_gradient,
         normalising_rows,
+        rounded_totals,
         totals,
     )
     from convkern._kernels.columns import col2im, im2col
@@ -143,6 +144,7 @@ __all__ = [
     "openmp",
     "planes_weight_gradient",
     "prelu",
+    "rounded_totals",
     "scatter",
     "sgd",
     "share_extents",

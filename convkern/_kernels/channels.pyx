@@ -308,6 +308,20 @@ def totals(cnp.ndarray x, tuple cut, int threads):
     return channel_sums(TOTAL, x, None, None, cut, threads)[0]
 
 
+def rounded_totals(cnp.ndarray x, tuple cut, int threads):
+    """Return the same sums in the dtype of x."""
+    cdef cnp.ndarray sums = channel_sums(TOTAL, x, None, None, cut, threads)
+    cdef cnp.npy_intp channels = cnp.PyArray_DIM(sums, 1), c
+    cdef const double *exact = <const double *>cnp.PyArray_DATA(sums)
+    cdef cnp.ndarray rounded = cnp.PyArray_SimpleNew(1, &channels, cnp.PyArray_TYPE(x))
+    for c in range(channels):
+        if cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE:
+            (<double *>cnp.PyArray_DATA(rounded))[c] = exact[c]
+        else:
+            (<float *>cnp.PyArray_DATA(rounded))[c] = <float>exact[c]
+    return rounded
+
+
 def negative_products(cnp.ndarray x, cnp.ndarray grad, tuple cut, int threads):
     """Return the sum of x * grad of every channel where x is not positive, in float64."""
     return channel_sums(NEGATIVE, x, grad, None, cut, threads)[0]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, empty_images, in_layout, is_images_last
+from convkern.arrays import as_array, empty_images, in_layout
 from convkern.functional import lanes
 from convkern.functional.algorithm import Problem
 from convkern.functional.blocks import Blocks
@@ -201,7 +201,7 @@ def in_lanes(x: np.ndarray, window: Window, algorithm: str) -> bool:
     return (
         algorithm != "winograd"
         and x.ndim == 4
-        and is_images_last(x)
+        and _kernels.is_images_last(x)
         and lanes.can_convolve(window.kernel, window.dilation, window.groups)
     )
 

@@ -142,13 +142,15 @@ class Optimizer(ABC):
 
     def _apply(self, due: list[tuple[Parameter, Options, tuple[str, ...]]]) -> None:
         """Update parameters that have each a memory of their own, all at once."""
-        updates, copies, states = [], [], {}
+        updates, copies, states = [], [], []
         for parameter, options, names in due:
             state = self._completed(parameter, names)
-            step = state["step"] = state["step"] + 1
-            states[parameter] = state
+            step = state["step"] + 1
+            states.append((parameter, state, step))
             rule, grad = self._rule(options, step), parameter.grad
-            arrays = [parameter.data, *[state[name] for name in names]]
+            arrays = [parameter.data]
+            for name in names:
+                arrays.append(state[name])
             if not _kernels.are_alike(arrays, grad):
                 self._check(parameter, state)
                 order = memory_order(parameter.data)
@@ -159,7 +161,9 @@ class Optimizer(ABC):
                 arrays = memory
             updates.append((grad, arrays, rule))
         self._update(updates)
-        self.state.update(states)
+        for parameter, state, step in states:
+            state["step"] = step
+            self.state[parameter] = state
         for array, dense in copies:
             array[...] = dense
 
@@ -186,6 +190,8 @@ class Optimizer(ABC):
     def _completed(self, parameter: Parameter, names: tuple[str, ...]) -> State:
         """Return what is kept of a parameter by its names; what is new to it is zero."""
         old = self.state.get(parameter, _NOTHING)
+        if tuple(old) == ("step", *names):
+            return old
         state: State = {"step": old.get("step", 0)}
         for name in names:
             state[name] = old[name] if name in old else np.zeros_like(parameter.data)
