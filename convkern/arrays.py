@@ -153,8 +153,7 @@ def fills_lanes(shape: tuple[int, ...]) -> bool:
 
 def empty_images_last(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """Return a new NCHW-shaped array whose memory is images-last."""
-    result: np.ndarray = _kernels.empty_images_last(shape, dtype)
-    return result
+    return _kernels.empty_images_last(shape, dtype)
 
 
 def to_images_last(x: np.ndarray) -> np.ndarray:
@@ -190,7 +189,7 @@ def memory_order(x: np.ndarray) -> tuple[int, ...]:
 
 def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     """Return `x` with its axes in `order`, C-contiguous: a view where its memory is so already."""
-    memory: np.ndarray | None = _kernels.memory_view(x, order)
+    memory = _kernels.memory_view(x, order)
     if memory is not None:
         return memory
     view = x.transpose(order)
@@ -207,8 +206,7 @@ def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 
 def from_memory(memory: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     """Undo the permutation of `to_memory`."""
-    result: np.ndarray = _kernels.from_memory(memory, order)
-    return result
+    return _kernels.from_memory(memory, order)
 
 
 def cut_at(x: np.ndarray, axis: int, order: tuple[int, ...]) -> tuple[int, int, int]:

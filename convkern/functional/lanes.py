@@ -30,7 +30,7 @@ def convolve(
     activation: tuple[int, float],
 ) -> np.ndarray:
     """Return the convolution of an images-last array, whose output has this size."""
-    out: np.ndarray = _kernels.empty_images_last((len(x), len(weight), *size), x.dtype)
+    out = _kernels.empty_images_last((len(x), len(weight), *size), x.dtype)
     weight, bias = as_contiguous(weight), None if bias is None else as_contiguous(bias)
     _kernels.lanes_conv2d(x, weight, bias, out, *axes, *activation, get_num_threads())
     return out

@@ -185,14 +185,15 @@ class Sequential(_LayerList):
     def forward(self, input: Array) -> Array:
         """Return the last output of `walk`, or `input` itself if there are no layers."""
         output = input
-        for _, _, output, _ in self._run(input, keep=False):
-            pass
+        for _, _, result, _ in self._run(input, keep=False):
+            output = result
         return output
 
     def record(self, input: Array) -> tuple[Array, list[tuple[Layer, Any]]]:
         """Return the last output, and what each layer keeps."""
         output, kept = input, []
-        for _, layer, output, state in self._run(input, keep=True):
+        for _, layer, result, state in self._run(input, keep=True):
+            output = result
             kept.append((layer, state))
         return output, kept
 
@@ -236,10 +237,9 @@ class Sequential(_LayerList):
             place, layer = after, line[after]
             after += 1
             # Exact types: a subclass may compute something else.
-            if (
-                after < len(line)
-                and type(line[after]) is ReLU
-                and type(layer) in (Conv2d, BatchNorm2d, Residual)
+            before_relu = after < len(line) and type(line[after]) is ReLU
+            if before_relu and (
+                type(layer) is Conv2d or type(layer) is BatchNorm2d or type(layer) is Residual
             ):
                 layer = _Fused(layer, line[after])
                 after += 1
@@ -373,7 +373,8 @@ class Residual(Layer):
         # A normalisation at the end of the body does the rest in its own pass.
         last = {"plus": around, "activation": activation} if self._ends_normalised() else {}
         of_body = []
-        for _, layer, output, state in self.body._run(input, keep, **last):
+        for _, layer, result, state in self.body._run(input, keep, **last):
+            output = result
             of_body.append((layer, state))
         if not last:
             check_same_ways(output.shape, around.shape)
