@@ -110,6 +110,22 @@ def test_every_tile(dtype):
             np.testing.assert_array_equal(mine, true, f"{filters} filters, {width}")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_narrow_stretches(dtype):
+    """Windows that are cut at the left and the right, of more rows than a tile or a piece holds."""
+    rng = np.random.default_rng(0)
+    for images, height, width, stride in itertools.product((16, 32), (9, 110), range(1, 9), (1, 2)):
+        x = integers(rng, (images, 1, height, width), dtype)
+        w = integers(rng, (3, 1, 3, 4), dtype)
+        window = stride, ((1, 0), (3, 2))
+        y = reference.conv2d(x, w, None, *window)
+        np.testing.assert_array_equal(conv2d(to_images_last(x), w, None, *window), y)
+        grad = integers(rng, y.shape, dtype)
+        got = conv2d_backward(grad, to_images_last(x), w, *window)
+        for mine, true in zip(got, reference.conv2d_backward(grad, x, w, *window), strict=True):
+            np.testing.assert_array_equal(mine, true, f"{x.shape}, stride {stride}")
+
+
 @pytest.mark.parametrize("at_end", (False, True))
 def test_touches_no_memory_outside(at_end):
     for seed in range(cases(25)):
