@@ -481,8 +481,8 @@ FAULTS = [
     ),
     Fault(
         "core.pyx",
-        "function(job, i, scratch + scratch_bytes * <size_t>threadid())",
-        "function(job, i, scratch)",
+        "scratch + scratch_bytes * <size_t>threadid())",
+        "scratch)",
         "threads share their scratch memory",
     ),
     Fault(
