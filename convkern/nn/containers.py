@@ -208,16 +208,17 @@ class Sequential(_LayerList):
         learning = (i for i, (layer, _) in enumerate(kept) if layer._learns())
         first = 0 if input_gradient else next(learning, len(kept))
         gradient: Array | None = grad_output
-        own = False  # whether nobody else holds it
+        after: Layer | None = None  # whose input's gradient it is
         while len(kept) > first:
             layer, state = kept.pop()  # its memory may serve the layers before it
             assert gradient is not None
             wanted = input_gradient or len(kept) > first
             if type(layer) is _Fused:
+                own = after is not None and _gives_away(after, first=True)
                 gradient = layer.gradient(gradient, state, wanted, overwrite=own)
             else:
                 gradient = layer.gradient(gradient, state, wanted)
-            own = _gives_away(layer, first=True)
+            after = layer
         return gradient if input_gradient else None
 
     def _run(
