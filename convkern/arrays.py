@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,9 @@ def check_plain(value: Any, name: str) -> None:
 
 def as_contiguous(array: np.ndarray) -> np.ndarray:
     """Return the array itself or a copy that is C-contiguous and aligned."""
-    if array.flags.c_contiguous and array.flags.aligned:
+    if _kernels.is_contiguous(array):
         return array
-    return np.require(array, requirements=["C", "A"])
+    return array.copy(order="C")
 
 
 def is_channels_last(x: np.ndarray) -> bool:
@@ -154,13 +153,12 @@ def fills_lanes(shape: tuple[int, ...]) -> bool:
 
 def empty_images_last(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """Return a new NCHW-shaped array whose memory is images-last."""
-    memory: np.ndarray = _kernels.empty((*shape[1:], shape[0]), dtype)
-    return memory.transpose(3, 0, 1, 2)
+    return _kernels.empty_images_last(shape, dtype)
 
 
 def to_images_last(x: np.ndarray) -> np.ndarray:
     """Return an equal array whose memory is images-last, of a 4-D array with images."""
-    if is_images_last(x):
+    if _kernels.is_images_last(x):
         return x
     x = in_layout(x, False)
     out = empty_images_last(x.shape, x.dtype)
@@ -191,8 +189,11 @@ def memory_order(x: np.ndarray) -> tuple[int, ...]:
 
 def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     """Return `x` with its axes in `order`, C-contiguous: a view where its memory is so already."""
+    memory = _kernels.memory_view(x, order)
+    if memory is not None:
+        return memory
     view = x.transpose(order)
-    if x.ndim != 4 or view.flags.c_contiguous:
+    if x.ndim != 4:
         return as_contiguous(view)
     if order == (0, 1, 2, 3):
         return to_contiguous(x)
@@ -205,20 +206,18 @@ def to_memory(x: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 
 def from_memory(memory: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     """Undo the permutation of `to_memory`."""
-    return memory if order == tuple(range(len(order))) else memory.transpose(_inverse(order))
-
-
-@lru_cache(1024)
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the permutation that undoes another."""
-    return tuple(sorted(range(len(order)), key=order.__getitem__))
+    return _kernels.from_memory(memory, order)
 
 
 def cut_at(x: np.ndarray, axis: int, order: tuple[int, ...]) -> tuple[int, int, int]:
     """Return how an axis cuts the memory of `x`: (slower elements, its length, faster ones)."""
-    place = order.index(axis)
-    sizes = [x.shape[i] for i in order]
-    return math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :])
+    shape, place = x.shape, order.index(axis)
+    slower = faster = 1
+    for i in order[:place]:
+        slower *= shape[i]
+    for i in order[place + 1 :]:
+        faster *= shape[i]
+    return slower, shape[axis], faster
 
 
 def checked_mask(output_mask: Any) -> tuple[bool, bool, bool]:
@@ -229,8 +228,8 @@ def checked_mask(output_mask: Any) -> tuple[bool, bool, bool]:
         raise TypeError(f"output_mask must be three bools, got {output_mask!r}")
     if len(output_mask) != 3:
         raise ValueError(f"output_mask must be three bools, got {output_mask!r}")
-    first, second, third = map(bool, output_mask)
-    return first, second, third
+    first, second, third = output_mask
+    return bool(first), bool(second), bool(third)
 
 
 def check_writeable(array: Any, name: str) -> None:

@@ -110,6 +110,22 @@ def test_every_tile(dtype):
             np.testing.assert_array_equal(mine, true, f"{filters} filters, {width}")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_narrow_stretches(dtype):
+    """Windows that are cut at the left and the right, of more rows than a tile or a piece holds."""
+    rng = np.random.default_rng(0)
+    for images, height, width, stride in itertools.product((16, 32), (9, 110), range(1, 9), (1, 2)):
+        x = integers(rng, (images, 1, height, width), dtype)
+        w = integers(rng, (3, 1, 3, 4), dtype)
+        window = stride, ((1, 0), (3, 2))
+        y = reference.conv2d(x, w, None, *window)
+        np.testing.assert_array_equal(conv2d(to_images_last(x), w, None, *window), y)
+        grad = integers(rng, y.shape, dtype)
+        got = conv2d_backward(grad, to_images_last(x), w, *window)
+        for mine, true in zip(got, reference.conv2d_backward(grad, x, w, *window), strict=True):
+            np.testing.assert_array_equal(mine, true, f"{x.shape}, stride {stride}")
+
+
 @pytest.mark.parametrize("at_end", (False, True))
 def test_touches_no_memory_outside(at_end):
     for seed in range(cases(25)):
@@ -327,6 +343,7 @@ def test_nets_of_few_channels_take_images_last():
         (models.cifar_basic(rng=rng), 28, 80, False),
         (models.cifar_basic(rng=rng), 28, 20, False),
         (models.cs231n_convnet(rng=rng), 32, 32, True),
+        (models.cifar_advanced(rng=rng), 32, 16, True),
         (models.resnet20(rng=rng), 32, 16, False),
         (models.mnist_cnn(rng=rng), 28, 16, False),
     ):
@@ -335,6 +352,10 @@ def test_nets_of_few_channels_take_images_last():
         assert is_images_last(first.output) == taken, f"{images} images"
         with set_float32_precision("highest"):
             assert not is_images_last(next(iter(net.walk(x))).output)
+    # More than 320 pairs of a channel and a filter need a window of many taps and no stride.
+    for arguments, taken in (((4, 1), True), ((4, 2), False), ((2, 1), False), ((3, 1), False)):
+        assert nn.Conv2d(16, 32, *arguments).prefers_images_last() == taken, arguments
+    assert not nn.Conv2d(17, 32, 4).prefers_images_last()
 
 
 def test_nested_nets_stay_images_last():

@@ -332,15 +332,21 @@ FAULTS = [
     ),
     Fault(
         "pool.inc",
-        "v = v_select(v_load_n(y + i, n) <= zero, zero, v);",
-        "v = v_select(v_load_n(y + i, n) < zero, zero, v);",
+        "v = v_select(v_load_n(y, n) <= zero, zero, v);",
+        "v = v_select(v_load_n(y, n) < zero, zero, v);",
         "where the ReLU before a pooling gave 0, gradients pass",
     ),
     Fault(
         "pool.inc",
-        "return __builtin_convertvector(v - base, mask);",
-        "return __builtin_convertvector(v, mask);",
+        "return (mask)v_even(v[0], v[1]) - (lane_int)base;",
+        "return (mask)v_even(v[0], v[1]);",
         "indices of later windows name no tap",
+    ),
+    Fault(
+        "pool.inc",
+        "const ptrdiff_t i = next + VL <= t.width ? next : t.width - VL;",
+        "const ptrdiff_t i = next;",
+        "the last vector of a pixel's gradients hangs over its end",
     ),
     # ------------------------------------------------------------ winograd.inc
     Fault(
@@ -509,6 +515,12 @@ FAULTS = [
         "ceil_div(columns, job.block), max(1, rows // BAND)",
         "the rows behind the last whole band of a transpose are lost",
     ),
+    Fault(
+        "core.pyx",
+        "axes[<int>order[i]] = i",
+        "axes[i] = order[i]",
+        "axes that were permuted for their memory are permuted once more",
+    ),
     # ------------------------------------------------------------ conv.pyx, strips.pyx
     Fault(
         "conv.pyx",
@@ -618,6 +630,18 @@ FAULTS = [
         "return vectors if stretch.step == stretch.source_step == 1 else 1",
         "return vectors",
         "with a stride, too, all places of a row are in even steps",
+    ),
+    Fault(
+        "images_last.pyx",
+        "if row.before % widest == 0:",
+        "if row.before == 0:",
+        "of a narrow stretch only the first tile of its rows is computed",
+    ),
+    Fault(
+        "images_last.pyx",
+        "layout.rows, layout.x_pixel, layout.g_pixel = 1, layout.x_row, layout.g_row",
+        "layout.rows, layout.x_pixel, layout.g_pixel = 1, layout.g_row, layout.g_row",
+        "down a narrow stretch, pixels are as far apart as gradients",
     ),
     # ------------------------------------------------------------ planes.pyx, planes_gradient.pyx
     Fault(
@@ -1148,9 +1172,15 @@ FAULTS = [
     ),
     Fault(
         "channels.pyx",
-        "kernels.plane_sum(CK_SUM, scratch, scratch, 0.0, length)",
-        "kernels.plane_sum(CK_SUM, g + start, g + start, 0.0, length)",
+        "kernels.plane_pairs(x + start, scratch, job.center[c0 + c]",
+        "kernels.plane_pairs(x + start, g + start, job.center[c0 + c]",
         "gradients of planes are summed as they are behind the ReLU",
+    ),
+    Fault(
+        "channels.pyx",
+        "            first[c] += count * mean[0]\n",
+        "            first[c] += mean[0]\n",
+        "the mean of a plane is that of its differences from the first element",
     ),
     Fault(
         "channels.pyx",

@@ -9,6 +9,7 @@ cimport numpy as cnp
 from convkern._kernels.core cimport (
     CK_LEAKY_RELU,
     CK_SOFTMAX_COLUMNS,
+    CK_WORK_OF_ELEMENT,
     ceil_div,
     ck_kernels,
     data_of,
@@ -59,7 +60,7 @@ def activate(cnp.ndarray x, cnp.ndarray y, int activation, double slope, int thr
     job.x, job.y = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(y)
     job.g = data_of(grad)
     job.length, job.activation, job.slope = x.size, activation, slope
-    run(activate_item, &job, ceil_div(job.length, BLOCK), 8.0 * BLOCK, threads, 0)
+    run(activate_item, &job, ceil_div(job.length, BLOCK), CK_WORK_OF_ELEMENT * BLOCK, threads, 0)
 
 
 cdef void add_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -84,7 +85,7 @@ def add(cnp.ndarray a, cnp.ndarray b, cnp.ndarray y, int activation, double slop
     job.x, job.g = <const char *>cnp.PyArray_DATA(a), <const char *>cnp.PyArray_DATA(b)
     job.y = <char *>cnp.PyArray_DATA(y)
     job.length, job.activation, job.slope = a.size, activation, slope
-    run(add_item, &job, ceil_div(job.length, BLOCK), 4.0 * BLOCK, threads, 0)
+    run(add_item, &job, ceil_div(job.length, BLOCK), CK_WORK_OF_ELEMENT * BLOCK, threads, 0)
 
 
 # ---------------------------------------------------------------- one slope per channel
@@ -140,11 +141,11 @@ def prelu(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray y, tuple cut, int threa
     if job.inner == 1:
         job.block = max(1, BLOCK // job.channels)
         run(prelu_pixels_item, &job, ceil_div(job.outer, job.block),
-            8.0 * job.block * job.channels, threads, 0)
+            CK_WORK_OF_ELEMENT * job.block * job.channels, threads, 0)
     else:
         job.block = max(1, BLOCK // job.inner)
         run(prelu_planes_item, &job, ceil_div(job.outer * job.channels, job.block),
-            8.0 * job.block * job.inner, threads, 0)
+            CK_WORK_OF_ELEMENT * job.block * job.inner, threads, 0)
 
 
 # ---------------------------------------------------------------- softmax

@@ -15,10 +15,9 @@ import numpy as np
 
 from convkern._kernels.core cimport (
     CK_NEGATIVE_PRODUCTS,
-    CK_PRODUCTS,
     CK_RELU,
-    CK_SQUARES,
     CK_SUM,
+    CK_WORK_OF_ELEMENT,
     ceil_div,
     ck_kernels,
     data_of,
@@ -57,14 +56,24 @@ cdef inline Py_ssize_t piece_count(const SumsJob *job, Py_ssize_t piece) noexcep
     return min(job.images, job.unit - n) * min(job.part, job.inner - p)
 
 
-cdef double planes_sum(const SumsJob *job, int term, const char *x, const char *g, double center,
+cdef double planes_sum(const SumsJob *job, int term, const char *x, const char *g,
                        Py_ssize_t images, Py_ssize_t length) noexcept nogil:
     """Sum the terms of one channel over the images of a piece."""
     cdef Py_ssize_t n, step = job.channels * job.inner * job.kernels.itemsize
     cdef double total = 0
     for n in range(images):
-        total += job.kernels.plane_sum(term, x + n * step, g + n * step, center, length)
+        total += job.kernels.plane_sum(term, x + n * step, g + n * step, 0.0, length)
     return total
+
+
+cdef void planes_pairs(const SumsJob *job, const char *x, const char *g, double center,
+                       Py_ssize_t images, Py_ssize_t length, double *first,
+                       double *second) noexcept nogil:
+    """Make the two sums of one channel over the images of a piece."""
+    cdef Py_ssize_t n, step = job.channels * job.inner * job.kernels.itemsize
+    first[0] = second[0] = 0
+    for n in range(images):
+        job.kernels.plane_pairs(x + n * step, moved(g, n * step), center, length, first, second)
 
 
 cdef void rectified_planes_sums(const SumsJob *job, const char *x, const char *g, char *scratch,
@@ -79,9 +88,8 @@ cdef void rectified_planes_sums(const SumsJob *job, const char *x, const char *g
             start = (n * job.channels + c) * job.inner * size
             kernels.rectify_plane(x + start, g + start, scratch, length,
                                   job.rectified + (c0 + c) * size, job.channels)
-            first[c] += kernels.plane_sum(CK_SUM, scratch, scratch, 0.0, length)
-            second[c] += kernels.plane_sum(CK_PRODUCTS, x + start, scratch, job.center[c0 + c],
-                                           length)
+            kernels.plane_pairs(x + start, scratch, job.center[c0 + c], length, first + c,
+                                second + c)
 
 
 cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -132,14 +140,17 @@ cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         return
     for c in range(channels):
         if job.what == NEGATIVE:
-            first[c] = planes_sum(job, CK_NEGATIVE_PRODUCTS, x, g, 0, images, length)
-        else:
-            first[c] = planes_sum(job, CK_SUM, g if job.what == GRADIENTS else x, g, 0, images,
-                                  length)
-        if job.what == MOMENTS:
-            second[c] = planes_sum(job, CK_SQUARES, x, x, first[c] / count, images, length)
+            first[c] = planes_sum(job, CK_NEGATIVE_PRODUCTS, x, g, images, length)
+        elif job.what == TOTAL:
+            first[c] = planes_sum(job, CK_SUM, x, x, images, length)
         elif job.what == GRADIENTS:
-            second[c] = planes_sum(job, CK_PRODUCTS, x, g, job.center[c0 + c], images, length)
+            planes_pairs(job, x, g, job.center[c0 + c], images, length, first + c, second + c)
+        else:  # about the first element, as above
+            kernels.pixel_sums(CK_SUM, x, NULL, 1, 1, 1, mean)
+            mean[0] = mean[0] if isfinite(mean[0]) else 0
+            planes_pairs(job, x, NULL, mean[0], images, length, first + c, second + c)
+            second[c] -= first[c] * first[c] / count
+            first[c] += count * mean[0]
         x += job.inner * kernels.itemsize
         g += job.inner * kernels.itemsize
 
@@ -202,7 +213,7 @@ cdef cnp.ndarray channel_sums(Sums what, cnp.ndarray x, cnp.ndarray grad, cnp.nd
     job.center = <const double *>data_of(center)
     job.rectified, job.sums = data_of(rectified), <double *>cnp.PyArray_DATA(sums)
     cut_sums(&job, cut, unit)
-    cdef double work = 8.0 * job.images * job.part * job.group
+    cdef double work = CK_WORK_OF_ELEMENT * job.images * job.part * job.group
     cdef size_t scratch = <size_t>job.group * sizeof(double)
     if rectified is not None:
         scratch = <size_t>(job.part * (job.images * job.group if job.inner == 1 else 1)
@@ -307,6 +318,20 @@ def totals(cnp.ndarray x, tuple cut, int threads):
     return channel_sums(TOTAL, x, None, None, cut, threads)[0]
 
 
+def rounded_totals(cnp.ndarray x, tuple cut, int threads):
+    """Return the same sums in the dtype of x."""
+    cdef cnp.ndarray sums = channel_sums(TOTAL, x, None, None, cut, threads)
+    cdef cnp.npy_intp channels = cnp.PyArray_DIM(sums, 1), c
+    cdef const double *exact = <const double *>cnp.PyArray_DATA(sums)
+    cdef cnp.ndarray rounded = cnp.PyArray_SimpleNew(1, &channels, cnp.PyArray_TYPE(x))
+    for c in range(channels):
+        if cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE:
+            (<double *>cnp.PyArray_DATA(rounded))[c] = exact[c]
+        else:
+            (<float *>cnp.PyArray_DATA(rounded))[c] = <float>exact[c]
+    return rounded
+
+
 def negative_products(cnp.ndarray x, cnp.ndarray grad, tuple cut, int threads):
     """Return the sum of x * grad of every channel where x is not positive, in float64."""
     return channel_sums(NEGATIVE, x, grad, None, cut, threads)[0]
@@ -394,7 +419,7 @@ def affine(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray y, cnp.ndarray coefficie
     if rectified is not None:
         scratch = <size_t>((job.block if job.inner == 1 else 1) * length * job.kernels.itemsize)
     run(affine_pixels_item if job.inner == 1 else affine_planes_item, &job, items,
-        8.0 * job.block * length, threads, scratch)
+        CK_WORK_OF_ELEMENT * job.block * length, threads, scratch)
 
 
 # ---------------------------------------------------------------- batch normalisation

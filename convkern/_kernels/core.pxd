@@ -6,12 +6,12 @@ cimport numpy as cnp
 
 cdef extern from "csrc/ck.h" nogil:
     enum: CK_F32, CK_F64, CK_OPENMP
-    const double CK_WORK_PER_THREAD
+    const double CK_WORK_PER_THREAD, CK_WORK_OF_ELEMENT
     enum: CK_FIRST, CK_LAST, CK_STREAM, CK_ONCE, CK_ALSO, CK_CLAIM
     enum: CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_SOFTMAX_COLUMNS
     enum: CK_AHEAD, CK_SHORT_ROWS, CK_WINOGRAD_TILES_COUNT
     enum: CK_RELU, CK_LEAKY_RELU
-    enum: CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS
+    enum: CK_SUM, CK_SQUARES, CK_NEGATIVE_PRODUCTS
     ctypedef struct ck_tile_layout:
         ptrdiff_t x_pixel, x_row, x_column, w_row, out_pixel
         int tail, bias_by_pixel, activation
@@ -160,6 +160,8 @@ cdef extern from "csrc/ck.h" nogil:
         void (*softmax_backward)(const void *, const void *, void *, ptrdiff_t, ptrdiff_t,
                                  ptrdiff_t) noexcept nogil
         double (*plane_sum)(int, const void *, const void *, double, ptrdiff_t) noexcept nogil
+        void (*plane_pairs)(const void *, const void *, double, ptrdiff_t, double *,
+                            double *) noexcept nogil
         void (*pixel_sums)(int, const void *, const void *, ptrdiff_t, ptrdiff_t,
                            ptrdiff_t, double *) noexcept nogil
         void (*pixel_pairs)(const void *, const void *, const double *, ptrdiff_t, ptrdiff_t,

@@ -109,23 +109,46 @@ cdef enum:
     KEEP_BYTES = 1 << 14  # smaller arrays gain nothing from pages that are kept, or from whole lines
 
 
+cdef enum:
+    MOST_AXES = 64
+
+# Axes of images from the slowest to the fastest in memory.
+cdef int[4] CHANNELS_LAST = [0, 2, 3, 1]
+cdef int[4] IMAGES_LAST = [1, 2, 3, 0]
+
+
+cdef object new_array(tuple shape, dtype, const int *order):
+    """Return a new array whose memory has the axes in an order; NULL: as they are."""
+    cdef cnp.npy_intp extents[MOST_AXES]
+    cdef cnp.npy_intp strides[MOST_AXES]
+    cdef int kind = (<cnp.dtype>dtype).type_num, ndim = <int>len(shape), i, axis
+    cdef size_t step = (<cnp.dtype>dtype).itemsize
+    cdef double size = step
+    cdef object previous
+    for i in range(ndim):
+        extents[i] = shape[i]
+        size *= extents[i]
+    for i in range(ndim - 1, -1, -1):
+        axis = i if order == NULL else order[i]
+        strides[axis] = <cnp.npy_intp>step
+        step *= <size_t>max(extents[axis], <cnp.npy_intp>1)
+    if size < KEEP_BYTES:
+        return cnp.PyArray_New(cnp.ndarray, ndim, extents, kind, strides, NULL, 0, 0, None)
+    previous = PyDataMem_SetHandler(kept_capsule)
+    try:
+        return cnp.PyArray_New(cnp.ndarray, ndim, extents, kind, strides, NULL, 0, 0, None)
+    finally:
+        PyDataMem_SetHandler(previous)
+
+
 def empty(tuple shape, dtype, bint channels_last=False):
     """Return a new array, its pages kept from earlier ones if large; 4-D may be channels-last."""
-    cdef object previous
-    cdef cnp.ndarray array
-    physical = (shape[0], shape[2], shape[3], shape[1]) if channels_last else shape
-    cdef double size = dtype.itemsize
-    for extent in physical:
-        size *= extent
-    if size < KEEP_BYTES:
-        array = np.empty(physical, dtype)
-    else:
-        previous = PyDataMem_SetHandler(kept_capsule)
-        try:
-            array = np.empty(physical, dtype)
-        finally:
-            PyDataMem_SetHandler(previous)
-    return array.transpose(0, 3, 1, 2) if channels_last else array
+    return new_array(shape, dtype, CHANNELS_LAST if channels_last else NULL)
+
+
+def empty_images_last(tuple shape, dtype):
+    """Return a new array, (N, C, H, W) in name and (C, H, W, N) in memory."""
+    return new_array(shape, dtype, IMAGES_LAST)
 
 
 def empty_cache():
@@ -340,6 +363,42 @@ def memory_order(cnp.ndarray x):
             j -= 1
         order.insert(j, i)
     return tuple(order)
+
+
+cdef bint is_dense(cnp.ndarray x) noexcept:
+    return cnp.PyArray_CHKFLAGS(x, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED)
+
+
+def is_contiguous(cnp.ndarray x):
+    """Tell whether an array is C-contiguous and aligned."""
+    return is_dense(x)
+
+
+cdef object with_axes(cnp.ndarray x, cnp.npy_intp *axes):
+    cdef cnp.PyArray_Dims order
+    order.ptr, order.len = axes, cnp.PyArray_NDIM(x)
+    return cnp.PyArray_Transpose(x, &order)
+
+
+def memory_view(cnp.ndarray x, tuple order):
+    """Return a view with the axes in an order, if that is C-contiguous and aligned, or None."""
+    cdef cnp.npy_intp axes[MOST_AXES]
+    cdef int i
+    for i in range(cnp.PyArray_NDIM(x)):
+        axes[i] = order[i]
+    view = with_axes(x, axes)
+    return view if is_dense(view) else None
+
+
+def from_memory(cnp.ndarray memory, tuple order):
+    """Return a view that undoes the permutation of `memory_view`."""
+    cdef cnp.npy_intp axes[MOST_AXES]
+    cdef int i
+    cdef bint moved = False
+    for i in range(cnp.PyArray_NDIM(memory)):
+        moved |= <int>order[i] != i
+        axes[<int>order[i]] = i
+    return with_axes(memory, axes) if moved else memory
 
 
 cdef Images images_of(cnp.ndarray a) noexcept:

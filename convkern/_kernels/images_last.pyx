@@ -39,6 +39,7 @@ cdef enum:
     CHUNK = 256     # products of one chain of additions
     POSITIONS = 96  # the same of the gradient of a weight: what stays in the nearest cache
     ITEMS = 8       # wanted for the threads' sake
+    NARROW = 4      # columns: with fewer, the gradient of the weight goes down them
     VECTOR = 16     # images: what the longest vectors hold
     MOST_IMAGES = 64
 
@@ -49,6 +50,8 @@ cdef struct Stretch:
     Py_ssize_t source, source_step
     # The first tap in the weight, and the step to the next.
     Py_ssize_t tap, tap_step, taps
+    # Of a single line, of which `count` are left: how many of its stretch lie before it.
+    Py_ssize_t before
 
 cdef struct LanesJob:
     const ck_kernels *kernels
@@ -74,7 +77,7 @@ cdef Py_ssize_t cut_forward(const Axis *a, Stretch *stretches) except -1:
         stretches[i] = Stretch(
             spans[i].start, 1, spans[i].stop - spans[i].start,
             spans[i].start * a.stride - a.pad + spans[i].first, a.stride,
-            spans[i].first, 1, spans[i].last - spans[i].first)
+            spans[i].first, 1, spans[i].last - spans[i].first, 0)
     give(spans)
     return count
 
@@ -95,7 +98,7 @@ cdef Py_ssize_t cut_backward(const Axis *a, Stretch *stretches) except -1:
                 p + spans[i].start * a.stride, a.stride, spans[i].stop - spans[i].start,
                 spans[i].start - phase.pad + spans[i].first, 1,
                 first_tap + (taps - 1 - spans[i].first) * a.stride, -a.stride,
-                spans[i].last - spans[i].first)
+                spans[i].last - spans[i].first, 0)
         give(spans)
         total += count
     return total
@@ -116,6 +119,7 @@ cdef Py_ssize_t lines_of(const Axis *a, bint backward, Stretch *lines) except -1
                 lines[count] = stretches[i]
                 lines[count].out += j * stretches[i].step
                 lines[count].source += j * stretches[i].source_step
+                lines[count].count, lines[count].before = stretches[i].count - j, j
                 count += 1
     finally:
         give(stretches)
@@ -153,7 +157,11 @@ cdef Py_ssize_t blocks_of(const ck_kernels *kernels, Py_ssize_t filters, const S
 
 
 cdef void lanes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Some filters of a row of the output: what a tile reads is read by all of them in turn."""
+    """Some filters of a row of the output: what a tile reads is read by all of them in turn.
+
+    Tiles lie along the row, but those of narrow stretches down its columns, over so many rows whose
+    windows are cut alike; the first of these rows has them.
+    """
     cdef const LanesJob *job = <const LanesJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t part = item % job.parts, i, tile, tiles, first, count, vector, x, out
@@ -166,6 +174,20 @@ cdef void lanes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     for i in range(job.stretches):
         stretch = job.columns + i
         layout.columns, layout.w_column = stretch.taps, stretch.tap_step
+        if goes_down(job, stretch, widest):
+            if row.before % widest == 0:
+                layout.x_pixel = row.source_step * job.x_row
+                layout.out_pixel = row.step * job.out_row
+                for vector in range(stretch.count * vectors):
+                    x = row.source * job.x_row + (
+                        stretch.source + vector // vectors * stretch.source_step) * job.images
+                    out = row.out * job.out_row + (
+                        stretch.out + vector // vectors * stretch.step) * job.images
+                    add_filters(job, &layout, min(widest, row.count), part,
+                                x + vector % vectors * kernels.lanes,
+                                row.tap * job.w_row + stretch.tap,
+                                out + vector % vectors * kernels.lanes)
+            continue
         places = places_of(stretch, vectors)
         layout.x_pixel = stretch.source_step * (job.images // places)
         layout.out_pixel = stretch.step * (job.images // places)
@@ -179,6 +201,12 @@ cdef void lanes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
             for vector in range(vectors // places):
                 add_filters(job, &layout, count, part, x + vector * kernels.lanes,
                             row.tap * job.w_row + stretch.tap, out + vector * kernels.lanes)
+
+
+cdef inline bint goes_down(const LanesJob *job, const Stretch *stretch,
+                           Py_ssize_t widest) noexcept nogil:
+    """Tell whether a stretch is so narrow that tiles had better lie down its columns."""
+    return stretch.count * places_of(stretch, job.images // job.kernels.lanes) <= widest // 2
 
 
 cdef void add_filters(const LanesJob *job, const ck_lanes *layout, Py_ssize_t pixels,
@@ -267,21 +295,23 @@ cdef struct GradientJob:
 
 
 cdef void add_rows(const GradientJob *job, const char *x, const char *g, Py_ssize_t begin,
-                   Py_ssize_t end, Py_ssize_t r, Py_ssize_t filters, Py_ssize_t sums_filter,
-                   char *sums) noexcept nogil:
-    """Add the products of one row of taps and some rows of outputs."""
+                   Py_ssize_t end, Py_ssize_t r, bint narrow, Py_ssize_t filters,
+                   Py_ssize_t sums_filter, char *sums) noexcept nogil:
+    """Add the products of one row of taps and some rows of outputs, in narrow stretches or others.
+
+    The positions of a narrow stretch go down its columns.
+    """
     cdef const ck_kernels *kernels = job.kernels
     cdef const Axis *h = &job.h
     cdef const Stretch *stretch
     cdef Py_ssize_t size = kernels.itemsize, vectors = job.images // kernels.lanes
-    cdef Py_ssize_t i, tile, tiles, first, taps, piece, places, length, vector
+    cdef Py_ssize_t i, tile, tiles, first, taps, piece, places, length, line, lines, at_x, at_g
     cdef ck_lanes_outer layout
     # Only outputs whose windows have these taps inside the image.
     begin = max(begin, ceil_div(max(<Py_ssize_t>0, h.pad - r), h.stride))
     end = min(end, ceil_div(max(<Py_ssize_t>0, h.size + h.pad - r), h.stride))
     if begin >= end:
         return
-    layout.rows = end - begin
     layout.x_column = job.images
     layout.x_row, layout.g_row = h.stride * job.w.size * job.images, job.w.out * job.images
     layout.g_filter = h.out * layout.g_row
@@ -290,24 +320,39 @@ cdef void add_rows(const GradientJob *job, const char *x, const char *g, Py_ssiz
     g += begin * job.w.out * job.images * size
     for i in range(job.stretches):
         stretch = job.columns + i
-        places = places_of(stretch, vectors)
-        layout.x_pixel = stretch.source_step * (job.images // places)
-        layout.g_pixel = job.images // places
-        length = stretch.count * places
+        if is_narrow(stretch) != narrow:
+            continue
+        if narrow:
+            places, length, lines = 1, end - begin, stretch.count * vectors
+            layout.rows, layout.x_pixel, layout.g_pixel = 1, layout.x_row, layout.g_row
+        else:
+            places = places_of(stretch, vectors)
+            length, lines, layout.rows = stretch.count * places, vectors // places, end - begin
+            layout.x_pixel = stretch.source_step * (job.images // places)
+            layout.g_pixel = job.images // places
         tiles = ceil_div(stretch.taps, kernels.max_lanes_pixels[filters])
         for tile in range(tiles):
             first = stretch.taps * tile // tiles
             taps = stretch.taps * (tile + 1) // tiles - first
-            for piece in range(ceil_div(length, POSITIONS) * (vectors // places)):
-                vector = piece % (vectors // places) * kernels.lanes
-                piece = piece // (vectors // places) * POSITIONS
+            for piece in range(ceil_div(length, POSITIONS) * lines):
+                line = piece % lines
+                piece = piece // lines * POSITIONS
                 layout.pixels = min(<Py_ssize_t>POSITIONS, length - piece)
+                at_x = (stretch.source + first) * job.images + piece * layout.x_pixel
+                at_g = stretch.out * job.images + piece * layout.g_pixel
+                if narrow:
+                    at_x += line // vectors * stretch.source_step * job.images
+                    at_g += line // vectors * job.images
+                    line = line % vectors
                 kernels.lanes_outer[filters][taps](
-                    &layout,
-                    x + ((stretch.source + first) * job.images + piece * layout.x_pixel
-                         + vector) * size,
-                    g + (stretch.out * job.images + piece * layout.g_pixel + vector) * size,
+                    &layout, x + (at_x + line * kernels.lanes) * size,
+                    g + (at_g + line * kernels.lanes) * size,
                     sums + (stretch.tap + first) * kernels.lanes * size)
+
+
+cdef inline bint is_narrow(const Stretch *stretch) noexcept nogil:
+    """Tell whether a stretch is too narrow to fill the loop over positions of a row."""
+    return stretch.count < NARROW
 
 
 cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -328,10 +373,13 @@ cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexce
     cdef char *sums = scratch
     cdef char *totals = sums + sums_of(job) * lanes * size
     memset(sums, 0, <size_t>(sums_of(job) * lanes * size))
+    for r in range(first, last):
+        add_rows(job, x, g, 0, job.h.out, r, True, filters, taps,
+                 sums + (r - first) * job.w.kernel * lanes * size)
     for band in range(ceil_div(job.h.out, step)):
         for r in range(first, last):
-            add_rows(job, x, g, band * step, min((band + 1) * step, job.h.out), r, filters, taps,
-                     sums + (r - first) * job.w.kernel * lanes * size)
+            add_rows(job, x, g, band * step, min((band + 1) * step, job.h.out), r, False, filters,
+                     taps, sums + (r - first) * job.w.kernel * lanes * size)
     kernels.sum_lanes(sums, filters * taps, totals)
     for f in range(filters):
         row = ((filter + f) * job.channels + channel) * job.h.kernel + first

@@ -103,12 +103,15 @@ def are_alike(list changed, cnp.ndarray grad):
 
 
 def share_extents(list arrays):
-    """Tell whether the extents in memory of some arrays overlap."""
+    """Tell whether the extents in memory of some arrays overlap, or what has none is among them."""
     cdef cnp.ndarray array
     cdef Py_ssize_t first, last, reach
     cdef int i
     extents = []
-    for array in arrays:
+    for value in arrays:
+        if not isinstance(value, cnp.ndarray):
+            return True
+        array = value
         if array.size:
             first = <Py_ssize_t>cnp.PyArray_DATA(array)
             last = first + cnp.PyArray_ITEMSIZE(array)

@@ -9,6 +9,7 @@ cimport numpy as cnp
 import numpy as np
 
 from convkern._kernels.core cimport (
+    CK_WORK_OF_ELEMENT,
     Axis,
     Span,
     axis,
@@ -62,7 +63,7 @@ cdef struct PoolJob:
 
 cdef double window_work(const PoolJob *job) noexcept nogil:
     """Work of one output, in what `run` counts."""
-    return 6.0 * job.h.kernel * job.w.kernel + 12
+    return CK_WORK_OF_ELEMENT / 2 * job.h.kernel * job.w.kernel + CK_WORK_OF_ELEMENT
 
 
 cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) noexcept nogil:

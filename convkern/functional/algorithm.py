@@ -72,9 +72,12 @@ FEW_VECTORS = 3
 #: Multiply-adds with images in the lanes, and bringing a vector of them there or back.
 LANES = 2.0
 TURN = 80.0
-#: Filters, and pairs of a channel and a filter, up to which images in the lanes win.
+#: Filters, and pairs of a channel and a filter, up to which images in the lanes win; more pairs, of
+#: windows of so many taps on each axis without a stride.
 FEW_FILTERS = 32
 FEW_PAIRS = 320
+MORE_PAIRS = 512
+MANY_TAPS = 3
 #: Channels and filters from which on Winograd's algorithm wins over that.
 ENOUGH_CHANNELS = 16
 
@@ -261,7 +264,11 @@ def prefers_images_in_lanes(
         and dtype == np.float32
         and min(channels, filters) >= ENOUGH_CHANNELS
     )
-    few = filters <= FEW_FILTERS and channels * filters <= FEW_PAIRS
+    # Up to 16 of either are one vector, whose tiles load a pixel for each multiply-add.  A stride
+    # cuts windows into phases of few taps.
+    long = stride == (1, 1) and min(kernel) >= MANY_TAPS
+    pairs = MORE_PAIRS if long else FEW_PAIRS
+    few = filters <= FEW_FILTERS and channels * filters <= pairs
     return few and kernel != (1, 1) and not winograd
 
 

@@ -300,5 +300,4 @@ def bias_gradient(grad: np.ndarray, channels_last: bool) -> np.ndarray:
             as_contiguous(grad.transpose(0, 2, 3, 1)),
             (images * rows * columns, channels, 1),
         )
-    totals: np.ndarray = _kernels.totals(grad, cut, get_num_threads())
-    return totals.astype(grad.dtype)
+    return _kernels.rounded_totals(grad, cut, get_num_threads())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_contiguous, empty_images_last, to_images_last
+from convkern.arrays import as_contiguous, to_images_last
 from convkern.threads import get_num_threads
 
 Axis = tuple[int, int, int, int]
@@ -30,7 +30,7 @@ def convolve(
     activation: tuple[int, float],
 ) -> np.ndarray:
     """Return the convolution of an images-last array, whose output has this size."""
-    out = empty_images_last((len(x), len(weight), *size), x.dtype)
+    out = _kernels.empty_images_last((len(x), len(weight), *size), x.dtype)
     weight, bias = as_contiguous(weight), None if bias is None else as_contiguous(bias)
     _kernels.lanes_conv2d(x, weight, bias, out, *axes, *activation, get_num_threads())
     return out
@@ -63,13 +63,12 @@ def gradients(
     grad, threads = to_images_last(grad_output), get_num_threads()
     grad_input = grad_weight = grad_bias = None
     if wanted[0]:
-        grad_input = empty_images_last(x.shape, x.dtype)
+        grad_input = _kernels.empty_images_last(x.shape, x.dtype)
         _kernels.lanes_input_gradient(grad, as_contiguous(weight), grad_input, *axes, threads)
     if wanted[1]:
         grad_weight = _kernels.empty(weight.shape, weight.dtype)
         _kernels.lanes_weight_gradient(x, grad, grad_weight, *axes, threads)
     if wanted[2]:
         images, filters, rows, columns = grad.shape
-        memory, cut = grad.transpose(1, 2, 3, 0), (1, filters, rows * columns * images)
-        grad_bias = _kernels.totals(memory, cut, threads).astype(grad.dtype)
+        grad_bias = _kernels.rounded_totals(grad, (1, filters, rows * columns * images), threads)
     return grad_input, grad_weight, grad_bias

@@ -155,10 +155,11 @@ def linear_backward(
         x = as_contiguous(x.reshape(batch, inputs))
         _kernels.linear_weight_gradient(grad, x, grad_weight.reshape(outputs, inputs), threads)
     if want_bias:
-        grad_bias = np.zeros(weight.shape[:-1], input.dtype)
         if grad.size:
-            sums = _kernels.totals(grad, (batch, outputs, 1), threads)
-            grad_bias[...] = sums.reshape(grad_bias.shape)
+            sums = _kernels.rounded_totals(grad, (batch, outputs, 1), threads)
+            grad_bias = sums.reshape(weight.shape[:-1])
+        else:
+            grad_bias = np.zeros(weight.shape[:-1], input.dtype)
     return grad_input, grad_weight, grad_bias
 
 

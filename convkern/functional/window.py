@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convkern import _kernels
-from convkern.arrays import as_array, empty_images, in_layout, is_images_last
+from convkern.arrays import as_array, empty_images, in_layout
 from convkern.functional import lanes
 from convkern.functional.algorithm import Problem
 from convkern.functional.blocks import Blocks
@@ -30,7 +30,7 @@ REMEMBERED = 4096
 
 def one_of(value: Any, name: str, accepted: Any) -> Any:
     """Return `value` if it is among the accepted ones."""
-    if isinstance(value, (str, type(None))) and value in accepted:
+    if (value is None or isinstance(value, str)) and value in accepted:
         return value
     choices = ", ".join(map(repr, accepted))
     raise ValueError(f"{name} must be one of {choices}, got {value!r}")
@@ -93,10 +93,9 @@ class Window(NamedTuple):
 
     def axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
         """Return (kernel, stride, leading padding, dilation) of rows and of columns."""
-        rows, columns = (
-            (self.kernel[i], self.stride[i], self.padding[i][0], self.dilation[i]) for i in (0, 1)
-        )
-        return rows, columns
+        (height, width), (down, right), (row, column) = self.kernel, self.stride, self.dilation
+        (top, _), (left, _) = self.padding
+        return (height, down, top, row), (width, right, left, column)
 
     @property
     def is_product(self) -> bool:
@@ -202,7 +201,7 @@ def in_lanes(x: np.ndarray, window: Window, algorithm: str) -> bool:
     return (
         algorithm != "winograd"
         and x.ndim == 4
-        and is_images_last(x)
+        and _kernels.is_images_last(x)
         and lanes.can_convolve(window.kernel, window.dilation, window.groups)
     )
 

@@ -303,6 +303,10 @@ class Layer:
         """Yield the layers directly inside this one, with their names."""
         return ((name, value) for name, value in vars(self).items() if isinstance(value, Layer))
 
+    def _inside(self) -> list[Layer]:
+        """Return the layers of `_children` without the names, which take longer to make."""
+        return [value for value in vars(self).values() if isinstance(value, Layer)]
+
     def _chains(self) -> list[list[tuple[str, Layer]]]:
         """Return the layers that run in place of this one: chains side by side, or none."""
         return []
@@ -330,7 +334,10 @@ class Layer:
 
     def _learns(self) -> bool:
         """Tell whether there is a parameter."""
-        return any(True for _ in self._all_parameters())
+        for value in vars(self).values():
+            if isinstance(value, Parameter):
+                return True
+        return any(layer._learns() for layer in self._inside())
 
     def generators(self) -> list[np.random.Generator]:
         """Return the random generators of the layers inside, each once.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from itertools import accumulate
@@ -79,6 +78,10 @@ class _LayerList(Layer):
         return (
             (self._names.get(layer, str(index)), layer) for index, layer in enumerate(self.layers)
         )
+
+    def _inside(self) -> list[Layer]:
+        """Return the layers."""
+        return self.layers
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -175,22 +178,23 @@ class Sequential(_LayerList):
         0 Conv2d(3, 8, kernel_size=3) + ReLU() (1, 8, 30, 30)
         2 MaxPool2d(kernel_size=2) (1, 8, 15, 15)
         """
-        for step, _ in self._run(input, keep=False):
-            yield step
+        leaves = list(self._leaves())
+        for place, layer, output, _ in self._run(input, keep=False):
+            yield Step(leaves[place][0], layer, output)
 
     def forward(self, input: Array) -> Array:
         """Return the last output of `walk`, or `input` itself if there are no layers."""
         output = input
-        for step in self.walk(input):
-            output = step.output
+        for _, _, result, _ in self._run(input, keep=False):
+            output = result
         return output
 
     def record(self, input: Array) -> tuple[Array, list[tuple[Layer, Any]]]:
         """Return the last output, and what each layer keeps."""
         output, kept = input, []
-        for step, state in self._run(input, keep=True):
-            output = step.output
-            kept.append((step.layer, state))
+        for _, layer, result, state in self._run(input, keep=True):
+            output = result
+            kept.append((layer, state))
         return output, kept
 
     def gradient(
@@ -204,53 +208,60 @@ class Sequential(_LayerList):
         learning = (i for i, (layer, _) in enumerate(kept) if layer._learns())
         first = 0 if input_gradient else next(learning, len(kept))
         gradient: Array | None = grad_output
-        own = False  # whether nobody else holds it
+        after: Layer | None = None  # whose input's gradient it is
         while len(kept) > first:
             layer, state = kept.pop()  # its memory may serve the layers before it
             assert gradient is not None
             wanted = input_gradient or len(kept) > first
             if type(layer) is _Fused:
+                own = after is not None and _gives_away(after, first=True)
                 gradient = layer.gradient(gradient, state, wanted, overwrite=own)
             else:
                 gradient = layer.gradient(gradient, state, wanted)
-            own = _gives_away(layer, first=True)
+            after = layer
         return gradient if input_gradient else None
 
-    def _run(self, input: Array, keep: bool, **last: Any) -> Iterator[tuple[Step, Any]]:
-        """Run the net layer by layer, yielding each step and what its gradient needs.
+    def _run(
+        self, input: Array, keep: bool, **last: Any
+    ) -> Iterator[tuple[int, Layer, Array, Any]]:
+        """Run the net layer by layer, yielding each with its place, output and what it keeps.
 
         `last` are keywords for the last layer.
         """
-        leaves = deque(self._leaves())
+        line = self._line()
         input = _in_best_layout(input, self)
         moments: tuple[Array, Array] | None = None
         kept: Any
         before: Any = None  # what the last layer has kept
-        while leaves:
-            name, layer = leaves.popleft()
+        after = 0
+        while after < len(line):
+            place, layer = after, line[after]
+            after += 1
             # Exact types: a subclass may compute something else.
-            before_relu = bool(leaves) and type(leaves[0][1]) is ReLU
+            before_relu = after < len(line) and type(line[after]) is ReLU
             if before_relu and (
                 type(layer) is Conv2d or type(layer) is BatchNorm2d or type(layer) is Residual
             ):
-                layer = _Fused(layer, leaves.popleft()[1])
-            options = last if not leaves else {}
+                layer = _Fused(layer, line[after])
+                after += 1
+            options = last if after == len(line) else {}
             if moments is not None:
                 options = {**options, "moments": moments}
             moments = None
             try:
                 if not keep:
                     input, kept = layer.forward(input, **options), None
-                elif leaves and _gives_moments(layer, leaves[0][1]):
+                elif after < len(line) and _gives_moments(layer, line[after]):
                     input, kept, moments = layer.record_moments(input)
                 else:
                     input, kept = layer.record(input, **options)
                     kept = _through_relu(before, layer, kept, input)
             except (TypeError, ValueError) as error:
+                name, _ = list(self._leaves())[place]
                 error.add_note(f"in layer {name}, {layer!r}")
                 raise
             before = kept
-            yield Step(name, layer, input), kept
+            yield place, layer, input, kept
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the shape of the last layer's output."""
@@ -272,6 +283,16 @@ class Sequential(_LayerList):
                 yield from layer._leaves(path)
             else:
                 yield path, layer
+
+    def _line(self) -> list[Layer]:
+        """Return the layers of `_leaves` without the names, which take longer to make."""
+        line = []
+        for layer in self.layers:
+            if isinstance(layer, Sequential) and type(layer).forward is Sequential.forward:
+                line += layer._line()
+            else:
+                line.append(layer)
+        return line
 
 
 class Residual(Layer):
@@ -353,9 +374,9 @@ class Residual(Layer):
         # A normalisation at the end of the body does the rest in its own pass.
         last = {"plus": around, "activation": activation} if self._ends_normalised() else {}
         of_body = []
-        for step, state in self.body._run(input, keep, **last):
-            output = step.output
-            of_body.append((step.layer, state))
+        for _, layer, result, state in self.body._run(input, keep, **last):
+            output = result
+            of_body.append((layer, state))
         if not last:
             check_same_ways(output.shape, around.shape)
             output = add(output, around, activation, overwrite=_gives_away(self.body))
@@ -363,8 +384,8 @@ class Residual(Layer):
 
     def _ends_normalised(self) -> bool:
         """Tell whether the body's last layer is a batch normalisation."""
-        leaves = list(self.body._leaves())
-        return bool(leaves) and type(leaves[-1][1]) is BatchNorm2d
+        line = self.body._line()
+        return bool(line) and type(line[-1]) is BatchNorm2d
 
     def gradient(
         self, grad_output: Array, kept: tuple[Any, Any], input_gradient: bool = True
@@ -544,6 +565,10 @@ class _Fused(Layer):
         of_layer, kept.of_layer = kept.of_layer, None
         return self.layer.gradient(grad_output, of_layer, input_gradient)
 
+    def _learns(self) -> bool:
+        """Tell whether the layer does; a ReLU has no parameters."""
+        return self.layer._learns()
+
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the shape that the layer gives."""
         return self.layer.output_shape(input_shape)
@@ -552,15 +577,18 @@ class _Fused(Layer):
         return f"{self.layer!r} + {self.activation!r}"
 
 
+_CONVOLUTIONS = (Conv2d, ConvTranspose2d)
+
 #: More layers whose gradient of the input nobody else holds.
 _GIVING_GRADIENTS_AWAY = (MaxPool2d, AvgPool2d, Residual)
 
 
 def _convolutions(layer: Layer) -> Iterator[Conv2d | ConvTranspose2d]:
-    """Yield the convolutions that are anywhere inside."""
-    if isinstance(layer, Conv2d | ConvTranspose2d):
+    """Yield the convolutions that are anywhere inside, but not what is inside of them."""
+    if isinstance(layer, _CONVOLUTIONS):
         yield layer
-    for _, child in layer._children():
+        return
+    for child in layer._inside():
         yield from _convolutions(child)
 
 
@@ -569,13 +597,17 @@ def _in_best_layout(input: Any, net: Layer) -> Any:
 
     A net may also begin with vectors and make images of them later.
     """
-    convolutions = list(_convolutions(net)) if np.ndim(input) in (3, 4) else []
-    if not convolutions:
+    convolutions = _convolutions(net)
+    first = next(convolutions, None) if np.ndim(input) in (3, 4) else None
+    if first is None:
         return input
     if fills_lanes(np.shape(input)) and get_float32_precision() != "highest":
         input = as_array(input, "input", (4,))
         # Inside of another net that one has chosen.
-        if is_images_last(input) or all(layer.prefers_images_last() for layer in convolutions):
+        if is_images_last(input) or (
+            first.prefers_images_last()
+            and all(layer.prefers_images_last() for layer in convolutions)
+        ):
             return to_images_last(input)
     return functional.to_channels_last(input)
 
@@ -589,8 +621,8 @@ def _gives_moments(layer: Layer, after: Layer) -> TypeGuard[Conv2d | _Fused]:
 def _gives_away(layer: Layer, *, first: bool = False) -> bool:
     """Tell whether a layer's output may be overwritten; with `first`, its input's gradient."""
     if isinstance(layer, Sequential):
-        leaves = list(layer._leaves()) if layer._chains() else []
-        return bool(leaves) and _gives_away(leaves[0 if first else -1][1], first=first)
+        line = layer._line() if layer._chains() else []
+        return bool(line) and _gives_away(line[0 if first else -1], first=first)
     if first and type(layer) is _Fused:
         layer = layer.layer
     return type(layer) in _GIVING_AWAY or (first and type(layer) in _GIVING_GRADIENTS_AWAY)

@@ -125,29 +125,34 @@ class Optimizer(ABC):
         due = []
         for group in self.param_groups:
             options = self._checked(group)
-            due += [(parameter, options) for parameter in group["params"] if parameter.has_grad]
-        for parameter, _ in due:
-            state = self.state.get(parameter, _NOTHING)
-            kept = [array for name, array in state.items() if name != "step"]
-            if not _kernels.are_alike([parameter.data, *kept], parameter.grad):
-                check_writeable(parameter.data, "data")
-                _check_like(parameter.data, {"grad": parameter.grad, **state})
-        if _kernels.share_extents([parameter.data for parameter, _ in due]):
+            names = self._names(options)
+            due += [(p, options, names) for p in group["params"] if p.has_grad]
+        if _kernels.share_extents([parameter.data for parameter, _, _ in due]):
+            for parameter, _, _ in due:
+                self._check(parameter, self.state.get(parameter, _NOTHING))
             for one in due:
                 self._apply([one])
         else:
             self._apply(due)
 
-    def _apply(self, due: list[tuple[Parameter, Options]]) -> None:
+    def _check(self, parameter: Parameter, state: State) -> None:
+        """Raise unless the data can be changed, and gradient and state fit it."""
+        check_writeable(parameter.data, "data")
+        _check_like(parameter.data, {"grad": parameter.grad, **state})
+
+    def _apply(self, due: list[tuple[Parameter, Options, tuple[str, ...]]]) -> None:
         """Update parameters that have each a memory of their own, all at once."""
-        updates, copies, states = [], [], {}
-        for parameter, options in due:
-            state = self._completed(parameter, options)
-            state["step"] += 1
-            states[parameter] = state
-            rule, grad = self._rule(options, state["step"]), parameter.grad
-            arrays = [parameter.data, *(state[name] for name in self._names(options))]
+        updates, copies, states = [], [], []
+        for parameter, options, names in due:
+            state = self._completed(parameter, names)
+            step = state["step"] + 1
+            states.append((parameter, state, step))
+            rule, grad = self._rule(options, step), parameter.grad
+            arrays = [parameter.data]
+            for name in names:
+                arrays.append(state[name])
             if not _kernels.are_alike(arrays, grad):
+                self._check(parameter, state)
                 order = memory_order(parameter.data)
                 grad, memory = to_memory(grad, order), [to_memory(a, order) for a in arrays]
                 for array, dense in zip(arrays, memory, strict=True):
@@ -156,7 +161,9 @@ class Optimizer(ABC):
                 arrays = memory
             updates.append((grad, arrays, rule))
         self._update(updates)
-        self.state.update(states)
+        for parameter, state, step in states:
+            state["step"] = step
+            self.state[parameter] = state
         for array, dense in copies:
             array[...] = dense
 
@@ -180,11 +187,13 @@ class Optimizer(ABC):
         """Return the parameters of all groups, each with the place of its group."""
         return [(p, g) for g, group in enumerate(self.param_groups) for p in group["params"]]
 
-    def _completed(self, parameter: Parameter, options: Options) -> State:
-        """Return what is kept of a parameter; what is new to it is zero."""
+    def _completed(self, parameter: Parameter, names: tuple[str, ...]) -> State:
+        """Return what is kept of a parameter by its names; what is new to it is zero."""
         old = self.state.get(parameter, _NOTHING)
+        if tuple(old) == ("step", *names):
+            return old
         state: State = {"step": old.get("step", 0)}
-        for name in self._names(options):
+        for name in names:
             state[name] = old[name] if name in old else np.zeros_like(parameter.data)
         return state
 
@@ -217,7 +226,8 @@ class Optimizer(ABC):
                 result[f"groups.{g}.{name}"] = list(value) if isinstance(value, tuple) else value
         for i, (parameter, g) in enumerate(self._members()):
             if parameter in self.state:
-                for name, value in self._completed(parameter, self.param_groups[g]).items():
+                names = self._names(self.param_groups[g])
+                for name, value in self._completed(parameter, names).items():
                     result[f"state.{i}.{name}"] = value if name == "step" else value.copy()
         return result
 

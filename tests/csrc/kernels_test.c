@@ -799,8 +799,6 @@ static double term_of(int term, double x, double g, double center)
     switch (term) {
     case CK_SQUARES:
         return (x - center) * (x - center);
-    case CK_PRODUCTS:
-        return (x - center) * g;
     case CK_NEGATIVE_PRODUCTS:
         return x > 0 ? 0 : x * g;
     default:
@@ -851,6 +849,18 @@ static void test_channels(void)
     for (int gradients = 0; gradients < 2; gradients++) {
         kernels->pixel_pairs(x, gradients ? g : NULL, center, pixels, row, channels, sums, second);
         checks++;
+        double plane = 1, plane_products = 2, plane_sum = 1, plane_product = 2;
+        kernels->plane_pairs(x, gradients ? g : NULL, 3, channels, &plane, &plane_products);
+        for (ptrdiff_t c = 0; c < channels; c++) {
+            const double other = gradients ? at(g, c) : at(x, c) - 3;
+            plane_sum += other;
+            plane_product += (at(x, c) - 3) * other;
+        }
+        if (plane != plane_sum || plane_products != plane_product) {
+            printf("%s plane_pairs: %g and %g, not %g and %g\n", isa, plane, plane_products, plane_sum,
+                   plane_product);
+            failures++;
+        }
         for (ptrdiff_t c = 0; c < channels; c++) {
             double sum = 0, products = 0;
             for (ptrdiff_t p = 0; p < pixels; p++) {

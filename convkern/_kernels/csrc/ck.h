@@ -22,7 +22,7 @@ enum { CK_SHORT_ROWS = 4 }; /* most rows of the batch in one call of `short_rows
 enum { CK_IDENTITY, CK_RELU, CK_RELU6, CK_LEAKY_RELU, CK_SIGMOID };
 
 /* Terms of a channel's sum: x, (x - center)^2, (x - center)*g, and x*g unless x is positive. */
-enum { CK_SUM, CK_SQUARES, CK_PRODUCTS, CK_NEGATIVE_PRODUCTS };
+enum { CK_SUM, CK_SQUARES, CK_NEGATIVE_PRODUCTS };
 
 enum { CK_MAX_LANES_FILTERS = 5, CK_MAX_LANES_PIXELS = 6 };
 
@@ -417,6 +417,10 @@ typedef struct {
                              ptrdiff_t inner, ptrdiff_t columns);
     /* The sum of n terms of one channel. */
     double (*plane_sum)(int term, const void *x, const void *g, double center, ptrdiff_t n);
+    /* *first and *second += the sums of v = x - center and of v*v, or with g those of g and of v*g,
+     * over n elements of one channel */
+    void (*plane_pairs)(const void *x, const void *g, double center, ptrdiff_t n, double *first,
+                        double *second);
     /* sums[c] = the sum of the terms of channel c over pixels that lie `row` apart */
     void (*pixel_sums)(int term, const void *x, const void *g,
                        ptrdiff_t pixels, ptrdiff_t row, ptrdiff_t channels, double *sums);
@@ -484,6 +488,9 @@ int ck_grow_team(int wanted, void (*start)(int threads));
 #else
 #define CK_WORK_PER_THREAD 1e6
 #endif
+/* The same of an element that is read, changed a little and written: the caches take longer over it
+ * than the arithmetic. */
+#define CK_WORK_OF_ELEMENT 24.0
 
 /* The items that are a thread's own, next .. end-1; each share has cache lines to itself. */
 typedef struct {

@@ -108,6 +108,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .softmax = CK_SYMBOL(softmax),
     .softmax_backward = CK_SYMBOL(softmax_backward),
     .plane_sum = CK_SYMBOL(plane_sum),
+    .plane_pairs = CK_SYMBOL(plane_pairs),
     .pixel_sums = CK_SYMBOL(pixel_sums),
     .pixel_pairs = CK_SYMBOL(pixel_pairs),
     .affine_plane = CK_SYMBOL(affine_plane),
