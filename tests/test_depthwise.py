@@ -51,6 +51,15 @@ def test_squares_over_planes(dtype, at_end):
         check(rng, shape, (3, 3), dtype, (stride, padding, 1), at_end=at_end)
 
 
+@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_planes_of_several_bands(dtype, stride):
+    """Of which the last has fewer rows."""
+    rng = np.random.default_rng(5)
+    for height, width, padding in itertools.product((91, 130), (33, 61, 97), (0, 1)):
+        check(rng, (2, 3, height, width), (3, 3), dtype, (stride, padding, 1), at_end=True)
+
+
 @pytest.mark.parametrize("channels_last", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_small_planes(dtype, channels_last):
