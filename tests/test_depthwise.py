@@ -51,6 +51,15 @@ def test_squares_over_planes(dtype, at_end):
         check(rng, shape, (3, 3), dtype, (stride, padding, 1), at_end=at_end)
 
 
+@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_planes_of_several_bands(dtype, stride):
+    """Of which the last has fewer rows."""
+    rng = np.random.default_rng(5)
+    for height, width, padding in itertools.product((91, 130), (33, 61, 97), (0, 1)):
+        check(rng, (2, 3, height, width), (3, 3), dtype, (stride, padding, 1), at_end=True)
+
+
 @pytest.mark.parametrize("channels_last", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_small_planes(dtype, channels_last):
@@ -93,7 +102,7 @@ def test_the_bits_do_not_depend_on_the_threads(stride, channels_last):
 def test_an_infinity_meets_only_what_its_windows_hold(stride):
     """Lanes beyond the last column must not turn it into NaN elsewhere."""
     rng = np.random.default_rng(4)
-    for width, column in ((13, 12), (13, 0), (16, 15), (37, 36), (37, 16)):
+    for width, column in ((13, 12), (13, 0), (14, 13), (16, 15), (37, 36), (37, 16)):
         x = integers(rng, (1, 2, 9, width), np.float32)
         x[0, 1, 4, column] = np.inf
         weight = rng.integers(1, 5, (2, 1, 3, 3)).astype(np.float32)

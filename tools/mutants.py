@@ -1075,14 +1075,14 @@ FAULTS = [
     # ------------------------------------------------------------ windows of 3x3 over planes
     Fault(
         "square.inc",
-        "end = least(t->width - column, STRIDE * n);",
-        "end = t->width - column;",
+        "v_between(-column, least(t->width - column, wanted));",
+        "v_between(-column, t->width - column);",
         "lanes behind the last output meet pixels of the padding's other side",
     ),
     Fault(
         "square.inc",
-        "return first >= 0 && first + 2 + STRIDE * VL <= t->width && j + VL <= t->columns;",
-        "return first + 2 + STRIDE * VL <= t->width && j + VL <= t->columns;",
+        "if (first >= 0 && first + 2 + STRIDE * VL <= t->width && j + VL <= t->columns)",
+        "if (first + 2 + STRIDE * VL <= t->width && j + VL <= t->columns)",
         "what lies before a row is taken for its padding",
     ),
     Fault(
@@ -1090,6 +1090,24 @@ FAULTS = [
         "a[0] = v_choose(taps->inside[1], v_previous(a[1]), (vec){0});",
         "a[0] = v_previous(a[1]);",
         "an infinity at the end of a narrow row meets a gradient of zero behind it",
+    ),
+    Fault(
+        "square.inc",
+        "a[0] = v_choose(taps->lanes, a[0], (vec){0});",
+        ";",
+        "an infinity in the last column of stride 2 meets a gradient of zero behind the outputs",
+    ),
+    Fault(
+        "square.inc",
+        "if (STRIDE == 1 && k >= 1 && k <= rows)",
+        "if (STRIDE == 1 && k >= 1 && k < rows)",
+        "the last row of gradients of a band does not meet the middle row of taps",
+    ),
+    Fault(
+        "square.inc",
+        "end = least(t->rows, i + band);\n        for",
+        "end = i + band;\n        for",
+        "a last band of fewer rows writes behind its plane",
     ),
     Fault(
         "square.inc",
@@ -1105,8 +1123,8 @@ FAULTS = [
     ),
     Fault(
         "square.pyx",
-        "job.turned = ck_square(h.out, w.out, h.size, w.size, 1, 2 - h.pad, 2 - w.pad, 0, 0.0)",
-        "job.turned = ck_square(h.out, w.out, h.size, w.size, 1, h.pad, w.pad, 0, 0.0)",
+        "ck_square(h.out, w.out, h.size, w.size, 1, 2 - h.pad, 2 - w.pad, h.out * w.out,",
+        "ck_square(h.out, w.out, h.size, w.size, 1, h.pad, w.pad, h.out * w.out,",
         "only a padding of 1 is turned round with the window",
     ),
     Fault(

@@ -88,7 +88,7 @@ cdef extern from "csrc/ck.h" nogil:
         int activation
         double slope
     ctypedef struct ck_square:
-        ptrdiff_t height, width, rows, columns, stride, top, left
+        ptrdiff_t height, width, rows, columns, stride, top, left, x_later, out_later
         int activation
         double slope
     ctypedef struct ck_lanes:

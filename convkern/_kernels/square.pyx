@@ -50,8 +50,9 @@ cdef inline double element(const char *data, Py_ssize_t index, Py_ssize_t size) 
 
 
 cdef ck_square square_of(const Axis *h, const Axis *w) noexcept:
-    """Describe the windows of a plane, without activation."""
-    return ck_square(h.size, w.size, h.out, w.out, h.stride, h.pad, w.pad, 0, 0.0)
+    """Describe the windows of a plane, which those of the next one follow, without activation."""
+    return ck_square(h.size, w.size, h.out, w.out, h.stride, h.pad, w.pad, h.size * w.size,
+                     h.out * w.out, 0, 0.0)
 
 
 cdef void square_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -121,31 +122,35 @@ cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexce
     """Some channels of a slice of the images, plane by plane: each of the gradients' is read once."""
     cdef const GradientJob *job = <const GradientJob *>job_
     cdef const ck_kernels *kernels = job.kernels
-    cdef const ck_square *square = &job.square
-    cdef Py_ssize_t size = kernels.itemsize, part = item % job.slices, image, channel, plane
+    cdef ck_square square = job.square, turned = job.turned
+    cdef Py_ssize_t size = kernels.itemsize, part = item % job.slices, image, channel, plane, step
     cdef Py_ssize_t first = item // job.slices * job.per_item
     cdef Py_ssize_t count = min(job.per_item, job.channels - first)
     cdef Py_ssize_t pixels = square.height * square.width, outputs = square.rows * square.columns
     cdef Py_ssize_t vectors = ceil_div(count * TAPS, kernels.lanes) * kernels.lanes
     cdef char *totals = scratch + vectors * kernels.lanes * size
-    cdef char *turned = totals + vectors * size
+    cdef char *windows = totals + vectors * size
     cdef const char *weight = job.weight + first * TAPS * size
     cdef const char *g
     memset(scratch, 0, <size_t>(vectors * kernels.lanes * size))
     if job.dx != NULL:
-        turn_windows(weight, count, size, turned)
+        turn_windows(weight, count, size, windows)
     for image in range(job.images * part // job.slices, job.images * (part + 1) // job.slices):
         for channel in range(count):
             plane = image * job.channels + first + channel
             g = job.g + plane * outputs * size
+            # The planes of this item that are next in turn.
+            step = 1 if channel + 1 < count else 1 + job.channels - count
+            square.x_later = turned.out_later = step * pixels
+            square.out_later = turned.x_later = step * outputs
             if job.dx != NULL and square.stride == 1:
-                kernels.square(&job.turned, g, turned + channel * TAPS * size, 0.0,
+                kernels.square(&turned, g, windows + channel * TAPS * size, 0.0,
                                job.dx + plane * pixels * size)
             elif job.dx != NULL:
-                kernels.square_input(square, g, weight + channel * TAPS * size,
+                kernels.square_input(&square, g, weight + channel * TAPS * size,
                                      job.dx + plane * pixels * size)
             if job.x != NULL:
-                kernels.square_weight(square, job.x + plane * pixels * size, g,
+                kernels.square_weight(&square, job.x + plane * pixels * size, g,
                                       scratch + channel * TAPS * kernels.lanes * size)
             if job.db != NULL:
                 job.db[part * job.channels + first + channel] += kernels.plane_sum(
@@ -171,7 +176,8 @@ def square_gradients(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray weight, cnp.nd
     cdef Axis w = axis(x.shape[3], grad.shape[3], columns)
     cdef double *totals
     job.kernels, job.square, job.images, job.channels = kernels, square_of(&h, &w), x.shape[0], channels
-    job.turned = ck_square(h.out, w.out, h.size, w.size, 1, 2 - h.pad, 2 - w.pad, 0, 0.0)
+    job.turned = ck_square(h.out, w.out, h.size, w.size, 1, 2 - h.pad, 2 - w.pad, h.out * w.out,
+                           h.size * w.size, 0, 0.0)
     job.x, job.dx = data_of(x) if grad_weight is not None else NULL, <char *>data_of(grad_input)
     job.g, job.weight = data_of(grad), data_of(weight)
     # All of it follows from the shape, as sums of slices are added up in order.

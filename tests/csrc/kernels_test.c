@@ -623,8 +623,10 @@ static void test_depthwise(void)
 static void test_square(void)
 {
     const ptrdiff_t lanes = kernels->lanes;
-    ck_square t = {draw(1, 20), draw(1, 5 * lanes), 0, 0, draw(1, 2), draw(0, 4), draw(0, 4), 0, 0.5};
+    ck_square t = {draw(1, 20), draw(1, 5 * lanes), 0, 0, draw(1, 2), draw(0, 4), draw(0, 4),
+                   0, 0, 0, 0.5};
     t.rows = draw(1, 20), t.columns = draw(1, 4 * lanes);
+    t.x_later = t.height * t.width, t.out_later = t.rows * t.columns;
     t.activation = (int)draw(CK_IDENTITY, CK_LEAKY_RELU);
     const void *x = integers(t.height * t.width), *w = integers(9), *g = integers(t.rows * t.columns);
     const ptrdiff_t back_top = t.top, back_left = t.left;

@@ -245,10 +245,12 @@ typedef struct {
  *     w[3*r + s] * x[(i*stride + r - top)*width + j*stride + s - left])
  *
  * for i < rows, j < columns; x is zero outside height x width.  The stride is 1 or 2; `top` and
- * `left` may be negative, but not for a gradient.
+ * `left` may be negative, but not for a gradient.  Meanwhile a plane of x and one of out, so many
+ * elements behind these, are brought into the caches.
  */
 typedef struct {
     ptrdiff_t height, width, rows, columns, stride, top, left;
+    ptrdiff_t x_later, out_later;
     int activation;
     double slope;
 } ck_square;

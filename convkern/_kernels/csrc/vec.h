@@ -311,8 +311,9 @@ CK_INLINE vec v_zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, CK_
 CK_INLINE vec v_zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ZIP_HIGH); }
 CK_INLINE vec v_even(vec a, vec b) { return __builtin_shufflevector(a, b, CK_EVEN); }
 CK_INLINE vec v_odd(vec a, vec b) { return __builtin_shufflevector(a, b, CK_ODD); }
-/* Lane i gets what its neighbour had, a zero comes in at the end. */
-CK_INLINE vec v_next(vec v) { return __builtin_shufflevector(v, (vec){0}, CK_NEXT); }
+/* Lane i gets what its neighbour had; the first lane of `more`, or a zero, comes in at the end. */
+CK_INLINE vec v_next_of(vec v, vec more) { return __builtin_shufflevector(v, more, CK_NEXT); }
+CK_INLINE vec v_next(vec v) { return v_next_of(v, (vec){0}); }
 CK_INLINE vec v_previous(vec v) { return __builtin_shufflevector((vec){0}, v, CK_PREVIOUS); }
 
 #endif
