@@ -54,6 +54,18 @@ def test_generator_notices_a_wrong_point():
         module.check(2, 3)
     with pytest.raises(AssertionError):
         module.check_strided(2)
+    with pytest.raises(AssertionError):
+        module.by_values(6, 4)
+
+
+def test_generator_notices_a_wrong_factor():
+    module = generator()
+    assert module.by_factors(7)
+    module.through = lambda points, right=module.through: right(
+        [point * (1 if len(points) > 3 else 2) for point in points]
+    )
+    with pytest.raises(AssertionError):
+        module.by_factors(7)
 
 
 def only(monkeypatch, outputs):

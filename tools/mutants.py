@@ -351,14 +351,20 @@ FAULTS = [
     # ------------------------------------------------------------ winograd.inc
     Fault(
         "winograd.inc",
-        "const int inside = j >= patch->first && j < patch->last; \\",
-        "const int inside = j >= patch->first && j <= patch->last; \\",
+        "copy[i][j] = j >= patch->first && j < patch->last \\",
+        "copy[i][j] = j >= patch->first && j <= patch->last \\",
         "the first column of the right padding is not zero",
     ),
     Fault(
         "winograd.inc",
-        "if (j < target->columns) \\",
-        "if (j < TO) \\",
+        "const int whole = patch->first == 0 && patch->last == FROM; \\",
+        "const int whole = patch->last == FROM; \\",
+        "the left padding is read from the row before",
+    ),
+    Fault(
+        "winograd.inc",
+        "for (int j = 0; j < target->columns; j++) \\",
+        "for (int j = 0; j < TO; j++) \\",
         "tiles at the right edge write into the next row",
     ),
     Fault(
@@ -369,9 +375,15 @@ FAULTS = [
     ),
     Fault(
         "winograd.inc",
-        "activate(y[j] + shift, target->activation, slope), lanes); \\",
-        "y[j] + shift, lanes); \\",
-        "the activation is lost",
+        "v_store(pixel, activate(y[j] + shift, activation, (vec){0})); \\",
+        "v_store(pixel, y[j] + shift); \\",
+        "the ReLU of whole tiles is lost",
+    ),
+    Fault(
+        "winograd.inc",
+        "activate(copy[i][j], activation, slope), lanes); \\",
+        "copy[i][j], lanes); \\",
+        "the activation of tiles at an edge is lost",
     ),
     # ------------------------------------------------------------ channels.inc
     Fault(

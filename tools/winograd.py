@@ -77,34 +77,33 @@ def scales(n: int) -> list[Fraction]:
     ]
 
 
-def balance(n: int) -> list[Fraction]:
-    """Return powers of two that share a row's size between B^T and G, for the sake of rounding."""
-    largest = [max(map(abs, row)) for row in _unbalanced_input(n)]
-    pairs = zip(scales(n), largest, strict=True)
-    return [Fraction(2) ** round(math.log2(abs(scale) / size) / 2) for scale, size in pairs]
-
-
-def _unbalanced_input(n: int) -> Matrix:
+def input_matrix(n: int) -> Matrix:
+    """Return B^T, n x n: of each point the polynomial whose roots are the others."""
     points = POINTS[n]
     rows = [[*through([q for q in points if q != p]), Fraction(0)] for p in points]
     return [*rows, through(points)]
 
 
-def input_matrix(n: int) -> Matrix:
-    """Return B^T, n x n."""
-    rows = zip(_unbalanced_input(n), balance(n), strict=True)
-    return [[value * factor for value in row] for row, factor in rows]
-
-
 def filter_matrix(n: int, taps: int) -> Matrix:
     """Return G, n x taps."""
-    rows = zip(powers(n, taps), scales(n), balance(n), strict=True)
-    return [[value * scale / factor for value in row] for row, scale, factor in rows]
+    rows = zip(powers(n, taps), scales(n), strict=True)
+    return [[value * scale for value in row] for row, scale in rows]
 
 
 def output_matrix(n: int, outputs: int) -> Matrix:
     """Return A^T, outputs x n."""
     return [list(column) for column in zip(*powers(n, outputs), strict=True)]
+
+
+def scaled_output_matrix(n: int, outputs: int) -> Matrix:
+    """Return A^T for elements that lack the scales of G.
+
+    The sums of a weight's gradient, whose filters change with every tile and its outputs do not.
+    """
+    return [
+        [value * scale for value, scale in zip(row, scales(n), strict=True)]
+        for row in output_matrix(n, outputs)
+    ]
 
 
 def check(outputs: int, taps: int) -> None:
@@ -113,6 +112,10 @@ def check(outputs: int, taps: int) -> None:
     A, G, B = output_matrix(n, outputs), filter_matrix(n, taps), input_matrix(n)
     for i, t, d in product(range(outputs), range(taps), range(n)):
         y = sum(A[i][e] * G[e][t] * B[e][d] for e in range(n))
+        assert y == (i + t == d), (outputs, taps, i, t, d)
+    scaled, values = scaled_output_matrix(n, outputs), powers(n, taps)
+    for i, t, d in product(range(outputs), range(taps), range(n)):
+        y = sum(scaled[i][e] * values[e][t] * B[e][d] for e in range(n))
         assert y == (i + t == d), (outputs, taps, i, t, d)
 
 
@@ -224,6 +227,102 @@ def by_columns(matrix: Matrix) -> list[str]:
     return lines
 
 
+class Program:
+    """Statements that compute vectors from x[0], x[1] ..., and what each of them is of these."""
+
+    def __init__(self, length: int) -> None:
+        self.lines: list[str] = []
+        self.rows = {f"x[{j}]": [Fraction(i == j) for i in range(length)] for j in range(length)}
+
+    def add(self, name: str, terms: dict[str, Fraction]) -> str:
+        """Add the statement that gives a linear combination of earlier vectors this name."""
+        self.lines.append(
+            f"{'' if '[' in name else 'const vec '}{name} = "
+            f"{combination(list(terms), list(terms.values()))};"
+        )
+        self.rows[name] = [
+            sum((c * self.rows[term][j] for term, c in terms.items()), Fraction(0))
+            for j in range(len(self.rows["x[0]"]))
+        ]
+        return name
+
+    def filtered(
+        self, name: str, polynomial: Sequence[Fraction], source: Sequence[str], places: range
+    ) -> dict[int, str]:
+        """Apply a polynomial's coefficients to neighbours in `source`, from these places on."""
+        if len(polynomial) == 1:
+            return {place: source[place] for place in places}
+        return {
+            place: self.add(f"{name}{place}", dict(zip(source[place:], polynomial, strict=False)))
+            for place in places
+        }
+
+    def prove(self, matrix: Matrix) -> list[str]:
+        """Return the statements, if y = M x."""
+        for i, row in enumerate(matrix):
+            assert self.rows[f"y[{i}]"] == row, (i, row)
+        return self.lines
+
+
+def by_factors(n: int) -> list[str]:
+    """Return statements for y = B^T x, whose polynomials share factors.
+
+    The points p and q have the polynomials x (x - q) R and x (x - p) R: two neighbours that R was
+    applied to give both.  Of 1 and -1, four neighbours also give the polynomials of 0 and of
+    infinity, (x - 1) (x + 1) R and x times that.
+    """
+    points, matrix = POINTS[n], input_matrix(n)
+    program, left = Program(n), points[1:]
+    source = [f"x[{j}]" for j in range(n)]
+    if len(left) % 2:  # the last one is by itself, and a factor of all others
+        program.add(f"y[{len(left)}]", dict(zip(source, matrix[len(left)], strict=True)))
+        source = [*program.filtered("h", through([left[-1]]), source, range(n - 1)).values()]
+        left = left[:-1]
+    for i in range(0, len(left), 2):
+        p, q = left[i : i + 2]
+        rest = through([r for r in left if r not in (p, q)])
+        f = program.filtered(f"f{i}", rest, source, range(4) if i == 0 else range(1, 3))
+        program.add(f"y[{i + 1}]", {f[2]: Fraction(1), f[1]: -q})
+        program.add(f"y[{i + 2}]", {f[2]: Fraction(1), f[1]: -p})
+        if i == 0:
+            assert p == -q
+            program.add("y[0]", {f[2]: Fraction(1), f[0]: p * q})
+            program.add(f"y[{n - 1}]", {f[3]: Fraction(1), f[1]: p * q})
+    return program.prove(matrix)
+
+
+def by_values(n: int, length: int) -> list[str]:
+    """Return statements for the values of a polynomial at the points, by Horner's rule.
+
+    The points p and -p share those of the even and of the odd coefficients.
+    """
+    program, points = Program(length), POINTS[n]
+
+    def value(name: str, coefficients: Sequence[str], point: Fraction) -> str:
+        """Evaluate a polynomial."""
+        *rest, result = coefficients
+        for i, coefficient in reversed([*enumerate(rest)]):
+            result = program.add(f"{name}{i}", {coefficient: Fraction(1), result: point})
+        return result
+
+    x = [f"x[{j}]" for j in range(length)]
+    program.add("y[0]", {x[0]: Fraction(1)})
+    i = 1
+    while i < n - 1:
+        point = points[i]
+        if point == -points[i + 1 - (i == n - 2)]:
+            even, odd = value(f"e{i}", x[::2], point**2), value(f"o{i}", x[1::2], point**2)
+            program.add(f"y[{i}]", {even: Fraction(1), odd: point})
+            program.add(f"y[{i + 1}]", {even: Fraction(1), odd: -point})
+            i += 2
+        else:
+            last = value(f"v{i}", x[1:], point)
+            program.add(f"y[{i}]", {x[0]: Fraction(1), last: point})
+            i += 1
+    program.add(f"y[{n - 1}]", {x[-1]: Fraction(1)})
+    return program.prove(powers(n, length))
+
+
 def function(name: str, lines: Sequence[str]) -> str:
     """Return a C function from x to y."""
     body = "\n".join(f"    {line}" for line in lines)
@@ -241,12 +340,17 @@ def source() -> str:
     lengths = {(m + r - 1, length) for m, r in TILES for length in (m, r)}
     check_strided(STRIDED)
     for n in sorted({m + r - 1 for m, r in TILES}):
-        parts.append(function(f"winograd_input_{n}", by_rows(input_matrix(n))))
+        parts.append(function(f"winograd_input_{n}", by_factors(n)))
     for n, length in sorted(lengths):
         parts.append(function(f"winograd_filter_{n}_{length}", by_rows(filter_matrix(n, length))))
         parts.append(
             function(f"winograd_output_{n}_{length}", by_columns(output_matrix(n, length)))
         )
+    for m, r in TILES:  # of the gradient of a weight
+        n = m + r - 1
+        parts.append(function(f"winograd_values_{n}_{m}", by_values(n, m)))
+        scaled = by_columns(scaled_output_matrix(n, r))
+        parts.append(function(f"winograd_scaled_output_{n}_{r}", scaled))
     A, G, B = strided_matrices(STRIDED)
     parts.append(function("winograd_input_strided", by_rows(B)))
     parts.append(function("winograd_filter_strided", by_rows(G)))
