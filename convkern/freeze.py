@@ -29,7 +29,7 @@ from convkern.nn import (
     Sequential,
 )
 from convkern.nn.base import Array
-from convkern.nn.containers import _join
+from convkern.nn.concat import join
 from convkern.precision import get_float32_precision
 from convkern.threads import get_num_threads
 
@@ -380,4 +380,4 @@ class _ConcatStep:
             for step in steps:
                 output = step(output)
             outputs.append(output)
-        return _join(outputs)
+        return join(outputs)

@@ -14,7 +14,8 @@ from convkern.nn import init
 from convkern.nn.activation import LeakyReLU, PReLU, ReLU, Sigmoid, Softmax
 from convkern.nn.base import Layer, Parameter
 from convkern.nn.clip import clip_grad_norm_, clip_grad_value_
-from convkern.nn.containers import Concat, Residual, Sequential, Step
+from convkern.nn.concat import Concat
+from convkern.nn.containers import Residual, Sequential, Step
 from convkern.nn.conv import Conv2d, ConvTranspose2d
 from convkern.nn.dropout import Dropout, Dropout2d
 from convkern.nn.linear import Flatten, Linear
