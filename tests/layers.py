@@ -73,3 +73,22 @@ def layer_pair(torch, name, args, options, dtype):
 
 def is_channels_last(array):
     return np.moveaxis(array, -3, -1).flags.c_contiguous
+
+
+def all_layers(layer):
+    yield layer
+    for _, child in layer._children():
+        yield from all_layers(child)
+
+
+def make_double(net):
+    """Turn a net to float64, in which only a wrong net differs from torch's."""
+    for layer in all_layers(net):
+        for parameter in vars(layer).values():
+            if isinstance(parameter, nn.Parameter):
+                parameter.data = parameter.data.astype(np.float64)
+        for name in layer.buffers:
+            array = getattr(layer, name)
+            if array is not None and array.dtype == np.float32:
+                setattr(layer, name, array.astype(np.float64))
+    return net

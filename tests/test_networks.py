@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from layers import all_layers, make_double
 
 from convkern import _kernels, models, nn
 from convkern.shapes import select
@@ -77,25 +78,6 @@ def without_dropout(*nets):
         for layer in all_layers(net) if isinstance(net, nn.Layer) else net.modules():
             if type(layer).__name__ == "Dropout":
                 layer.p = 0.0
-
-
-def all_layers(layer):
-    yield layer
-    for _, child in layer._children():
-        yield from all_layers(child)
-
-
-def make_double(net):
-    """Turn a net to float64, in which only a wrong net differs from torch's."""
-    for layer in all_layers(net):
-        for parameter in vars(layer).values():
-            if isinstance(parameter, nn.Parameter):
-                parameter.data = parameter.data.astype(np.float64)
-        for name in layer.buffers:
-            array = getattr(layer, name)
-            if array is not None and array.dtype == np.float32:
-                setattr(layer, name, array.astype(np.float64))
-    return net
 
 
 def assert_close(mine, other, what):
