@@ -140,8 +140,8 @@ def test_interleave_takes_turns():
         calls, 2, minimum=1.0, clock=clock, settle=lambda: clock.log.append("-")
     )
     assert seconds == {"a": [2.0, 2.0], "b": [4.0, 4.0]}
-    # Two calls each to find the repeats; then in every turn one that is not timed.
-    assert clock.log == [*"aabb", *"-aa-bb" * 2]
+    # What ran before settles; two calls each find the repeats; in every turn one is not timed.
+    assert clock.log == [*"-" * 10, *"aabb", *"-aa-bb" * 2]
 
 
 def test_interleave_repeats_short_calls():
