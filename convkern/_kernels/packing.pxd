@@ -12,3 +12,11 @@ cdef class PackedConv:
 
 cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs, Py_ssize_t taps,
                                       int stride=*) except NULL
+
+
+cdef inline Py_ssize_t element_rows(Py_ssize_t channels) noexcept nogil:
+    """Return the channels from one element of a packed Winograd weight to the next.
+
+    An odd number, as elements would all fall into the same cache sets otherwise.
+    """
+    return channels | 1

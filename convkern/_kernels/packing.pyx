@@ -95,20 +95,21 @@ cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     cdef Py_ssize_t width = span.width, k0 = span.first, row = width * size
     cdef Py_ssize_t filters = min(width, job.out_channels - k0)
     cdef Py_ssize_t taps = job.kh * job.kw, count = min(part, job.channels - c)
-    cdef Py_ssize_t elements = job.rows.count * job.columns.count
+    cdef Py_ssize_t elements = job.rows.count * job.columns.count, element = job.channels
     if job.winograd != NULL:
         elements, rows = job.winograd.size * job.winograd.size, part
+        element = element_rows(job.channels)
     cdef const char *weight = job.weight + (group * job.out_channels * job.channels + (
         k0 + c * job.out_channels if job.transposed else k0 * job.channels + c)) * taps * size
     cdef char *dst = job.packed + (
-        (group * job.vectors * lanes + k0) * job.channels * elements * size + c * row)
+        (group * job.vectors * lanes + k0) * element * elements * size + c * row)
     cdef ptrdiff_t *offsets = <ptrdiff_t *>scratch
     cdef char *tapwise = scratch + ceil_div(part * taps * sizeof(ptrdiff_t), 64) * 64
     place_taps(job, offsets, 1 if job.transposed else part, rows, width)
     pack_channels(job, weight, filters, count, dst if job.winograd == NULL else tapwise, offsets,
                   width)
     if job.winograd != NULL:
-        transform_weights(job, tapwise, rows * width, count * width, dst, job.channels * width)
+        transform_weights(job, tapwise, rows * width, count * width, dst, element * width)
 
 
 @cython.final
@@ -151,13 +152,14 @@ cdef class PackedConv:
         self.kh, self.kw = job.rows.count, job.columns.count
         self.winograd = NULL
         cdef Py_ssize_t outputs = groups * self.out_channels, taps = job.kh * job.kw
-        cdef Py_ssize_t elements = self.kh * self.kw
+        cdef Py_ssize_t elements = self.kh * self.kw, element = self.channels
         if winograd:
             self.winograd = winograd_tile(kernels, winograd, self.kh, stride)
             self.depthwise = False
             elements = self.winograd.size * self.winograd.size
+            element = element_rows(self.channels)
         cdef Py_ssize_t padded = outputs if self.depthwise else groups * self.vectors * lanes
-        self.weight = take(<size_t>(padded * self.channels * elements * size) + 1)
+        self.weight = take(<size_t>(padded * element * elements * size) + 1)
         self.bias = take(<size_t>((padded + lanes) * size))
         memset(self.bias, 0, <size_t>((padded + lanes) * size))
         cdef Py_ssize_t biases = outputs if self.depthwise else self.out_channels

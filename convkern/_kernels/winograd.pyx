@@ -38,7 +38,7 @@ from convkern._kernels.core cimport (
     run,
     take,
 )
-from convkern._kernels.packing cimport PackedConv
+from convkern._kernels.packing cimport PackedConv, element_rows
 from convkern._kernels.strips cimport Planes, Region, area, gather_strip, place_strip, strip_of
 
 cdef enum:
@@ -142,6 +142,7 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
     cdef Py_ssize_t size = kernels.itemsize, width = vectors * kernels.lanes
     cdef Py_ssize_t pieces = ceil_div(job.channels, CHUNK), piece, element, i, start, stop
     cdef Py_ssize_t rows = ceil_div(tiles, kernels.max_pixels[vectors]), c, c_stop
+    cdef Py_ssize_t w_element = element_rows(job.channels)
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
     cdef const char *ahead
@@ -159,7 +160,7 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
             chunk.run, chunk.flags = c_stop - c, CK_ALSO | (0 if piece else CK_FIRST)
             start = 0
             # While the tiles pass over one panel of weights, the next one is fetched.
-            ahead = weight + (element * job.channels + c_stop) * width * size
+            ahead = weight + (element * w_element + c_stop) * width * size
             chunk.ahead_step = CK_AHEAD
             for i in range(rows):
                 stop = tiles * (i + 1) // rows
@@ -170,7 +171,7 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
                 ahead += chunk.run // 4 * CK_AHEAD
                 kernels.tile[vectors][stop - start](
                     &layout, &chunk, v + (element * job.v_element + start * job.v_tile + c) * size,
-                    weight + (element * job.channels + c) * width * size, job.zeros,
+                    weight + (element * w_element + c) * width * size, job.zeros,
                     m + (element * job.m_element + start * width) * size)
                 start = stop
             c = c_stop
@@ -211,8 +212,8 @@ cdef void convolve_block(const WinogradJob *job, const char *v, Py_ssize_t begin
     cdef Block part = block_of(job.kernels, job.vectors, job.blocks, block)
     cdef Py_ssize_t padded = group * job.vectors * job.kernels.lanes + part.first
     cdef Py_ssize_t elements = job.tile.size * job.tile.size
-    multiply(job, v, end - begin, job.weight + padded * job.channels * elements * size,
-             part.vectors, m)
+    multiply(job, v, end - begin,
+             job.weight + padded * element_rows(job.channels) * elements * size, part.vectors, m)
     while tile < end:
         stop = min(end, (tile // job.per_image + 1) * job.per_image)
         transform_outputs(job, tile, stop, m + (tile - begin) * part.width * size, part.width,
