@@ -91,7 +91,7 @@ cdef void conv_box(const ConvJob *job, Py_ssize_t vectors, int tail, const char 
     tiles = ceil_div(length, widest)
     layout.x_row = job.h.dilation * job.x_row
     layout.x_column = job.w.dilation * job.x_column
-    layout.w_row = job.w.kernel * job.channels * width
+    layout.w_row, layout.w_step = job.w.kernel * job.channels * width, 0
     layout.tail, layout.bias_by_pixel = tail, 0
     layout.activation, layout.slope = job.activation, job.slope
 

@@ -13,7 +13,7 @@ cdef extern from "csrc/ck.h" nogil:
     enum: CK_RELU, CK_LEAKY_RELU
     enum: CK_SUM, CK_SQUARES, CK_NEGATIVE_PRODUCTS
     ctypedef struct ck_tile_layout:
-        ptrdiff_t x_pixel, x_row, x_column, w_row, out_pixel
+        ptrdiff_t x_pixel, x_row, x_column, w_row, w_step, out_pixel
         int tail, bias_by_pixel, activation
         double slope
     ctypedef struct ck_chunk:

@@ -13,7 +13,9 @@ cdef struct PlanesJob:
     # Pixels are cut into panels as wide as the widest tile; an item has a group of them, of which it
     # packs `depth` rows, and some filters.  A sum in registers has `chunk` products.
     Py_ssize_t vectors, panels, width, group, panel_groups, row_blocks, depth, chunk
+    Py_ssize_t filters   # that pass over the panels together
     Py_ssize_t items
+    Py_ssize_t elements  # of x
     Py_ssize_t joined  # pixels of all images, whose panels are cut from them together; or 0
     bint plain   # the windows are the pixels
     bint direct  # and are not packed

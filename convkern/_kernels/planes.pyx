@@ -32,7 +32,6 @@ cnp.import_array()
 
 cdef enum:
     CHUNK = 256                # products summed in registers, as in the direct algorithm
-    DIRECT_CHUNK = 32          # where x is read in place: rows long enough for the prefetcher
     # Of panels that an item packs at a time: they, what is fetched for the next ones meanwhile and
     # some of the weights and outputs stay in an L2 cache of 1 MiB.
     PACKED_BYTES = 320 << 10
@@ -40,6 +39,11 @@ cdef enum:
     ROWS = 256                 # filters that make it worth while to pack a panel
     FILTERS = 24               # that pass over the panels together: a multiple of most tiles
     TOGETHER = 8               # rows of x that all panels of an item copy in turn
+    # So many filters do not make up for packing.  The tile reads x in place, from the second-level
+    # cache if need be; outputs that pass by together stay in the first one.
+    DIRECT_FILTERS = 192
+    DIRECT_TOGETHER = 128
+    DIRECT_CHUNK = 192
 
 # Where pixels fill less of a plane's vectors, those of several images are joined.
 cdef double MOST_FULL = 0.85
@@ -147,9 +151,14 @@ cdef inline Panel panel_of(const PlanesJob *job, Py_ssize_t index) noexcept nogi
                      job.joined if job.joined else job.pixels, index)
 
 
-cdef inline bint in_place(const PlanesJob *job, Panel panel) noexcept nogil:
-    """Tell whether the tile reads a panel from the plane."""
-    return job.direct and panel.count == panel.width
+cdef inline bint in_place(const PlanesJob *job, const char *x, Panel panel) noexcept nogil:
+    """Tell whether the tile reads a panel of the image x from the planes.
+
+    Where one ends amid a vector, its last lanes are pixels of the next one, and are not stored; but
+    none may lie beyond the last image.
+    """
+    return job.direct and (x - job.x) // job.kernels.itemsize + (
+        (job.length - 1) * job.pixels + panel.column + panel.width) <= job.elements
 
 
 cdef void pack_panels(const PlanesJob *job, const char *x, Py_ssize_t first, Py_ssize_t last,
@@ -171,7 +180,7 @@ cdef void pack_panels(const PlanesJob *job, const char *x, Py_ssize_t first, Py_
                 copy_pieces(job, <char *>x + (k + done) * job.pixels * size,
                             job.channels * job.pixels, rows, panel.column, panel.count, place,
                             panel.width, False)
-            elif not in_place(job, panel):
+            elif not in_place(job, x, panel):
                 pack_panel(job, x, panel.column, panel.width, k + done, rows, place, line)
         done += rows
 
@@ -198,11 +207,11 @@ cdef Fetch next_panels(const PlanesJob *job, Py_ssize_t item, Py_ssize_t k) noex
     cdef Panel first, last
     cdef Fetch fetch
     memset(&fetch, 0, sizeof(fetch))
-    if not job.plain or job.direct or job.length == 0:
+    if not job.plain or job.length == 0:
         return fetch
     for index in range(share.first, share.last):
-        tiles += ceil_div(FILTERS, job.kernels.max_pixels[panel_of(job, index).vectors])
-    steps = (share.end - share.begin) // FILTERS * tiles * (((k - 1) % job.depth + 1) // 4)
+        tiles += ceil_div(job.filters, job.kernels.max_pixels[panel_of(job, index).vectors])
+    steps = (share.end - share.begin) // job.filters * tiles * (((k - 1) % job.depth + 1) // 4)
     if k == job.length:
         if item + 1 == job.items or (item + 1) % job.row_blocks:
             return fetch  # nothing, or the same panels
@@ -247,10 +256,10 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     memset(&layout, 0, sizeof(layout))
     memset(zeros, 0, <size_t>(job.width * size))
     layout.out_pixel = width if job.joined else job.pixels
-    layout.x_pixel, layout.x_row, layout.w_row = job.length, 1, job.pixels
+    layout.x_pixel = job.length
     layout.activation, layout.slope = job.activation, job.slope
     layout.bias_by_pixel = bias != NULL
-    chunk.columns = 1
+    chunk.rows = chunk.columns = 1
     while True:
         depth = min(job.depth, job.length - k)
         pack_panels(job, x, share.first, share.last, k, depth, scratch, sums)
@@ -259,16 +268,17 @@ cdef void planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
         # Some filters at a time pass over all panels: so they write long pieces of few planes.
         row = share.begin
         while row < share.end:
-            rows = min(share.end - row, <Py_ssize_t>FILTERS)
+            rows = min(share.end - row, job.filters)
             # The next weights are fetched while these pass over the first panel.
             chunk.also = weight + ((row + rows) * job.length + k) * size
             for index in range(share.first, share.last):
                 panel = panel_of(job, index)
                 layout.tail = <int>(kernels.lanes if job.joined
                                     else panel.count - (panel.vectors - 1) * kernels.lanes)
+                layout.w_step = job.pixels if in_place(job, x, panel) else 0
                 multiply(job, &layout, &chunk, &fetch, panel, rows, k, depth,
                          weight + row * job.length * size,
-                         x + (k * job.pixels + panel.column) * size if in_place(job, panel)
+                         x + (k * job.pixels + panel.column) * size if layout.w_step
                          else scratch + (panel.column - start) * job.depth * size,
                          moved(bias, row * size) if layout.bias_by_pixel else zeros,
                          sums + (panel.column - start) * size if job.joined
@@ -290,12 +300,9 @@ cdef void multiply(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk 
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, stop = k + depth, length, row, row_stop, tile
     cdef Py_ssize_t tiles = ceil_div(rows, kernels.max_pixels[panel.vectors])
-    cdef bint direct = in_place(job, panel)
     while True:
         length = min(job.chunk, stop - k)
-        # In place, one step of the sum is one row of x.
-        chunk.rows = length if direct else 1
-        chunk.run = 1 if direct else length
+        chunk.run = length
         chunk.flags = (CK_FIRST if k == 0 else 0) | (CK_LAST if k + length == job.length else 0)
         if chunk.also != NULL:
             chunk.flags |= CK_ALSO
@@ -308,7 +315,7 @@ cdef void multiply(const PlanesJob *job, const ck_tile_layout *layout, ck_chunk 
                 out + row * layout.out_pixel * size)
             if chunk.also != NULL:
                 chunk.also += chunk.run // 4 * CK_AHEAD
-        b += length * (job.pixels if direct else panel.width) * size
+        b += length * (layout.w_step if layout.w_step else panel.width) * size
         k += length
         if k == stop:
             return
@@ -321,6 +328,7 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
     """Convolve contiguous NCHW images; channels are those of a group, bias may be NULL."""
     cdef PlanesJob job
     cdef Py_ssize_t widest = CK_MAX_VECTORS, length
+    cdef bint full
     if images == 0 or out_channels == 0 or h.out == 0 or w.out == 0:
         return 0
     while kernels.max_pixels[widest] == 0:
@@ -328,14 +336,15 @@ cdef int convolve_planes(const ck_kernels *kernels, const char *weight, const ch
     set_windows(&job, kernels, x, groups, channels, out_channels, h, w)
     job.weight, job.bias, job.out = weight, bias, out
     job.activation, job.slope = activation, slope
-    # The tiles of a few filters read x once: a packed copy would not be read again.
     job.vectors = ceil_div(job.pixels, kernels.lanes)
-    job.direct = job.plain and (
-        out_channels <= kernels.max_pixels[ceil_div(job.vectors, ceil_div(job.vectors, widest))])
-    if (job.plain and not job.direct and groups == 1 and images > 1 and job.length > 0
-            and job.pixels < MOST_FULL * job.vectors * kernels.lanes):
+    job.elements = images * groups * job.length * job.pixels
+    full = job.pixels >= MOST_FULL * job.vectors * kernels.lanes
+    # One image is convolved like many, because chunks of sums have a say in how these are rounded.
+    job.direct = job.plain and (full or groups > 1) and out_channels <= DIRECT_FILTERS
+    if job.plain and not full and groups == 1 and images > 1 and job.length > 0:
         job.joined = images * job.pixels
         job.vectors = ceil_div(job.joined, kernels.lanes)
+    job.filters = DIRECT_TOGETHER if job.direct else FILTERS
     job.panels = ceil_div(job.vectors, widest)
     job.width = ceil_div(job.vectors, job.panels) * kernels.lanes
     job.chunk = max(1, min(job.length, <Py_ssize_t>(DIRECT_CHUNK if job.direct else CHUNK)))

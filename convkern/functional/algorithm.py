@@ -33,8 +33,8 @@ GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
 TRANSFORM = 12.0
 #: What all that costs with a stride of 2, where more elements for an output leave the cache.
 STRIDED = 1.1
-#: Packing one vector of weights: it is read once, and its elements go to memory.
-PACK = 50.0
+#: Packing one vector of weights: it is read once, and its elements are written.
+PACK = 20.0
 #: The same two for a gradient, whose elements and sums go from one processor to another; and
 #: what its phases, one after the other, cost in any case.
 TRANSFORM_GRADIENT = 20.0

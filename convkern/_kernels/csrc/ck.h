@@ -40,17 +40,17 @@ enum { CK_FIRST = 1, CK_LAST = 2, CK_STREAM = 4, CK_ONCE = 8, CK_ALSO = 16, CK_C
  *
  * out[i][k] = activation(bias[k] + sum over rows r, columns c, elements e of
  *     x[i*x_pixel + r*x_row + c*x_column + e]
- *     * w[r*w_row + c*run*K + e*K + k])
+ *     * w[r*w_row + c*run*w_step + e*w_step + k])
  *
- * for i < MR pixels and k < K = NV * lanes.  `run` elements are contiguous in
- * both x and w.  Without CK_FIRST the sum of this call is added to what `out`
- * holds and bias is not read; the activation is applied with CK_LAST only.
- * The last of the NV vectors is stored up to `tail` lanes.  `bias` holds K
+ * for i < MR pixels and k < K = NV * lanes; a w_step of 0 stands for K, the
+ * order of packed weights.  Without CK_FIRST the sum of this call is added to
+ * what `out` holds and bias is not read; the activation is applied with CK_LAST
+ * only.  The last of the NV vectors is stored up to `tail` lanes.  `bias` holds K
  * elements; x may be read at exactly the elements of the formula.
  */
 typedef struct {
     ptrdiff_t x_pixel, x_row, x_column;
-    ptrdiff_t w_row;
+    ptrdiff_t w_row, w_step;
     ptrdiff_t out_pixel;
     int tail;
     int bias_by_pixel; /* bias holds MR elements, and bias[i] stands for bias[k] */
