@@ -42,7 +42,7 @@ POINTS: dict[int, list[Fraction]] = {
     8: [Fraction(p) for p in (0, 1, -1, HALF, -HALF, 2, -2)],
 }
 #: The tiles (m, r): outputs per tile and taps of the window.
-TILES = ((2, 3), (4, 3), (5, 3), (2, 5), (3, 5), (4, 5))
+TILES = ((2, 3), (4, 3), (5, 3), (3, 4), (4, 4), (5, 4), (2, 5), (3, 5), (4, 5))
 #: Outputs of a tile of three taps with a stride of 2.
 STRIDED = 2
 

@@ -23,7 +23,7 @@ cdef struct BlockJob:
 cdef void place_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """One row of pixels: `unit` elements from each block that it crosses."""
     cdef const BlockJob *job = <const BlockJob *>job_
-    cdef Py_ssize_t image = item // job.height, row = item % job.height, line, at, begin, end
+    cdef Py_ssize_t image = item // job.height, row = item % job.height, line, at, begin, end, units
     cdef Py_ssize_t place = (row + job.top) % job.block_rows
     cdef const char *src
     cdef char *out
@@ -36,11 +36,13 @@ cdef void place_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
         # The first block may begin before the row, the last end after it.
         at = -job.left
         while at < job.width:
-            begin, end = max(at, 0), min(at + job.unit, job.width)
-            memcpy(out + begin * job.size, src + (begin - at) * job.size,
-                   <size_t>((end - begin) * job.size))
-            at += job.unit
-            src += job.blocks.column * job.size
+            begin, end, units = max(at, 0), min(at + job.unit, job.width), 1
+            if end - begin == job.unit:
+                units = (job.width - at) // job.unit
+            job.kernels.copy_units(src + (begin - at) * job.size, job.blocks.column, end - begin,
+                                   units, out + begin * job.size, job.unit)
+            at += units * job.unit
+            src += units * job.blocks.column * job.size
 
 
 def place_pixels(cnp.ndarray blocks, cnp.ndarray out, tuple rows, tuple columns,
@@ -53,7 +55,8 @@ def place_pixels(cnp.ndarray blocks, cnp.ndarray out, tuple rows, tuple columns,
     """
     cdef BlockJob job
     cdef Py_ssize_t channels = out.shape[1], elements
-    job.size, job.height, job.blocks = out.itemsize, out.shape[2], images_of(blocks)
+    job.kernels, job.size, job.height = kernels_of(out), out.itemsize, out.shape[2]
+    job.blocks = images_of(blocks)
     job.block_rows, job.top = rows
     if channels_last:  # the output was made for this: its rows are dense
         job.pixels, job.lines, elements = images_of(out), 1, channels
@@ -98,8 +101,8 @@ cdef void gather_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
                                      + y * job.pixels.row) * job.size
             for i in range(first):
                 gather_edge(job, src, i * job.unit - job.left, to + i * step * job.size)
-            job.kernels.spread(src + (first * job.unit - job.left) * job.size, job.unit,
-                               last - first, to + first * step * job.size, step)
+            job.kernels.copy_units(src + (first * job.unit - job.left) * job.size, job.unit,
+                                   job.unit, last - first, to + first * step * job.size, step)
             for i in range(last, job.columns):
                 gather_edge(job, src, i * job.unit - job.left, to + i * step * job.size)
 

@@ -533,14 +533,14 @@ cdef ConvJob job_of(Part part, const Images *x, const Images *out, int activatio
 
 
 cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t images,
-                       bint planes, int activation, double slope, const Arrivals *arrivals,
-                       Py_ssize_t first_image, int threads) except -1:
-    """Run one part on images, channels-last or planes."""
+                       bint x_planes, bint planes, int activation, double slope,
+                       const Arrivals *arrivals, Py_ssize_t first_image, int threads) except -1:
+    """Run one part on images, channels-last or planes; both alike, but for Winograd's algorithm."""
     cdef ConvJob job
     cdef PackedConv packed = part.packed
     if packed.winograd != NULL:
-        return winograd_images(packed, &part.h, &part.w, x, out, images, planes, activation, slope,
-                               arrivals, first_image, threads)
+        return winograd_images(packed, &part.h, &part.w, x, out, images, x_planes, planes, activation,
+                               slope, arrivals, first_image, threads)
     job = job_of(part, x, out, activation, slope, arrivals, first_image)
     job.out += (part.first_row * out.row + part.first_column * out.column
                 ) * job.kernels.itemsize
@@ -587,14 +587,14 @@ cdef bint takes_strips(Part part, Py_ssize_t images, int threads) noexcept:
 
 
 def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double slope,
-             bint channels_last, int threads, ImageMoments moments=None):
+             bint channels_last, int threads, ImageMoments moments=None, bint turned=False):
     """Convolve x into out, which the parts fill between them.
 
     `moments` are those of channels-last images that out is a part of.
 
     Both arrays are channels-last (contiguous channels, any other strides) or
     both contiguous NCHW; the latter pass through channels-last strips, or copies of
-    a few images at a time.
+    a few images at a time.  Winograd's algorithm can have out `turned`, in the other layout.
     """
     cdef Images from_, to
     cdef Py_ssize_t images = x.shape[0], n, count
@@ -604,7 +604,7 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
         from_, to = images_of(x), images_of(out)
         arrivals = arrivals_of(moments)
         for part in parts:
-            convolve_part(part, &from_, &to, images, False, activation, slope,
+            convolve_part(part, &from_, &to, images, False, turned, activation, slope,
                           NULL if moments is None else &arrivals,
                           0 if moments is None else moments.first, threads)
         return
@@ -612,7 +612,8 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
     if takes_strips(part, images, threads) and (len(parts) == 1 or not part.packed.depthwise):
         from_, to = images_of(x), images_of(out)
         if len(parts) == 1:
-            convolve_part(part, &from_, &to, images, True, activation, slope, NULL, 0, threads)
+            convolve_part(part, &from_, &to, images, True, not turned, activation, slope, NULL, 0,
+                          threads)
         else:
             convolve_parts(parts, &from_, &to, out.shape[2], out.shape[3], images, activation, slope,
                            threads)
@@ -631,7 +632,8 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
             transpose(kernels, <const char *>cnp.PyArray_DATA(x) + n * x_bytes, from_.data, count,
                       x.shape[1], x_plane, threads)
             for part in parts:
-                convolve_part(part, &from_, &to, count, False, activation, slope, NULL, 0, threads)
+                convolve_part(part, &from_, &to, count, False, False, activation, slope, NULL, 0,
+                              threads)
             transpose(kernels, to.data, <char *>cnp.PyArray_DATA(out) + n * out_bytes, count,
                       out_plane, out.shape[1], threads)
             n += count
@@ -641,10 +643,10 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
 
 def conv2d(cnp.ndarray x, PackedConv packed, cnp.ndarray out, tuple rows, tuple columns,
            int activation, double slope, bint channels_last, int threads,
-           ImageMoments moments=None):
+           ImageMoments moments=None, bint turned=False):
     """Convolve x into out; rows and columns are (kernel, stride, leading padding, dilation)."""
     part = Part(packed, (x.shape[2], out.shape[2], *rows), (x.shape[3], out.shape[3], *columns))
-    convolve(x, out, [part], activation, slope, channels_last, threads, moments)
+    convolve(x, out, [part], activation, slope, channels_last, threads, moments, turned)
 
 
 def conv2d_planes(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out, tuple rows,

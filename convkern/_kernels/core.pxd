@@ -146,7 +146,8 @@ cdef extern from "csrc/ck.h" nogil:
                              ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*copy_rows)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                           ptrdiff_t) noexcept nogil
-        void (*spread)(const void *, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t) noexcept nogil
+        void (*copy_units)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
+                           ptrdiff_t) noexcept nogil
         void (*gather_taps)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *, ptrdiff_t,
                             ptrdiff_t) noexcept nogil
         void (*scatter_row)(const void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil

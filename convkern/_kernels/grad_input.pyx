@@ -188,15 +188,18 @@ def blockwise_input_gradient(cnp.ndarray grad, cnp.ndarray weight, cnp.ndarray b
     cdef Py_ssize_t images = grad.shape[0], image = places * channels * h[1] * w[1]
     cdef Py_ssize_t group = max(1, min(images, GROUP_BYTES // (image * weight.itemsize)))
     blocks = empty((group, *shape), weight.dtype, True)
-    copy = None if channels_last else empty((group, *(<object>grad).shape[1:]), weight.dtype, True)
+    copy = None
+    if not channels_last and not winograd:
+        copy = empty((group, *(<object>grad).shape[1:]), weight.dtype, True)
     n = 0
     while n < images:
         count = min(group, images - n)
         g = grad[n : n + count]
-        if not channels_last:
+        if copy is not None:
             to_channels_last(g, copy[:count], threads)
             g = copy[:count]
-        convolve(g, blocks[:count], [part], 0, 0.0, True, threads)
+        turned = not channels_last and copy is None
+        convolve(g, blocks[:count], [part], 0, 0.0, not turned, threads, None, turned)
         place_pixels(blocks[:count], out[n : n + count], (len(row_taps), top),
                      (len(column_taps), left), channels_last, threads)
         n += count

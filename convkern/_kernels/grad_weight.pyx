@@ -400,16 +400,17 @@ cdef inline bint is_point(const Axis *a) noexcept nogil:
 
 def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tuple rows,
                     tuple columns, Py_ssize_t groups, bint channels_last, int threads,
-                    int winograd=0):
+                    int winograd=0, bint turned=False):
     """Write the gradient of a convolution's weight.
 
     x and grad have one layout: channels-last with any other strides, or contiguous NCHW.
     rows and columns are (kernel, stride, leading padding, dilation); `winograd` is how
-    many outputs a tile has on each axis, 0 for the direct algorithm.
+    many outputs a tile has on each axis, 0 for the direct algorithm.  With a tile grad may be
+    `turned`, in the other layout than x.
     """
     if winograd:
-        winograd_weight_gradient(x, grad, grad_weight, rows, columns, groups, channels_last, threads,
-                                 winograd)
+        winograd_weight_gradient(x, grad, grad_weight, rows, columns, groups, channels_last,
+                                 channels_last != turned, threads, winograd)
         return
     cdef WeightJob job
     job.h = axis(x.shape[2], grad.shape[2], rows)
@@ -530,8 +531,8 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
 
 
 cdef int winograd_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
-                                  tuple rows, tuple columns, Py_ssize_t groups, bint channels_last,
-                                  int threads, int outputs) except -1:
+                                  tuple rows, tuple columns, Py_ssize_t groups, bint x_last,
+                                  bint g_last, int threads, int outputs) except -1:
     """Do the same by Winograd's algorithm: stride 1, contiguous arrays copied to channels-last."""
     cdef WinogradGradient gradient = WinogradGradient()
     cdef const ck_kernels *kernels = kernels_of(x)
@@ -544,20 +545,28 @@ cdef int winograd_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray g
     gradient.prepare(kernels, outputs, x.shape[1] // groups, grad.shape[1] // groups, groups,
                      axis(x.shape[2], grad.shape[2], rows),
                      axis(x.shape[3], grad.shape[3], columns), images)
-    if channels_last:
-        x_images, g_images = images_of(x), images_of(grad)
+    x_images, g_images = images_of(x), images_of(grad)
+    if x_last and g_last:
         gradient.add(&x_images, &g_images, images, threads)
     else:
-        copies = take(<size_t>(group * (x_bytes + g_bytes)))
+        copies = take(<size_t>(group * (x_bytes * (not x_last) + g_bytes * (not g_last))))
         try:
-            x_images = packed_images(copies, x)
-            g_images = packed_images(copies + group * x_bytes, grad)
+            if not x_last:
+                x_images = packed_images(copies, x)
+            if not g_last:
+                g_images = packed_images(copies + group * x_bytes * (not x_last), grad)
             while n < images:
                 count = min(group, images - n)
-                transpose(kernels, <const char *>cnp.PyArray_DATA(x) + n * x_bytes, x_images.data,
-                          count, x.shape[1], x_plane, threads)
-                transpose(kernels, <const char *>cnp.PyArray_DATA(grad) + n * g_bytes,
-                          g_images.data, count, grad.shape[1], g_plane, threads)
+                if x_last:
+                    x_images.data = <char *>cnp.PyArray_DATA(x) + n * x.strides[0]
+                else:
+                    transpose(kernels, <const char *>cnp.PyArray_DATA(x) + n * x_bytes,
+                              x_images.data, count, x.shape[1], x_plane, threads)
+                if g_last:
+                    g_images.data = <char *>cnp.PyArray_DATA(grad) + n * grad.strides[0]
+                else:
+                    transpose(kernels, <const char *>cnp.PyArray_DATA(grad) + n * g_bytes,
+                              g_images.data, count, grad.shape[1], g_plane, threads)
                 gradient.add(&x_images, &g_images, count, threads)
                 n += count
         finally:

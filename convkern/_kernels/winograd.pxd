@@ -5,7 +5,7 @@ from convkern._kernels.core cimport Axis, Images, ck_patch
 from convkern._kernels.packing cimport PackedConv
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
-                         const Images *out, Py_ssize_t images, bint planes, int activation,
+                         const Images *out, Py_ssize_t images, bint x_planes, bint planes, int activation,
                          double slope, const Arrivals *arrivals, Py_ssize_t first_image,
                          int threads) except -1
 

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=False
-"""Winograd's convolution: windows of 3x3 or 5x5 with stride 1, or of 3x3 with stride 2.
+"""Winograd's convolution: windows of 3x3 to 5x5 with stride 1, or of 3x3 with stride 2.
 
 A tile of m x m outputs needs (m + r - 1)^2 products per pair of channels instead of
 m^2 r^2, or (2m + 1)^2 with stride 2.  Tiles of the input are transformed into elements V, these are multiplied with
@@ -42,7 +42,9 @@ from convkern._kernels.packing cimport PackedConv, element_rows
 from convkern._kernels.strips cimport Planes, Region, area, gather_strip, place_strip, strip_of
 
 cdef enum:
-    CHUNK = 256             # products summed in registers, as in the direct algorithm
+    CHUNK = 256             # products summed in registers, as in the direct algorithm,
+    LARGE = 7               # but half as many of tiles so large, whose transforms
+                            # make much of every rounding
     CACHE_BYTES = 1 << 20   # of V and M that a group of tiles fills,
     FEWEST = 48             # but so many tiles share what is read of U,
     FEWEST_CACHED = 12      # or so many where U, too, stays in the cache
@@ -59,7 +61,7 @@ cdef struct WinogradJob:
     const char *zeros     # as many as a group has channels, or a block filters
     char *v               # of all tiles, where the threads share it
     Images x, out
-    bint planes           # x and out are contiguous NCHW, and their pixels one element
+    bint x_planes, planes # x, and out, are contiguous NCHW, and their pixels one element
     Axis h, w
     Py_ssize_t channels, out_channels, groups, vectors, blocks
     # Tiles across and in an image, and of all images.  Groups consist of so many units of tiles,
@@ -118,7 +120,7 @@ cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t 
     cdef Region region
     cdef ck_patch patch
     x.data += begin // job.per_image * x.image * size
-    if job.planes:
+    if job.x_planes:
         region = region_of(job, begin, end, step, job.tile.size, job.h.pad, job.w.pad, job.h.size,
                            job.w.size)
         planes = Planes(x.data, job.h.size * job.w.size, job.w.size)
@@ -140,7 +142,8 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
     """Multiply the elements of some tiles with those of a block of filters."""
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, width = vectors * kernels.lanes
-    cdef Py_ssize_t pieces = ceil_div(job.channels, CHUNK), piece, element, i, start, stop
+    cdef Py_ssize_t chunk_length = CHUNK if job.tile.size < LARGE else CHUNK // 2
+    cdef Py_ssize_t pieces = ceil_div(job.channels, chunk_length), piece, element, i, start, stop
     cdef Py_ssize_t rows = ceil_div(tiles, kernels.max_pixels[vectors]), c, c_stop
     cdef Py_ssize_t w_element = element_rows(job.channels)
     cdef ck_tile_layout layout
@@ -290,7 +293,7 @@ cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noe
     cdef Py_ssize_t most = CACHE_BYTES // (elements * size * (job.v_tile + width)), units, per_group
     most = max(<Py_ssize_t>FEWEST, min(most, <Py_ssize_t>MOST))
     # Strips are rows of tiles, or parts of one row.
-    job.unit = job.across if job.planes else 1
+    job.unit = job.across if job.x_planes or job.planes else 1
     units = job.tiles // job.unit
     job.pieces = ceil_div(job.unit, 2 * MOST)
     per_group = max(1, (most + job.unit // 2) // job.unit)
@@ -319,12 +322,12 @@ cdef Py_ssize_t strip_pixels(const WinogradJob *job, Py_ssize_t tiles, Py_ssize_
 
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
-                         const Images *out, Py_ssize_t images, bint planes, int activation,
-                         double slope, const Arrivals *arrivals, Py_ssize_t first_image,
-                         int threads) except -1:
+                         const Images *out, Py_ssize_t images, bint x_planes, bint planes,
+                         int activation, double slope, const Arrivals *arrivals,
+                         Py_ssize_t first_image, int threads) except -1:
     """Convolve images; the axes have the tile's stride, and dilation 1.
 
-    They are channels-last, or `planes`: contiguous NCHW.  `arrivals` are told of outputs, of
+    They are channels-last, or contiguous NCHW, the output where it is `planes`.  `arrivals` are told of outputs, of
     `first_image` and so on, unless they are NULL.
     """
     cdef WinogradJob job
@@ -336,7 +339,8 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     job.kernels, job.tile, job.weight, job.bias = kernels, packed.winograd, packed.weight, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
-    job.x, job.out, job.h, job.w, job.planes = x[0], out[0], h[0], w[0], planes
+    job.x, job.out, job.h, job.w = x[0], out[0], h[0], w[0]
+    job.x_planes, job.planes = x_planes, planes
     job.activation, job.slope = activation, slope
     job.arrivals, job.first_image = arrivals, first_image
     job.across = ceil_div(w.out, packed.winograd.outputs)
@@ -344,8 +348,9 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     job.tiles = images * job.per_image
     job.v_tile = ceil_div(packed.channels, lanes) * lanes
     most = group_tiles(&job, width, threads)
-    job.input_tiles = job.unit if planes else <Py_ssize_t>TILES
-    job.strip_channels = min(job.channels, <Py_ssize_t>STRIP_CHANNELS) if planes else job.channels
+    job.input_tiles = job.unit if x_planes else <Py_ssize_t>TILES
+    job.strip_channels = (min(job.channels, <Py_ssize_t>STRIP_CHANNELS) if x_planes
+                          else job.channels)
     job.strips = ceil_div(job.channels, job.strip_channels)
     # A line more between elements, so that they do not all fall into the same cache sets.
     job.v_element = (job.tiles if job.shared else most) * job.v_tile + 64 // size
@@ -353,10 +358,11 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     cdef size_t v_bytes = <size_t>(elements * job.v_element * size)
     cdef size_t m_bytes = <size_t>(elements * job.m_element * size)
     cdef size_t in_bytes = 0, out_bytes = 0
-    if planes:
+    if x_planes:
         in_bytes = <size_t>(
             strip_pixels(&job, job.input_tiles if job.shared else most, outputs * job.tile.stride,
                          job.tile.size, w.size) * job.strip_channels * size)
+    if planes:
         out_bytes = <size_t>(strip_pixels(&job, most, outputs, outputs, w.out) * width * size)
     cdef Py_ssize_t zeros = max(job.v_tile, width) * size
     cdef double transform = 4.0 * elements * job.strip_channels

@@ -19,14 +19,14 @@ ALGORITHMS = ("auto", "direct", "winograd")
 #: Outputs of a Winograd tile on each axis, for the taps of the window: those of each level.
 TILES: dict[str, dict[int, tuple[int, ...]]] = {
     "highest": {3: (2,)},
-    "high": {3: (2, 4, 5), 5: (2, 3, 4)},
+    "high": {3: (2, 4, 5), 4: (3, 4, 5), 5: (2, 3, 4)},
 }
 #: The same for a stride of 2, whose transforms are sums of two or three elements: of all levels.
 STRIDED_TILES: dict[int, tuple[int, ...]] = {3: (2,)}
 #: The same for the gradient of a weight, where the outputs are what is multiplied with.
 GRADIENT_TILES: dict[str, dict[int, tuple[int, ...]]] = {
     "highest": {3: (2,)},
-    "high": {3: (2, 4, 5), 5: (2, 3)},
+    "high": {3: (2, 4, 5), 4: (3, 4), 5: (2, 3)},
 }
 
 #: Transforming one vector of one element, there or back.
@@ -37,9 +37,9 @@ STRIDED = 1.1
 PACK = 20.0
 #: The same two for a gradient, whose elements and sums go from one processor to another; and
 #: what its phases, one after the other, cost in any case.
-TRANSFORM_GRADIENT = 20.0
-PACK_GRADIENT = 60.0
-PHASES_GRADIENT = 1e6
+TRANSFORM_GRADIENT = 15.0
+PACK_GRADIENT = 15.0
+PHASES_GRADIENT = 1e5
 #: Fetching one vector of weights from the outer caches; tiles that share it hide that.
 FETCH = 24.0
 #: Tiles that share what is fetched.

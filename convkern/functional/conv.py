@@ -266,13 +266,12 @@ def _compute_in_blocks(
     step = max(1, BLOCK_BYTES // (result.nbytes // len(x)))
     for n in range(0, len(x), step):
         part = result[n : n + step]
-        y = part if layouts[1] else empty_images(part.shape, part.dtype, True)
         dense = blocks.images(x[n : n + step], result.shape[2:], layouts[0])
         if made is not None:
             made.begin(n)
-        _kernels.conv2d(dense, packed, y, *blocks.axes(), *activation, True, threads, made)
-        if not layouts[1]:
-            _kernels.to_contiguous(y, part, threads)
+        _kernels.conv2d(
+            dense, packed, part, *blocks.axes(), *activation, True, threads, made, not layouts[1]
+        )
 
 
 def conv2d(

@@ -16,7 +16,6 @@ from convkern.arrays import (
     checked_mask,
     empty_images,
     in_layout,
-    to_channels_last,
     to_contiguous,
 )
 from convkern.functional import lanes
@@ -271,10 +270,12 @@ def weight_gradient(
     threads, axes, groups, tile = get_num_threads(), route.axes, window.groups, route.tile
     result: np.ndarray
     if route.blocks is not None:
-        blocks, grad = route.blocks, to_channels_last(grad)
+        blocks, turned = route.blocks, not channels_last
         images = blocks.images(x, size, channels_last)
         result = np.empty((filters, images.shape[1], blocks.taps, blocks.taps), dtype)
-        _kernels.weight_gradient(images, grad, result, *blocks.axes(), 1, True, threads, tile)
+        _kernels.weight_gradient(
+            images, grad, result, *blocks.axes(), 1, True, threads, tile, turned
+        )
         return blocks.weight_gradient(result, weight.shape[1], channels_last)
     result = _kernels.empty(weight.shape, dtype)
     if not channels_last and route.direct == "planes":

@@ -165,7 +165,7 @@ typedef struct {
 } ck_boxes;
 
 /* ---- Winograd: tiles of pixels to elements and back, lanes along the channels ---- */
-enum { CK_WINOGRAD_TILES_COUNT = 7, CK_PATCH = 8 };
+enum { CK_WINOGRAD_TILES_COUNT = 10, CK_PATCH = 8 };
 
 /* Pixels of a tile: pixel j of row i has its channels at row[i] + j*step[i].  Columns outside
  * first .. last-1 are zeros and not read; a row of zeros has a step of 0. */
@@ -393,8 +393,9 @@ typedef struct {
     /* dst[r*width + i] = src[r*src_row + i] for i < n, 0 for n <= i < width; r < rows */
     void (*copy_rows)(const void *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t n, void *dst,
                       ptrdiff_t width);
-    /* dst[i*step + j] = src[i*unit + j] for i < units, j < unit */
-    void (*spread)(const void *src, ptrdiff_t unit, ptrdiff_t units, void *dst, ptrdiff_t step);
+    /* dst[i*dst_step + j] = src[i*src_step + j] for i < units, j < unit */
+    void (*copy_units)(const void *src, ptrdiff_t src_step, ptrdiff_t unit, ptrdiff_t units,
+                       void *dst, ptrdiff_t dst_step);
     /* dst[s*dst_row + i] = src[s*tap + i*stride] for s < taps, i < n, in the same way */
     void (*gather_taps)(const void *src, ptrdiff_t stride, ptrdiff_t tap, ptrdiff_t taps, void *dst,
                         ptrdiff_t dst_row, ptrdiff_t n);
