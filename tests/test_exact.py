@@ -386,6 +386,35 @@ def test_products_of_planes(dtype, images, channels, filters, size):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
+    ("images", "channels", "filters", "size"),
+    [
+        (2, 37, 71, (16, 19)),  # planes of more than a chunk
+        (3, 70, 21, (12, 11)),  # of less than one
+        (5, 150, 5, (4, 5)),  # that are packed
+        (2, 300, 290, (13, 10)),
+        (1, 130, 600, (5, 27)),
+    ],
+)
+@pytest.mark.parametrize("at_end", (False, True))
+def test_weight_gradient_of_pixels(dtype, images, channels, filters, size, at_end):
+    """A 1x1 window, whose rows and panels are read in place."""
+    rng = np.random.default_rng(filters)
+    w = np.zeros((filters, channels, 1, 1), dtype)
+    x, g = (integers(rng, (images, count, *size), dtype, 4) for count in (channels, filters))
+    expected = np.einsum("nkhw,nchw->kc", g, x, optimize=True)[..., None, None]
+    planes = guarded(g, at_end), guarded(x, at_end)
+    pixels = (
+        guarded(array.transpose(0, 2, 3, 1), at_end).transpose(0, 3, 1, 2) for array in (g, x)
+    )
+    for arrays in (planes, tuple(pixels)):
+        for threads in (1, 3):
+            with num_threads(threads):
+                found = functional.conv2d_backward(*arrays, w, output_mask=(False, True, False))
+            np.testing.assert_array_equal(found[1], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
     ("channels", "filters", "groups", "size", "window"),
     [
         (3, 30, 1, (75, 96), (3, 2, 1)),  # the first layer of many nets

@@ -210,8 +210,8 @@ FAULTS = [
     ),
     Fault(
         "columns.inc",
-        "left > 0 ? v_load_n(src + i, least(left, VL)) : (vec){0};",
-        "left > 0 ? v_load(src + i) : (vec){0};",
+        "i < n ? v_load_n(src + i, n - i) : (vec){0};",
+        "i < n ? v_load(src + i) : (vec){0};",
         "a row is read beyond its end",
     ),
     Fault(
@@ -222,9 +222,9 @@ FAULTS = [
     ),
     Fault(
         "columns.inc",
-        "memcpy(dst, src, 4 * sizeof(real));",
-        "memcpy(dst, src, 3 * sizeof(real));",
-        "a block of four pixels loses its last",
+        "memcpy(dst, src, UNIT * sizeof(real));",
+        "memcpy(dst, src, (UNIT - 1) * sizeof(real));",
+        "what a block has of a line loses its last element",
     ),
     # ------------------------------------------------------------ dense.inc
     Fault(
@@ -694,9 +694,15 @@ FAULTS = [
     ),
     Fault(
         "planes.pyx",
-        "b += length * (job.pixels if direct else panel.width) * size",
+        "b += length * (layout.w_step if layout.w_step else panel.width) * size",
         "b += length * panel.width * size",
         "later chunks of a panel that is read in place are those of a packed one",
+    ),
+    Fault(
+        "planes.pyx",
+        "+ panel.column + panel.width) <= job.elements",
+        "+ panel.column + panel.width) <= job.elements + panel.width",
+        "the last plane is read beyond its end",
     ),
     Fault(
         "planes.pyx",
@@ -868,6 +874,18 @@ FAULTS = [
         "and (True or job.g.column == job.out_channels\n",
         "gradients between which others lie are taken for dense ones",
     ),
+    Fault(
+        "pointwise_gradient.pyx",
+        "if job.g_in_place and block.first + block.width <= job.out_channels:",
+        "if job.g_in_place:",
+        "gradients are read beyond the last filter",
+    ),
+    Fault(
+        "pointwise_gradient.pyx",
+        "(place // length + 1) * length))",
+        "(place // length + 2) * length))",
+        "a chunk in place is longer than a panel",
+    ),
     # ------------------------------------------------------------ packing.pyx, blocks.pyx
     Fault(
         "packing.pyx",
@@ -953,6 +971,12 @@ FAULTS = [
         "step = job.tile.outputs * job.tile.stride\n",
         "step = job.tile.outputs\n",
         "tiles of a stride of 2 begin as if it were 1",
+    ),
+    Fault(
+        "winograd.pyx",
+        "job.across if job.x_planes or job.planes else 1",
+        "job.across if job.planes else 1",
+        "groups of tiles begin amid a row of planes",
     ),
     # ------------------------------------------------------------ winograd_gradient.pyx
     Fault(

@@ -14,6 +14,7 @@ def conv2d(
     channels_last: bool,
     threads: int,
     moments: ImageMoments | None = None,
+    turned: bool = False,
 ) -> None: ...
 def conv2d_planes(
     x: np.ndarray,

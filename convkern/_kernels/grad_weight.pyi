@@ -12,4 +12,5 @@ def weight_gradient(
     channels_last: bool,
     threads: int,
     winograd: int = 0,
+    turned: bool = False,
 ) -> None: ...

@@ -6,7 +6,8 @@
 
 It runs on the tile of the convolution: channels take the place of pixels, and a chunk of
 pixels that of the channels which are summed over.  For that a chunk of x is packed as rows of
-one channel each, and one of g as panels whose rows are a block of filters.
+one channel each, and one of g as panels whose rows are a block of filters.  Planes of x are such
+rows, and channels-last pixels of g such panels: they are read in place where that pays.
 """
 
 from libc.string cimport memset
@@ -38,12 +39,16 @@ cdef enum:
     SIDE = 256     # channels, and filters, of an item: they share what it packs
     ITEMS = 16     # wanted for the threads' sake
     ROW = PIXELS + 16  # of packed x: a line more, so that not all fall into the same cache sets
+    LONG = 128     # pixels of planes that are read in place, without others
+    FEW = 256      # channels, for which a panel of g is read in place
 
 cdef struct PointwiseJob:
     const ck_kernels *kernels
     Images x, g
     bint planes       # they are contiguous NCHW, and a pixel one element
     bint flat         # all pixels of an image are one step apart
+    bint x_in_place   # as rows of planes
+    bint g_in_place   # as pixels that are all one step apart
     Axis h, w
     Py_ssize_t channels, out_channels, groups, vectors, blocks
     Py_ssize_t pixels, total  # of an image, of all images
@@ -59,6 +64,15 @@ cdef Py_ssize_t together(const PointwiseJob *job, Py_ssize_t pixel, Py_ssize_t s
     if job.flat:
         return min(stop, (pixel // job.pixels + 1) * job.pixels) - pixel
     return min(stop, (pixel // job.w.out + 1) * job.w.out) - pixel
+
+
+cdef Py_ssize_t chunk_end(const PointwiseJob *job, Py_ssize_t pixel, Py_ssize_t end) noexcept nogil:
+    """Tell where the chunk ends that begins with a pixel: in place it is part of one image."""
+    cdef Py_ssize_t place = pixel % job.pixels, length
+    if not job.x_in_place:
+        return min(end, pixel + PIXELS)
+    length = ceil_div(job.pixels, ceil_div(job.pixels, PIXELS))
+    return min(end, pixel - place + min(job.pixels, (place // length + 1) * length))
 
 
 cdef void pack(const PointwiseJob *job, const Images *images, const Axis *h, const Axis *w,
@@ -109,6 +123,8 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     cdef char *panel = scratch + channels * ROW * size
     cdef char *zeros = panel + CK_MAX_VECTORS * lanes * PIXELS * size
     cdef char *dw
+    cdef const char *rows = scratch
+    cdef const char *filters
     cdef Axis dense_h = Axis(job.h.out, job.h.out, 1, 1, 0, 1)
     cdef Axis dense_w = Axis(job.w.out, job.w.out, 1, 1, 0, 1)
     cdef Block block
@@ -116,13 +132,17 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     cdef ck_chunk sums
     memset(&layout, 0, sizeof(layout))
     memset(zeros, 0, <size_t>(CK_MAX_VECTORS * lanes * size))
-    layout.tail, layout.x_pixel = <int>lanes, ROW
+    layout.tail, layout.x_pixel = <int>lanes, job.pixels if job.x_in_place else <Py_ssize_t>ROW
     sums.rows = sums.columns = 1
     sums.ahead, sums.ahead_step, sums.flags = scratch, 0, CK_FIRST
     while pixel < end:
-        stop = min(end, pixel + PIXELS)
+        stop = chunk_end(job, pixel, end)
         sums.run = chunk = stop - pixel
         done = 0
+        if job.x_in_place:
+            rows = job.x.data + (pixel // job.pixels * job.x.image + pixel % job.pixels + (
+                group * job.channels + begin) * job.pixels) * size
+            done = chunk
         while done < chunk:
             count = together(job, pixel + done, stop)
             pack(job, &job.x, &job.h, &job.w, False, pixel + done, count,
@@ -131,7 +151,10 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
         for index in range(first_block, last_block):
             block = block_of(kernels, job.vectors, job.blocks, index)
             first = group * job.out_channels + block.first
-            done = 0
+            filters, layout.w_step, done = panel, 0, 0
+            if job.g_in_place and block.first + block.width <= job.out_channels:
+                filters = job.g.data + (pixel * job.g.column + first) * size
+                layout.w_step, done = job.g.column, chunk
             while done < chunk:
                 count = together(job, pixel + done, stop)
                 pack(job, &job.g, &dense_h, &dense_w, True, pixel + done, count, first,
@@ -146,7 +169,7 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
             for tile in range(tiles):
                 c_stop = channels * (tile + 1) // tiles
                 kernels.tile[block.vectors][c_stop - c](
-                    &layout, &sums, scratch + c * ROW * size, panel, zeros,
+                    &layout, &sums, rows + c * layout.x_pixel * size, filters, zeros,
                     dw + c * block.width * size)
                 c = c_stop
         sums.flags = 0
@@ -189,6 +212,9 @@ cdef int pointwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray 
     job.flat = h.stride == 1 and w.stride == 1 and w.size == w.out and (job.planes or (
         job.x.row == w.size * job.x.column and job.g.row == w.out * job.g.column))
     job.total = x.shape[0] * job.pixels
+    job.x_in_place = job.planes and job.flat and job.pixels >= LONG
+    job.g_in_place = (not job.planes and job.flat and job.channels <= FEW
+                      and job.g.image == job.pixels * job.g.column)
     job.ranges, job.block_ranges = ceil_div(job.channels, SIDE), ceil_div(job.out_channels, SIDE)
     job.block_ranges = min(job.block_ranges, job.blocks)
     items = groups * job.ranges * job.block_ranges

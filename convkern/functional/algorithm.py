@@ -67,8 +67,8 @@ FEW_CHANNELS = 4
 #: Filters that share the pixels which the gradient of a 1x1 window's weight packs: for more of
 #: them, those that a stride meets in planes are better picked out once, before.
 SHARING_FILTERS = 256
-#: Vectors of filters that are few for the gradient of a 1x1 window's weight.
-FEW_VECTORS = 3
+#: Vectors of filters that are few for the gradient of a 1x1 window's weight, or of channels.
+FEW_VECTORS = 8
 #: Multiply-adds with images in the lanes, and bringing a vector of them there or back.
 LANES = 2.0
 TURN = 80.0
@@ -174,13 +174,17 @@ def gradient_in_planes(problem: Problem) -> bool:
     return problem.channels <= FEW_CHANNELS and pixels > 0.8 * lanes * -(-pixels // lanes)
 
 
-def gradient_of_few_filters(problem: Problem) -> bool:
+def turns_gradient(problem: Problem, channels_last: bool) -> bool:
     """Tell whether the gradient of a 1x1 window's weight had better have channels in its vectors.
 
-    Filters are there otherwise, of which a tile should have some vectors.
+    Filters are there otherwise.  Transposing is dear: channels-last pixels, unless they are the
+    vectors, and planes, if they are.
     """
     lanes: int = _kernels.lanes(problem.dtype)
-    return problem.out_channels <= FEW_VECTORS * lanes < problem.channels
+    few, many = problem.out_channels, problem.channels
+    if not channels_last:
+        few, many = many, few
+    return few < many and few <= FEW_VECTORS * lanes
 
 
 @lru_cache(maxsize=4096)

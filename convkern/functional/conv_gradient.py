@@ -25,9 +25,9 @@ from convkern.functional.algorithm import (
     SHARING_FILTERS,
     fills_rows,
     gradient_in_planes,
-    gradient_of_few_filters,
     is_square,
     prefers_planes,
+    turns_gradient,
     winograd_outputs,
 )
 from convkern.functional.window import (
@@ -190,15 +190,22 @@ def input_gradient(
     weight, groups, tile = as_contiguous(weight), window.groups, route.tile
     if not channels_last and route.direct == "planes" and out.shape[2:] == grad.shape[2:]:
         # A product of two matrices, as the convolution itself is.
-        # The weight is turned round as pixels, one per filter, that are brought into planes.
-        pixels = weight.reshape(1, filters, 1, -1).transpose(0, 3, 1, 2)
-        turned = to_contiguous(pixels).reshape(-1, filters, 1, 1)
         plain = ACTIVATIONS[None]
+        turned = _turned(weight)
         _kernels.conv2d_planes(grad, turned, bias, out, *route.axes, 1, *plain, threads)
     else:
         _kernels.input_gradient(
             grad, weight, bias, out, *route.axes, groups, channels_last, threads, tile
         )
+
+
+def _turned(weight: np.ndarray) -> np.ndarray:
+    """Return the weight of a 1x1 window with channels and filters in each other's place."""
+    rows, columns = weight.shape[:2]
+    # As pixels, one per row, that are brought into planes.
+    return to_contiguous(weight.reshape(1, rows, 1, columns).transpose(0, 3, 1, 2)).reshape(
+        columns, rows, 1, 1
+    )
 
 
 @lru_cache(REMEMBERED)
@@ -235,6 +242,7 @@ def _weight_gradient_route(
     dtype: np.dtype[Any],
     algorithm: str,
     precision: str,
+    channels_last: bool,
 ) -> Route:
     """Choose how to compute the gradient of a weight, for images of a shape."""
     problem = window.problem(dtype, filters, shape[0], out_size)
@@ -246,7 +254,7 @@ def _weight_gradient_route(
     direct = "channels"
     if not tile and window.kernel != (1, 1) and gradient_in_planes(problem):
         direct = "planes"
-    elif window.is_product and gradient_of_few_filters(problem):
+    elif window.is_product and turns_gradient(problem, channels_last):
         direct = "turned"
     return Route(out_size, window.axes(), tile, blocks if tile else None, direct)
 
@@ -264,27 +272,29 @@ def weight_gradient(
     size, filters = grad.shape[2:], len(weight)
     if window.skips and not channels_last and filters > SHARING_FILTERS:
         x, window = met_pixels(x, window, size), window.of_steps()
-    route = _weight_gradient_route(window, x.shape, size, filters, dtype, algorithm, precision)
+    route = _weight_gradient_route(
+        window, x.shape, size, filters, dtype, algorithm, precision, channels_last
+    )
     if not len(x):
         return np.zeros_like(weight, order="C")
     threads, axes, groups, tile = get_num_threads(), route.axes, window.groups, route.tile
     result: np.ndarray
     if route.blocks is not None:
-        blocks, turned = route.blocks, not channels_last
+        blocks, other = route.blocks, not channels_last
         images = blocks.images(x, size, channels_last)
         result = np.empty((filters, images.shape[1], blocks.taps, blocks.taps), dtype)
         _kernels.weight_gradient(
-            images, grad, result, *blocks.axes(), 1, True, threads, tile, turned
+            images, grad, result, *blocks.axes(), 1, True, threads, tile, other
         )
         return blocks.weight_gradient(result, weight.shape[1], channels_last)
     result = _kernels.empty(weight.shape, dtype)
     if not channels_last and route.direct == "planes":
         _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
-    elif channels_last and route.direct == "turned":
+    elif route.direct == "turned":
         # Pixels and gradients change places, and so do channels and filters.
         turned = _kernels.empty((weight.shape[1], filters, 1, 1), dtype)
         _kernels.weight_gradient(grad, x, turned, *axes, groups, channels_last, threads, tile)
-        result[...] = turned.transpose(1, 0, 2, 3)
+        return _turned(turned)
     else:
         _kernels.weight_gradient(x, grad, result, *axes, groups, channels_last, threads, tile)
     return result
