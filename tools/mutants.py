@@ -388,6 +388,12 @@ FAULTS = [
     # ------------------------------------------------------------ channels.inc
     Fault(
         "channels.inc",
+        "pixel_sums_rows(1, term, x + p * row, g + p * row, row, channels, sums);",
+        "pixel_sums_rows(1, term, x, g, row, channels, sums);",
+        "the last pixels of a sum are the first one again",
+    ),
+    Fault(
+        "channels.inc",
         "sum[0] += wide_first(last, n - i);",
         "sum[0] += wide_first(last, n - i + 1);",
         "an element behind the last enters the sum of squares",
