@@ -39,9 +39,9 @@ def check(rng, shape, kernel, dtype, window, multiplier=1, channels_last=False, 
 @pytest.mark.parametrize("at_end", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_squares_over_planes(dtype, at_end):
-    """Widths around a vector and two, every place of the window's corner, both strides."""
+    """Widths around half a vector, one and two, places of the window's corner, both strides."""
     rng = np.random.default_rng(0)
-    sides = (7, 8, 9, 15, 16, 17, 18, 31, 33, 50)
+    sides = (3, 4, 5, 7, 8, 9, 13, 14, 15, 16, 17, 18, 31, 33, 50)
     paddings = (0, 1, 2, 3, ((1, 0), (0, 2)), ((0, 1), (2, 1)))
     for width, padding, stride in itertools.product(sides, paddings, (1, 2)):
         height, channels = int(rng.integers(3, 20)), int(rng.integers(2, 6))
@@ -65,7 +65,14 @@ def test_planes_of_several_bands(dtype, stride):
 def test_many_small_planes(dtype, channels_last):
     """Several items, whose ends are not those of the images; sums of several slices."""
     rng = np.random.default_rng(1)
-    for shape, stride in (((5, 173, 9, 9), 1), ((3, 131, 17, 16), 2), ((40, 3, 8, 9), 1)):
+    for shape, stride in (
+        ((5, 173, 9, 9), 1),
+        ((3, 131, 17, 16), 2),
+        ((40, 3, 8, 9), 1),
+        ((5, 173, 7, 7), 1),
+        ((3, 131, 13, 14), 2),
+        ((40, 4, 4, 4), 1),
+    ):
         check(rng, shape, (3, 3), dtype, (stride, 1, 1), 1, channels_last)
 
 
@@ -102,9 +109,10 @@ def test_the_bits_do_not_depend_on_the_threads(stride, channels_last):
 def test_an_infinity_meets_only_what_its_windows_hold(stride):
     """Lanes beyond the last column must not turn it into NaN elsewhere."""
     rng = np.random.default_rng(4)
-    for width, column in ((13, 12), (13, 0), (14, 13), (16, 15), (37, 36), (37, 16)):
+    edges = ((13, 12), (13, 0), (14, 13), (16, 15), (37, 36), (37, 16))
+    for width, column in (*edges, (3, 2), (7, 0), (7, 6), (8, 7), (8, 0), (4, 0), (4, 3)):
         x = integers(rng, (1, 2, 9, width), np.float32)
-        x[0, 1, 4, column] = np.inf
+        x[0, column % 2, 4, column] = np.inf
         weight = rng.integers(1, 5, (2, 1, 3, 3)).astype(np.float32)
         options = (stride, 1, 1, 2)
         y = functional.conv2d(x, weight, None, *options)

@@ -388,8 +388,14 @@ FAULTS = [
     # ------------------------------------------------------------ channels.inc
     Fault(
         "channels.inc",
-        "total += j < n - i ? sum[0][j] + last[j] : sum[0][j];",
-        "total += j <= n - i ? sum[0][j] + last[j] : sum[0][j];",
+        "pixel_sums_rows(1, term, x + p * row, g + p * row, row, channels, sums);",
+        "pixel_sums_rows(1, term, x, g, row, channels, sums);",
+        "the last pixels of a sum are the first one again",
+    ),
+    Fault(
+        "channels.inc",
+        "sum[0] += wide_first(last, n - i);",
+        "sum[0] += wide_first(last, n - i + 1);",
         "an element behind the last enters the sum of squares",
     ),
     Fault(
@@ -1159,9 +1165,39 @@ FAULTS = [
     ),
     Fault(
         "square.pyx",
-        "ck_square(h.out, w.out, h.size, w.size, 1, 2 - h.pad, 2 - w.pad, h.out * w.out,",
-        "ck_square(h.out, w.out, h.size, w.size, 1, h.pad, w.pad, h.out * w.out,",
+        "turned_w = axis(w.out, w.size, (3, 1, 2 - w.pad, 1))",
+        "turned_w = axis(w.out, w.size, (3, 1, w.pad, 1))",
         "only a padding of 1 is turned round with the window",
+    ),
+    Fault(
+        "square.pyx",
+        "two = job.pairs and channel + 1 < job.channels and plane + 1 < stop",
+        "two = job.pairs and plane + 1 < stop",
+        "an image's last plane is paired with the next one's first, whose window is another",
+    ),
+    Fault(
+        "square.pyx",
+        "from_ = (c - c % 2) * step + 2 * tap + c % 2",
+        "from_ = c * step + 2 * tap",
+        "both channels of a pair get sums of the first one",
+    ),
+    Fault(
+        "square.inc",
+        "taps.after = square_halves(0, STRIDE == 1 ? n - 1 : VL / 2 - 1);",
+        "taps.after = v_first(VL);",
+        "behind the last pixel of half a vector comes the first of the other plane",
+    ),
+    Fault(
+        "square.inc",
+        "taps.lanes = square_halves(0, n), taps.before = square_halves(1, n);",
+        "taps.lanes = square_halves(0, n), taps.before = square_halves(0, n);",
+        "before the first pixel of half a vector comes the last of the other plane",
+    ),
+    Fault(
+        "square.inc",
+        "const choice followers = square_halves(1, least(VL / 2, t->columns + 1));",
+        "const choice followers = square_halves(0, least(VL / 2, t->columns + 1));",
+        "the last gradient of a plane reaches the first pixel of the other of a pair",
     ),
     Fault(
         "depthwise_gradient.pyx",

@@ -89,7 +89,7 @@ cdef extern from "csrc/ck.h" nogil:
         double slope
     ctypedef struct ck_square:
         ptrdiff_t height, width, rows, columns, stride, top, left, x_later, out_later
-        int activation
+        int planes, activation
         double slope
     ctypedef struct ck_lanes:
         ptrdiff_t channels, rows, columns, chunk, x_channel, x_row, x_column, x_pixel
@@ -131,7 +131,7 @@ cdef extern from "csrc/ck.h" nogil:
                           void *) noexcept nogil
         void (*depthwise_plane)(const ck_plane *, const void *, const void *, double,
                                 void *) noexcept nogil
-        void (*square)(const ck_square *, const void *, const void *, double,
+        void (*square)(const ck_square *, const void *, const void *, const double *,
                        void *) noexcept nogil
         void (*square_input)(const ck_square *, const void *, const void *, void *) noexcept nogil
         void (*square_weight)(const ck_square *, const void *, const void *, void *) noexcept nogil

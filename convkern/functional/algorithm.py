@@ -59,9 +59,11 @@ MOST_FULL = 0.85
 #: Images that packed weights are taken to be for, as their number has no say.
 SHARED_BY = 16
 #: Of a vector, how much a row of a depthwise window fills at least to be convolved in planes;
-#: less for the window that needs no copies of them.
+#: less for the window that needs no copies of them; and the fewest columns of it where two planes
+#: share a vector, as they do with a padding of 1.
 ROW = 0.6
 ROW_OF_3X3 = 0.4
+FEWEST_OF_3X3 = 4
 #: Channels whose gradients of weights are made in planes.
 FEW_CHANNELS = 4
 #: Filters that share the pixels which the gradient of a 1x1 window's weight packs: for more of
@@ -235,16 +237,20 @@ def is_square(problem: Problem) -> bool:
     return own and problem.dilation == (1, 1) and problem.stride in ((1, 1), (2, 2))
 
 
-def fills_rows(problem: Problem) -> bool:
-    """Tell whether contiguous NCHW images are better convolved row by row.
+def fills_rows(problem: Problem, padding: tuple[int, int]) -> bool:
+    """Tell whether contiguous NCHW images, of padded columns, are better convolved row by row.
 
     That is for channels with filters of their own, whose rows fill vectors well.  Vectors of
     channels, which strips have, must first be brought together; but few channels fill few of them.
     """
     lanes: int = _kernels.lanes(problem.dtype)
+    columns = problem.out_size[1]
     if problem.channels > 1 or problem.groups == 1:
         return False
-    return problem.out_size[1] > (ROW_OF_3X3 if is_square(problem) else ROW) * lanes
+    if not is_square(problem):
+        return columns > ROW * lanes
+    shared = padding == (1, 1) and FEWEST_OF_3X3 <= columns <= lanes // 2
+    return shared or columns > ROW_OF_3X3 * lanes
 
 
 @lru_cache(maxsize=4096)

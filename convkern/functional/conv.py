@@ -142,7 +142,7 @@ def _route(
         dense = blocks.problem(problem)
         tile = winograd_outputs(dense, algorithm, precision, prepacked, instead=problem)
     direct = "channels"
-    if not tile and fills_rows(problem):
+    if not tile and fills_rows(problem, window.padding[1]):
         direct = "squares" if is_square(problem) else "rows"
     elif not tile and prefers_planes(problem):
         direct = "planes"

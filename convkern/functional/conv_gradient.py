@@ -137,7 +137,8 @@ def conv2d_backward(
 def _in_squares(window: Window, weight: np.ndarray, out_size: tuple[int, ...]) -> bool:
     """Tell whether the gradients are made plane by plane, of as many channels as filters."""
     problem = window.problem(weight.dtype, len(weight), 1, out_size)
-    return problem.out_channels == 1 and is_square(problem) and fills_rows(problem)
+    own = problem.out_channels == 1 and is_square(problem)
+    return own and fills_rows(problem, window.padding[1])
 
 
 def _gradients_in_squares(

@@ -247,11 +247,15 @@ typedef struct {
  * for i < rows, j < columns; x is zero outside height x width.  The stride is 1 or 2; `top` and
  * `left` may be negative, but not for a gradient.  Meanwhile a plane of x and one of out, so many
  * elements behind these, are brought into the caches.
+ *
+ * With two `planes` the next one of each is taken too, with the next window and bias.  Then the lanes
+ * are at least twice the columns, and the stride is 1, `left` 1 and the width that of out; or it is 2,
+ * `left` 0 or 1, and lanes >= left + width.
  */
 typedef struct {
     ptrdiff_t height, width, rows, columns, stride, top, left;
     ptrdiff_t x_later, out_later;
-    int activation;
+    int planes, activation;
     double slope;
 } ck_square;
 
@@ -367,8 +371,10 @@ typedef struct {
     void (*depthwise_plane)(const ck_plane *plane, const void *x, const void *w, double bias,
                             void *out);
     /* See ck_square.  square_input: the gradient dx of x by that, g, of out, for a stride of 2.
-     * square_weight: sums[(3*r + s)*lanes + j%lanes] += x's element of the formula * g[i*columns + j]. */
-    void (*square)(const ck_square *square, const void *x, const void *w, double bias, void *out);
+     * square_weight: sums[(3*r + s)*lanes + j%lanes] += x's element of the formula * g[i*columns + j],
+     * of two planes sums[(3*r + s)*2 + plane], of whole vectors of which the last is filled up. */
+    void (*square)(const ck_square *square, const void *x, const void *w, const double *bias,
+                   void *out);
     void (*square_input)(const ck_square *square, const void *g, const void *w, void *dx);
     void (*square_weight)(const ck_square *square, const void *x, const void *g, void *sums);
     /* dw[tap][c] += sum over lines and pixels x[c] * g[c], the pixel of g being that of an output;
