@@ -279,9 +279,9 @@ cdef void block_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     """A group of tiles and a block of filters, from the V that the threads share."""
     cdef const WinogradJob *job = <const WinogradJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, elements = job.tile.size * job.tile.size
-    cdef Py_ssize_t block = item % job.blocks, group = item // job.blocks % job.groups
-    cdef Py_ssize_t begin = tiles_before(job, item // job.blocks // job.groups)
-    cdef Py_ssize_t end = tiles_before(job, item // job.blocks // job.groups + 1)
+    cdef Py_ssize_t tiles = item % job.tile_groups, group = item // job.tile_groups // job.blocks
+    cdef Py_ssize_t block = item // job.tile_groups % job.blocks
+    cdef Py_ssize_t begin = tiles_before(job, tiles), end = tiles_before(job, tiles + 1)
     cdef const char *v = job.v + (group * elements * job.v_element + begin * job.v_tile) * size
     convolve_block(job, v, begin, end, group, block, scratch,
                    scratch + elements * job.m_element * size)
