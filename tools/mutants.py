@@ -406,8 +406,8 @@ FAULTS = [
     ),
     Fault(
         "channels.inc",
-        "if (g)\n            g += channels;",
-        "",
+        "p++, x += channels, g += channels, y += channels)",
+        "p++, x += channels, y += channels)",
         "all pixels take the gradient of the first",
     ),
     Fault(
@@ -424,15 +424,27 @@ FAULTS = [
     ),
     Fault(
         "channels.inc",
-        "v_select(v_fma(x - center, scale, shift) <= (vec){0}, (vec){0}, g);",
-        "v_select(v_fma(x - center, scale, shift) < (vec){0}, (vec){0}, g);",
+        "map.shift) <= (vec){0}, (vec){0}, g);",
+        "map.shift) < (vec){0}, (vec){0}, g);",
         "the gradient passes where the normalised value is zero",
     ),
     Fault(
         "channels.inc",
-        "p++, x += channels, g += channels, y += channels)",
-        "p++, x += channels, y += channels)",
-        "behind a ReLU all pixels take the gradient of the first",
+        "activate(after_relu ? v_select(x <= (vec){0}",
+        "activate(after_relu ? v_select(y <= (vec){0}",
+        "a ReLU's gradient passes where it is positive itself",
+    ),
+    Fault(
+        "channels.inc",
+        "(const char *)&v + half * (int)sizeof part",
+        "(const char *)&v",
+        "the upper half of a vector is summed as the lower",
+    ),
+    Fault(
+        "channels.inc",
+        "*second += sum_of_lanes(v * other, left - half * WL);",
+        "*second += sum_of_lanes(v * other, left);",
+        "lanes behind the end of a plane enter its sum",
     ),
     # ------------------------------------------------------------ activation.inc, kernels.c
     Fault(
@@ -1214,12 +1226,6 @@ FAULTS = [
     # ------------------------------------------------------------ channels.pyx
     Fault(
         "channels.pyx",
-        "        pass_relu(job, start, pixels * job.channels)\n",
-        "        pass_relu(job, start, pixels)\n",
-        "the ReLU before a normalisation stops the gradients of the first channels alone",
-    ),
-    Fault(
-        "channels.pyx",
         "            scale *= weight[c]\n",
         "            scale *= weight[0]\n",
         "all channels are scaled like the first",
@@ -1244,46 +1250,27 @@ FAULTS = [
     ),
     Fault(
         "channels.pyx",
-        "start, c = plane * job.inner * size, plane % job.channels",
-        "start, c = plane * job.inner * size, (plane - first) % job.channels",
+        "job.kernels.affine_plane(&job.affine, plane % channels,",
+        "job.kernels.affine_plane(&job.affine, (plane - first) % channels,",
         "items begin with the coefficients of the first channel",
     ),
     Fault(
         "channels.pyx",
-        "kernels.rectify_plane(x, g, scratch, job.inner, job.rectified + c * size, job.channels)",
-        "kernels.rectify_plane(x, g, scratch, job.inner, job.rectified, job.channels)",
-        "gradients of all planes pass the ReLU of the first channel",
-    ),
-    Fault(
-        "channels.pyx",
-        "job.rectified + (c0 + c) * size, job.channels)",
-        "job.rectified + c * size, job.channels)",
+        "map = moved(job.rectified, c0 * kernels.itemsize)",
+        "map = job.rectified",
         "sums of later groups of channels pass the ReLU of the first",
     ),
     Fault(
         "channels.pyx",
-        "kernels.plane_pairs(x + start, scratch, job.center[c0 + c]",
-        "kernels.plane_pairs(x + start, g + start, job.center[c0 + c]",
-        "gradients of planes are summed as they are behind the ReLU",
+        "job.center[c0 + c], moved(map, c * kernels.itemsize), images,",
+        "job.center[c0 + c], map, images,",
+        "gradients of all planes of a group pass the ReLU of its first channel",
     ),
     Fault(
         "channels.pyx",
         "            first[c] += count * mean[0]\n",
         "            first[c] += mean[0]\n",
         "the mean of a plane is that of its differences from the first element",
-    ),
-    Fault(
-        "channels.pyx",
-        "        kernels.rectify_pixels(x, g, scratch, images, job.rectified, channels)\n"
-        "        g = scratch\n",
-        "        pass\n",
-        "gradients of pixels are summed as they are behind the ReLU",
-    ),
-    Fault(
-        "channels.pyx",
-        "        job.group = job.channels  # whole pixels\n",
-        "        pass\n",
-        "of many channels each group passes the ReLU as if it were all",
     ),
     Fault(
         "channels.pyx",

@@ -9,6 +9,7 @@ neighbouring channels, otherwise planes of one channel each.
 cimport cython
 from libc.math cimport isfinite, sqrt
 from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 cimport numpy as cnp
 import numpy as np
@@ -19,6 +20,7 @@ from convkern._kernels.core cimport (
     CK_SUM,
     CK_WORK_OF_ELEMENT,
     ceil_div,
+    ck_affine,
     ck_kernels,
     data_of,
     give,
@@ -44,7 +46,6 @@ cdef extern from *:
 cdef enum:
     BLOCK = 16384    # elements of an item, more or less
     CHANNELS = 512   # channels of an item
-    PIECE = 2048     # elements of an array that the first-level cache holds with those of two others
 
 
 # ---------------------------------------------------------------- sums
@@ -67,29 +68,14 @@ cdef double planes_sum(const SumsJob *job, int term, const char *x, const char *
 
 
 cdef void planes_pairs(const SumsJob *job, const char *x, const char *g, double center,
-                       Py_ssize_t images, Py_ssize_t length, double *first,
+                       const char *map, Py_ssize_t images, Py_ssize_t length, double *first,
                        double *second) noexcept nogil:
     """Make the two sums of one channel over the images of a piece."""
     cdef Py_ssize_t n, step = job.channels * job.inner * job.kernels.itemsize
     first[0] = second[0] = 0
     for n in range(images):
-        job.kernels.plane_pairs(x + n * step, moved(g, n * step), center, length, first, second)
-
-
-cdef void rectified_planes_sums(const SumsJob *job, const char *x, const char *g, char *scratch,
-                                Py_ssize_t c0, Py_ssize_t channels, Py_ssize_t images,
-                                Py_ssize_t length, double *first, double *second) noexcept nogil:
-    """Sum gradients that pass a ReLU, of some channels of a piece."""
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t n, c, start, size = kernels.itemsize
-    for c in range(channels):
-        first[c] = second[c] = 0
-        for n in range(images):
-            start = (n * job.channels + c) * job.inner * size
-            kernels.rectify_plane(x + start, g + start, scratch, length,
-                                  job.rectified + (c0 + c) * size, job.channels)
-            kernels.plane_pairs(x + start, scratch, job.center[c0 + c], length, first + c,
-                                second + c)
+        job.kernels.plane_pairs(x + n * step, moved(g, n * step), center, map, job.channels, length,
+                                first, second)
 
 
 cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -107,24 +93,20 @@ cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     cdef double count = images * length
     cdef const char *x
     cdef const char *g
+    cdef const char *map = moved(job.rectified, c0 * kernels.itemsize)
     n0 += piece // job.parts // job.per_unit * job.unit
     start = ((n0 * job.channels + c0) * job.inner + p0) * kernels.itemsize
     x = job.x + start
     g = moved(job.g, start)
     if g == NULL:
         g = x
-    if job.rectified != NULL and job.inner > 1:
-        rectified_planes_sums(job, x, g, scratch, c0, channels, images, length, first, second)
-        return
-    if job.rectified != NULL:
-        kernels.rectify_pixels(x, g, scratch, images, job.rectified, channels)
-        g = scratch
     if job.inner == 1:
         if job.what == NEGATIVE:
             kernels.pixel_sums(CK_NEGATIVE_PRODUCTS, x, g, images, job.channels, channels, first)
             return
         if job.what == GRADIENTS:
-            kernels.pixel_pairs(x, g, job.center + c0, images, job.channels, channels, first, second)
+            kernels.pixel_pairs(x, g, job.center + c0, map, job.channels, images, job.channels,
+                                channels, first, second)
             return
         kernels.pixel_sums(CK_SUM, x, NULL, images if job.what == TOTAL else 1, job.channels,
                            channels, first)
@@ -133,7 +115,7 @@ cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         # About the first pixel, which is among them, squares lose nothing that matters.
         for c in range(channels):
             mean[c] = first[c] if isfinite(first[c]) else 0
-        kernels.pixel_pairs(x, NULL, mean, images, job.channels, channels, first, second)
+        kernels.pixel_pairs(x, NULL, mean, NULL, 0, images, job.channels, channels, first, second)
         for c in range(channels):
             second[c] -= first[c] * first[c] / count
             first[c] += count * mean[c]
@@ -144,11 +126,12 @@ cdef void sums_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         elif job.what == TOTAL:
             first[c] = planes_sum(job, CK_SUM, x, x, images, length)
         elif job.what == GRADIENTS:
-            planes_pairs(job, x, g, job.center[c0 + c], images, length, first + c, second + c)
+            planes_pairs(job, x, g, job.center[c0 + c], moved(map, c * kernels.itemsize), images,
+                         length, first + c, second + c)
         else:  # about the first element, as above
             kernels.pixel_sums(CK_SUM, x, NULL, 1, 1, 1, mean)
             mean[0] = mean[0] if isfinite(mean[0]) else 0
-            planes_pairs(job, x, NULL, mean[0], images, length, first + c, second + c)
+            planes_pairs(job, x, NULL, mean[0], NULL, images, length, first + c, second + c)
             second[c] -= first[c] * first[c] / count
             first[c] += count * mean[0]
         x += job.inner * kernels.itemsize
@@ -193,8 +176,6 @@ cdef void cut_sums(SumsJob *job, tuple cut, Py_ssize_t unit) noexcept:
     job.unit = unit or job.outer
     job.part = min(job.inner, <Py_ssize_t>BLOCK)
     job.group = min(job.channels, max(1, min(<Py_ssize_t>CHANNELS, BLOCK // job.part)))
-    if job.rectified != NULL and job.inner == 1:
-        job.group = job.channels  # whole pixels
     job.images = max(1, BLOCK // (job.part * job.group))
     job.parts = ceil_div(job.inner, job.part)
     job.per_unit = ceil_div(job.unit, job.images)
@@ -214,13 +195,10 @@ cdef cnp.ndarray channel_sums(Sums what, cnp.ndarray x, cnp.ndarray grad, cnp.nd
     job.rectified, job.sums = data_of(rectified), <double *>cnp.PyArray_DATA(sums)
     cut_sums(&job, cut, unit)
     cdef double work = CK_WORK_OF_ELEMENT * job.images * job.part * job.group
-    cdef size_t scratch = <size_t>job.group * sizeof(double)
-    if rectified is not None:
-        scratch = <size_t>(job.part * (job.images * job.group if job.inner == 1 else 1)
-                           * job.kernels.itemsize)
     job.partial = <double *>take(<size_t>(2 * job.pieces * job.channels) * sizeof(double) + 1)
     try:
-        run(sums_item, &job, job.pieces * job.groups, work, threads, scratch)
+        run(sums_item, &job, job.pieces * job.groups, work, threads,
+            <size_t>job.group * sizeof(double))
         combine(&job, threads)
     finally:
         give(job.partial)
@@ -341,59 +319,28 @@ def negative_products(cnp.ndarray x, cnp.ndarray grad, tuple cut, int threads):
 
 cdef struct AffineJob:
     const ck_kernels *kernels
+    ck_affine affine
     const char *x
     const char *g
-    const char *coefficients
-    const char *rectified
     char *y
-    Py_ssize_t outer, channels, inner, block
-    int activation
-    bint after_relu
+    Py_ssize_t outer, inner, block
 
 
 cdef void affine_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     cdef const AffineJob *job = <const AffineJob *>job_
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t first = item * job.block, end = min(first + job.block, job.outer), pixels, start
-    # What is passed over twice stays in the first-level cache meanwhile.
-    cdef Py_ssize_t piece = max(1, PIECE // job.channels) if job.after_relu else job.block
-    cdef const char *x
-    cdef const char *g
-    while first < end:
-        pixels = min(piece, end - first)
-        start = first * job.channels * kernels.itemsize
-        x, g = job.x + start, moved(job.g, start)
-        if job.rectified != NULL:
-            kernels.rectify_pixels(x, g, scratch, pixels, job.rectified, job.channels)
-            g = scratch
-        kernels.affine_pixels(x, g, job.y + start, pixels, job.coefficients, job.channels,
-                              job.activation)
-        pass_relu(job, start, pixels * job.channels)
-        first += pixels
-
-
-cdef inline void pass_relu(const AffineJob *job, Py_ssize_t start, Py_ssize_t count) noexcept nogil:
-    """Take a gradient by the output of a ReLU, which x is, through that."""
-    if job.after_relu:
-        job.kernels.activate_backward(job.y + start, job.x + start, job.y + start, count, CK_RELU,
-                                      0.0)
+    cdef Py_ssize_t first = item * job.block
+    cdef Py_ssize_t start = first * job.affine.channels * job.kernels.itemsize
+    job.kernels.affine_pixels(&job.affine, job.x + start, moved(job.g, start), job.y + start,
+                              min(job.block, job.outer - first))
 
 
 cdef void affine_planes_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     cdef const AffineJob *job = <const AffineJob *>job_
-    cdef const ck_kernels *kernels = job.kernels
-    cdef Py_ssize_t first = item * job.block, size = kernels.itemsize, plane, start, c
-    cdef const char *x
-    cdef const char *g
-    for plane in range(first, min(first + job.block, job.outer * job.channels)):
-        start, c = plane * job.inner * size, plane % job.channels
-        x, g = job.x + start, moved(job.g, start)
-        if job.rectified != NULL:
-            kernels.rectify_plane(x, g, scratch, job.inner, job.rectified + c * size, job.channels)
-            g = scratch
-        kernels.affine_plane(x, g, job.y + start, job.inner, job.coefficients + c * size,
-                             job.channels, job.activation)
-        pass_relu(job, start, job.inner)
+    cdef Py_ssize_t first = item * job.block, channels = job.affine.channels, plane, start
+    for plane in range(first, min(first + job.block, job.outer * channels)):
+        start = plane * job.inner * job.kernels.itemsize
+        job.kernels.affine_plane(&job.affine, plane % channels, job.x + start,
+                                 moved(job.g, start), job.y + start, job.inner)
 
 
 def affine(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray y, cnp.ndarray coefficients, tuple cut,
@@ -405,21 +352,28 @@ def affine(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray y, cnp.ndarray coefficie
     gradient of the ReLU whose output x is.
     """
     cdef AffineJob job
-    cdef Py_ssize_t items, length
+    cdef Py_ssize_t items, length, channels
+    cdef size_t bytes = <size_t>coefficients.nbytes
+    cdef char *rows
     job.kernels = kernels_of(x)
     job.x, job.y = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(y)
-    job.g, job.coefficients = data_of(grad), <const char *>cnp.PyArray_DATA(coefficients)
-    job.rectified, job.activation = data_of(rectified), CK_RELU if relu else 0
-    job.after_relu = after_relu
-    job.outer, job.channels, job.inner = cut
-    length = job.channels if job.inner == 1 else job.inner
+    job.g = data_of(grad)
+    job.outer, channels, job.inner = cut
+    length = channels if job.inner == 1 else job.inner
     job.block = max(1, BLOCK // length)
-    items = ceil_div(job.outer if job.inner == 1 else job.outer * job.channels, job.block)
-    cdef size_t scratch = 0
+    items = ceil_div(job.outer if job.inner == 1 else job.outer * channels, job.block)
+    # A copy begins with a cache line, an array mostly does not, and vectors that cross lines are
+    # loaded twice.
+    rows = take(2 * bytes)
+    memcpy(rows, cnp.PyArray_DATA(coefficients), bytes)
+    job.affine = ck_affine(rows, NULL, channels, CK_RELU if relu else 0, after_relu)
     if rectified is not None:
-        scratch = <size_t>((job.block if job.inner == 1 else 1) * length * job.kernels.itemsize)
-    run(affine_pixels_item if job.inner == 1 else affine_planes_item, &job, items,
-        CK_WORK_OF_ELEMENT * job.block * length, threads, scratch)
+        job.affine.rectified = memcpy(rows + bytes, cnp.PyArray_DATA(rectified), bytes)
+    try:
+        run(affine_pixels_item if job.inner == 1 else affine_planes_item, &job, items,
+            CK_WORK_OF_ELEMENT * job.block * length, threads, 0)
+    finally:
+        give(rows)
 
 
 # ---------------------------------------------------------------- batch normalisation

@@ -76,6 +76,11 @@ cdef extern from "csrc/ck.h" nogil:
         int outputs, taps, size, stride
         ck_patch_fn input, weight, gradient
         ck_output_fn output, weight_gradient
+    ctypedef struct ck_affine:
+        const void *coefficients
+        const void *rectified
+        ptrdiff_t channels
+        int activation, after_relu
     ctypedef struct ck_sgd:
         double rate, weight_decay, momentum, share
         int nesterov, maximize
@@ -161,20 +166,16 @@ cdef extern from "csrc/ck.h" nogil:
         void (*softmax_backward)(const void *, const void *, void *, ptrdiff_t, ptrdiff_t,
                                  ptrdiff_t) noexcept nogil
         double (*plane_sum)(int, const void *, const void *, double, ptrdiff_t) noexcept nogil
-        void (*plane_pairs)(const void *, const void *, double, ptrdiff_t, double *,
-                            double *) noexcept nogil
+        void (*plane_pairs)(const void *, const void *, double, const void *, ptrdiff_t,
+                            ptrdiff_t, double *, double *) noexcept nogil
         void (*pixel_sums)(int, const void *, const void *, ptrdiff_t, ptrdiff_t,
                            ptrdiff_t, double *) noexcept nogil
-        void (*pixel_pairs)(const void *, const void *, const double *, ptrdiff_t, ptrdiff_t,
-                            ptrdiff_t, double *, double *) noexcept nogil
-        void (*affine_plane)(const void *, const void *, void *, ptrdiff_t, const void *,
-                             ptrdiff_t, int) noexcept nogil
-        void (*affine_pixels)(const void *, const void *, void *, ptrdiff_t, const void *,
-                              ptrdiff_t, int) noexcept nogil
-        void (*rectify_plane)(const void *, const void *, void *, ptrdiff_t, const void *,
+        void (*pixel_pairs)(const void *, const void *, const double *, const void *, ptrdiff_t,
+                            ptrdiff_t, ptrdiff_t, ptrdiff_t, double *, double *) noexcept nogil
+        void (*affine_plane)(const ck_affine *, ptrdiff_t, const void *, const void *, void *,
+                             ptrdiff_t) noexcept nogil
+        void (*affine_pixels)(const ck_affine *, const void *, const void *, void *,
                               ptrdiff_t) noexcept nogil
-        void (*rectify_pixels)(const void *, const void *, void *, ptrdiff_t, const void *,
-                               ptrdiff_t) noexcept nogil
         void (*local_response_norm)(const void *, void *, ptrdiff_t, ptrdiff_t, double, double,
                                     double, void *) noexcept nogil
         void (*local_response_norm_backward)(const void *, const void *, void *, ptrdiff_t,

@@ -808,14 +808,29 @@ static double term_of(int term, double x, double g, double center)
     }
 }
 
-/* Element i of the affine map of channel c, activated. */
-static double affine_of(ptrdiff_t c, ptrdiff_t channels, const void *x, const void *g, ptrdiff_t i,
-                        const void *coefficients, int activation)
+/* Element i of an affine map of channel c. */
+static double map_of(const void *coefficients, ptrdiff_t channels, ptrdiff_t c, double x)
 {
-    const double offset = at(coefficients, 2 * channels + c);
-    const double y = (at(x, i) - at(coefficients, c)) * at(coefficients, channels + c) + offset
-        + (g ? at(g, i) * at(coefficients, 3 * channels + c) : 0);
-    return activation == CK_RELU && y < 0 ? 0 : y;
+    return (x - at(coefficients, c)) * at(coefficients, channels + c)
+        + at(coefficients, 2 * channels + c);
+}
+
+/* Gradient i of channel c, if the ReLU after a map, NULL for none, has let it pass. */
+static double passed_of(ptrdiff_t c, ptrdiff_t channels, const void *x, const void *g, ptrdiff_t i,
+                        const void *map)
+{
+    return map && map_of(map, channels, c, at(x, i)) <= 0 ? 0 : at(g, i);
+}
+
+static double affine_of(const ck_affine *affine, ptrdiff_t c, const void *x, const void *g,
+                        ptrdiff_t i)
+{
+    const ptrdiff_t channels = affine->channels;
+    double y = map_of(affine->coefficients, channels, c, at(x, i));
+    if (g)
+        y += passed_of(c, channels, x, g, i, affine->rectified)
+            * at(affine->coefficients, 3 * channels + c);
+    return (affine->after_relu && at(x, i) <= 0) || (affine->activation == CK_RELU && y < 0) ? 0 : y;
 }
 
 static void test_channels(void)
@@ -848,13 +863,16 @@ static void test_channels(void)
         }
     }
     double *second = guarded((size_t)channels * sizeof *second, 0);
-    for (int gradients = 0; gradients < 2; gradients++) {
-        kernels->pixel_pairs(x, gradients ? g : NULL, center, pixels, row, channels, sums, second);
+    const ptrdiff_t map_channels = channels + draw(0, 3);
+    const void *map = integers(3 * map_channels);
+    for (int kind = 0; kind < 3; kind++) { /* of x alone, with gradients, with those behind a ReLU */
+        const void *others = kind ? g : NULL, *relu = kind == 2 ? map : NULL;
+        kernels->pixel_pairs(x, others, center, relu, map_channels, pixels, row, channels, sums, second);
         checks++;
         double plane = 1, plane_products = 2, plane_sum = 1, plane_product = 2;
-        kernels->plane_pairs(x, gradients ? g : NULL, 3, channels, &plane, &plane_products);
+        kernels->plane_pairs(x, others, 3, relu, map_channels, channels, &plane, &plane_products);
         for (ptrdiff_t c = 0; c < channels; c++) {
-            const double other = gradients ? at(g, c) : at(x, c) - 3;
+            const double other = kind ? passed_of(0, map_channels, x, g, c, relu) : at(x, c) - 3;
             plane_sum += other;
             plane_product += (at(x, c) - 3) * other;
         }
@@ -866,8 +884,9 @@ static void test_channels(void)
         for (ptrdiff_t c = 0; c < channels; c++) {
             double sum = 0, products = 0;
             for (ptrdiff_t p = 0; p < pixels; p++) {
-                const double v = at(x, p * row + c) - center[c];
-                const double other = gradients ? at(g, p * row + c) : v;
+                const ptrdiff_t i = p * row + c;
+                const double v = at(x, i) - center[c];
+                const double other = kind ? passed_of(c, map_channels, x, g, i, relu) : v;
                 sum += other;
                 products += v * other;
             }
@@ -880,30 +899,19 @@ static void test_channels(void)
         }
     }
     const void *coefficients = integers(4 * channels), *xs = integers(pixels * channels);
-    const void *gradients = integers(pixels * channels), *gs = draw(0, 1) ? gradients : NULL;
-    const int activation = draw(0, 1) ? CK_RELU : CK_IDENTITY;
+    const void *gs = draw(0, 1) ? integers(pixels * channels) : NULL;
+    const ck_affine affine = {coefficients, draw(0, 1) ? integers(4 * channels) : NULL, channels,
+                              draw(0, 1) ? CK_RELU : CK_IDENTITY, gs && draw(0, 1)};
     const ptrdiff_t c = draw(0, channels - 1);
     output y = new_output(pixels * channels), plane = new_output(pixels);
-    output passed = new_output(pixels * channels), of_plane = new_output(pixels);
-    for (ptrdiff_t i = 0; i < pixels * channels; i++) {
-        y.true_[i] = affine_of(i % channels, channels, xs, gs, i, coefficients, activation);
-        const double map = affine_of(i % channels, channels, xs, NULL, i, coefficients, CK_IDENTITY);
-        passed.true_[i] = map <= 0 ? 0 : at(gradients, i);
-    }
-    for (ptrdiff_t i = 0; i < pixels; i++) {
-        plane.true_[i] = affine_of(c, channels, xs, gs, i, coefficients, activation);
-        const double map = affine_of(c, channels, xs, NULL, i, coefficients, CK_IDENTITY);
-        of_plane.true_[i] = map <= 0 ? 0 : at(gradients, i);
-    }
-    kernels->affine_pixels(xs, gs, y.mine, pixels, coefficients, channels, activation);
+    for (ptrdiff_t i = 0; i < pixels * channels; i++)
+        y.true_[i] = affine_of(&affine, i % channels, xs, gs, i);
+    for (ptrdiff_t i = 0; i < pixels; i++)
+        plane.true_[i] = affine_of(&affine, c, xs, gs, i);
+    kernels->affine_pixels(&affine, xs, gs, y.mine, pixels);
     compare("affine_pixels", y, 0);
-    kernels->rectify_pixels(xs, gradients, passed.mine, pixels, coefficients, channels);
-    compare("rectify_pixels", passed, 0);
-    const void *of_c = further(coefficients, c);
-    kernels->affine_plane(xs, gs, plane.mine, pixels, of_c, channels, activation);
+    kernels->affine_plane(&affine, c, xs, gs, plane.mine, pixels);
     compare("affine_plane", plane, 0);
-    kernels->rectify_plane(xs, gradients, of_plane.mine, pixels, of_c, channels);
-    compare("rectify_plane", of_plane, 0);
 }
 
 static void test_local_response_norm(void)

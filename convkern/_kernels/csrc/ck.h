@@ -203,6 +203,21 @@ typedef struct {
     ck_output_fn weight_gradient; /* to taps x taps weights */
 } ck_winograd;
 
+/* ---- Affine maps of channels ----
+ *
+ * y = activation((x - center)*scale + shift + g*gain), the last not where g is NULL; an activation
+ * has no slope here.  `coefficients` holds four rows of `channels`: center, scale, shift, gain.
+ *
+ * With `rectified`, rows of the same kind, g counts as 0 where (x - center)*scale + shift <= 0 with
+ * these: to the last bit where a ReLU after that map has let nothing pass.  With `after_relu` y is
+ * 0 where x <= 0.
+ */
+typedef struct {
+    const void *coefficients, *rectified;
+    ptrdiff_t channels;
+    int activation, after_relu;
+} ck_affine;
+
 /* ---- Optimisers: one step of n parameters p by their gradients g, in place ----
  *
  * d = (maximize ? -g : g) + p*weight_decay, the second only if that is not 0; then
@@ -427,29 +442,23 @@ typedef struct {
     /* The sum of n terms of one channel. */
     double (*plane_sum)(int term, const void *x, const void *g, double center, ptrdiff_t n);
     /* *first and *second += the sums of v = x - center and of v*v, or with g those of g and of v*g,
-     * over n elements of one channel */
-    void (*plane_pairs)(const void *x, const void *g, double center, ptrdiff_t n, double *first,
-                        double *second);
+     * over n elements of one channel.  With `map`, the coefficients of that channel in rows of
+     * `channels`, as for ck_affine, g counts as 0 where that is what a ReLU after that map makes. */
+    void (*plane_pairs)(const void *x, const void *g, double center, const void *map,
+                        ptrdiff_t channels, ptrdiff_t n, double *first, double *second);
     /* sums[c] = the sum of the terms of channel c over pixels that lie `row` apart */
     void (*pixel_sums)(int term, const void *x, const void *g,
                        ptrdiff_t pixels, ptrdiff_t row, ptrdiff_t channels, double *sums);
     /* first[c] and second[c] = the sums of v = x - center and of v*v, or with g those of g and of v*g,
-     * in the same way */
-    void (*pixel_pairs)(const void *x, const void *g, const double *center, ptrdiff_t pixels,
-                        ptrdiff_t row, ptrdiff_t channels, double *first, double *second);
-    /* y = activation((x - center)*scale + shift + g*gain), the last not where g is NULL; an
-     * activation has no slope here.  coefficients holds four rows of `channels`: center, scale,
-     * shift, gain.  A plane is n elements of the channel that coefficients points to. */
-    void (*affine_plane)(const void *x, const void *g, void *y, ptrdiff_t n,
-                         const void *coefficients, ptrdiff_t channels, int activation);
-    void (*affine_pixels)(const void *x, const void *g, void *y, ptrdiff_t pixels,
-                          const void *coefficients, ptrdiff_t channels, int activation);
-    /* y = g, or 0 where (x - center)*scale + shift <= 0: to the last bit what a ReLU lets pass
-     * after an affine map with these coefficients and without g */
-    void (*rectify_plane)(const void *x, const void *g, void *y, ptrdiff_t n,
-                          const void *coefficients, ptrdiff_t channels);
-    void (*rectify_pixels)(const void *x, const void *g, void *y, ptrdiff_t pixels,
-                           const void *coefficients, ptrdiff_t channels);
+     * in the same way; `map` begins with the first of these channels, in rows of map_channels */
+    void (*pixel_pairs)(const void *x, const void *g, const double *center, const void *map,
+                        ptrdiff_t map_channels, ptrdiff_t pixels, ptrdiff_t row, ptrdiff_t channels,
+                        double *first, double *second);
+    /* See ck_affine; a plane is n elements of one channel. */
+    void (*affine_plane)(const ck_affine *affine, ptrdiff_t channel, const void *x, const void *g,
+                         void *y, ptrdiff_t n);
+    void (*affine_pixels)(const ck_affine *affine, const void *x, const void *g, void *y,
+                          ptrdiff_t pixels);
     /* y[c] = x[c] / (k + alpha/size * sum of x^2 over the window of `size` channels around c)^beta;
      * `scratch` holds channels + size elements, for the gradient twice as many */
     void (*local_response_norm)(const void *x, void *y, ptrdiff_t channels, ptrdiff_t size,
