@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from convkern import _kernels, functional, num_threads, reference
+from convkern import _kernels, functional, num_threads, reference, set_float32_precision
 
 from .draws import cases
 from .memory import guarded
@@ -203,6 +203,12 @@ def test_weight_gradient_of_some_channels(dtype, filters):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conv_transpose2d(dtype):
+    # Winograd's larger tiles are not exact, and a transposed convolution chooses for itself.
+    with set_float32_precision("highest"):
+        transposed_convolutions(dtype)
+
+
+def transposed_convolutions(dtype):
     for seed in range(SHAPES // 2):
         rng = np.random.default_rng(seed)
         groups = int(rng.choice([1, 1, 2, 3]))

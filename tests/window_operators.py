@@ -93,7 +93,7 @@ def winograd_window(given: Arguments) -> bool:
     """Tell whether Winograd's algorithm may compute a convolution."""
     stride, dilation = _both(given.get("stride", 1)), _both(given.get("dilation", 1))
     weight = given["weight"]
-    fits = weight.dtype == np.float32 and weight.shape[-2:] in {(3, 3), (5, 5)}
+    fits = weight.dtype == np.float32 and weight.shape[-2:] in {(3, 3), (4, 4), (5, 5)}
     return fits and stride == dilation == [1, 1]
 
 

@@ -68,6 +68,9 @@ cdef inline void pack_channels(const PackJob *job, const char *weight, Py_ssize_
         job.kernels.scatter_transposed(weight, job.channels * taps, filters, count * taps, dst,
                                        offsets)
         return
+    if taps == job.rows.count * job.columns.count == 1:  # they are in that order
+        job.kernels.copy_rows(weight, job.out_channels, count, filters, dst, width)
+        return
     for c in range(count):
         job.kernels.scatter_transposed(weight + c * job.out_channels * taps * size, taps, filters,
                                        taps, dst + c * width * size, offsets)
@@ -187,7 +190,7 @@ cdef class PackedConv:
             sizeof(ptrdiff_t) + <size_t>(width * size * (winograd > 0))) + 64
         cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, self.channels)
         run(pack_item, &job, groups * self.blocks * ceil_div(self.channels, part),
-            4.0 * width * part * (taps + (elements if winograd else 0)), threads, scratch)
+            24.0 * width * part * (taps + (elements if winograd else 0)), threads, scratch)
 
 
 cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs, Py_ssize_t taps,

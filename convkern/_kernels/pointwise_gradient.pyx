@@ -39,7 +39,7 @@ cdef enum:
     SIDE = 256     # channels, and filters, of an item: they share what it packs
     ITEMS = 16     # wanted for the threads' sake
     ROW = PIXELS + 16  # of packed x: a line more, so that not all fall into the same cache sets
-    LONG = 128     # pixels of planes that are read in place, without others
+    LONG = 32      # pixels of planes that are read in place
     FEW = 256      # channels, for which a panel of g is read in place
 
 cdef struct PointwiseJob:
@@ -67,10 +67,14 @@ cdef Py_ssize_t together(const PointwiseJob *job, Py_ssize_t pixel, Py_ssize_t s
 
 
 cdef Py_ssize_t chunk_end(const PointwiseJob *job, Py_ssize_t pixel, Py_ssize_t end) noexcept nogil:
-    """Tell where the chunk ends that begins with a pixel: in place it is part of one image."""
+    """Tell where the chunk ends that begins with a pixel: in place it is part of one image, or
+    some whole ones.
+    """
     cdef Py_ssize_t place = pixel % job.pixels, length
     if not job.x_in_place:
         return min(end, pixel + PIXELS)
+    if place == 0 and end - pixel >= job.pixels and 2 * job.pixels <= PIXELS:
+        return pixel + min(PIXELS, end - pixel) // job.pixels * job.pixels
     length = ceil_div(job.pixels, ceil_div(job.pixels, PIXELS))
     return min(end, pixel - place + min(job.pixels, (place // length + 1) * length))
 
@@ -133,6 +137,7 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     memset(&layout, 0, sizeof(layout))
     memset(zeros, 0, <size_t>(CK_MAX_VECTORS * lanes * size))
     layout.tail, layout.x_pixel = <int>lanes, job.pixels if job.x_in_place else <Py_ssize_t>ROW
+    layout.x_row = job.x.image
     sums.rows = sums.columns = 1
     sums.ahead, sums.ahead_step, sums.flags = scratch, 0, CK_FIRST
     while pixel < end:
@@ -142,7 +147,8 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
         if job.x_in_place:
             rows = job.x.data + (pixel // job.pixels * job.x.image + pixel % job.pixels + (
                 group * job.channels + begin) * job.pixels) * size
-            done = chunk
+            sums.rows, done = max(<Py_ssize_t>1, chunk // job.pixels), chunk
+            sums.run = chunk // sums.rows
         while done < chunk:
             count = together(job, pixel + done, stop)
             pack(job, &job.x, &job.h, &job.w, False, pixel + done, count,
@@ -161,7 +167,7 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
                      min(block.width, job.out_channels - block.first),
                      panel + done * block.width * size, block.width)
                 done += count
-            layout.out_pixel = block.width
+            layout.out_pixel, layout.w_row = block.width, sums.run * block.width
             dw = job.dw + (part * job.dw_slice + (group * job.vectors * lanes + block.first)
                            * job.channels + begin * block.width) * size
             tiles = ceil_div(channels, kernels.max_pixels[block.vectors])
