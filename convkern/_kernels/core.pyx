@@ -447,7 +447,8 @@ cdef int transpose(const ck_kernels *kernels, const char *src, char *dst, Py_ssi
     job.block = max(64, 16384 // max(rows, 1) // 64 * 64)
     job.blocks, job.bands = ceil_div(columns, job.block), ceil_div(rows, BAND)
     return run(transpose_item, &job, images * job.blocks * job.bands,
-               4.0 * min(rows, <Py_ssize_t>BAND) * min(job.block, columns), threads, 0)
+               CK_WORK_OF_ELEMENT * min(rows, <Py_ssize_t>BAND) * min(job.block, columns),
+               threads, 0)
 
 
 def to_channels_last(cnp.ndarray x, cnp.ndarray out, int threads):

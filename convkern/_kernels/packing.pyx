@@ -10,6 +10,7 @@ cimport numpy as cnp
 from convkern._kernels.core cimport (
     CK_MAX_VECTORS,
     CK_WINOGRAD_TILES_COUNT,
+    CK_WORK_OF_ELEMENT,
     Block,
     block_of,
     ceil_div,
@@ -190,7 +191,8 @@ cdef class PackedConv:
             sizeof(ptrdiff_t) + <size_t>(width * size * (winograd > 0))) + 64
         cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, self.channels)
         run(pack_item, &job, groups * self.blocks * ceil_div(self.channels, part),
-            24.0 * width * part * (taps + (elements if winograd else 0)), threads, scratch)
+            CK_WORK_OF_ELEMENT * width * part * (taps + (elements if winograd else 0)), threads,
+            scratch)
 
 
 cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs, Py_ssize_t taps,
