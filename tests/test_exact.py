@@ -395,6 +395,7 @@ def test_products_of_planes(dtype, images, channels, filters, size):
     ("images", "channels", "filters", "size"),
     [
         (2, 37, 71, (16, 19)),  # planes of more than a chunk
+        (17, 130, 64, (16, 19)),  # and as many filters as a panel has at most
         (3, 70, 21, (12, 11)),  # of less than one
         (5, 150, 5, (4, 5)),  # that are packed
         (2, 300, 290, (13, 10)),

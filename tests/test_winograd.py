@@ -165,6 +165,20 @@ def test_strided_windows_by_blocks_of_pixels(monkeypatch, convert):
                 assert error(mine, true) < HIGH, note
 
 
+def test_rows_of_planes_through_strips_to_blocks():
+    """The gradient of the input from planes to blocks of pixels, of many tiles."""
+    rng = np.random.default_rng(6)
+    g, w = normal(rng, 2, 40, 75, 101), normal(rng, 40, 3, 7, 7)
+    x = np.zeros((2, 3, 150, 202), np.float32)
+    (exact, _, _) = reference.conv2d_backward(*wide(g, x, w), stride=2, padding=3)
+    for threads in (1, 3):
+        with num_threads(threads):
+            for given in (g, guarded(g, True)):
+                mask = (True, False, False)
+                found = conv2d_backward(given, x, w, stride=2, padding=3, output_mask=mask)[0]
+                assert 1e-7 < error(found, exact) < HIGH
+
+
 @pytest.mark.parametrize("level", ("high", "highest"))
 def test_errors_over_the_shape_list(level):
     """Forward and both gradients; the channels are what the error depends on, the image is cut."""
