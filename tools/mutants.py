@@ -394,12 +394,6 @@ FAULTS = [
     ),
     Fault(
         "channels.inc",
-        "sum[0] += wide_first(last, n - i);",
-        "sum[0] += wide_first(last, n - i + 1);",
-        "an element behind the last enters the sum of squares",
-    ),
-    Fault(
-        "channels.inc",
         "sum[0] += sum[1] + (sum[2] + sum[3]);",
         "sum[0] += sum[1] + sum[2];",
         "one of four partial sums is lost",

@@ -63,7 +63,7 @@ cdef double planes_sum(const SumsJob *job, int term, const char *x, const char *
     cdef Py_ssize_t n, step = job.channels * job.inner * job.kernels.itemsize
     cdef double total = 0
     for n in range(images):
-        total += job.kernels.plane_sum(term, x + n * step, g + n * step, 0.0, length)
+        total += job.kernels.plane_sum(term, x + n * step, g + n * step, length)
     return total
 
 

@@ -165,7 +165,7 @@ cdef extern from "csrc/ck.h" nogil:
                         int) noexcept nogil
         void (*softmax_backward)(const void *, const void *, void *, ptrdiff_t, ptrdiff_t,
                                  ptrdiff_t) noexcept nogil
-        double (*plane_sum)(int, const void *, const void *, double, ptrdiff_t) noexcept nogil
+        double (*plane_sum)(int, const void *, const void *, ptrdiff_t) noexcept nogil
         void (*plane_pairs)(const void *, const void *, double, const void *, ptrdiff_t,
                             ptrdiff_t, double *, double *) noexcept nogil
         void (*pixel_sums)(int, const void *, const void *, ptrdiff_t, ptrdiff_t,

@@ -202,7 +202,7 @@ cdef void squares_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
     cdef const Job *job = <const Job *>job_
     cdef Piece piece = piece_of(job, item)
     cdef const char *x = piece.tensor.grad + piece.start
-    job.sums[item] = piece.tensor.kernels.plane_sum(CK_SQUARES, x, x, 0.0, piece.length)
+    job.sums[item] = piece.tensor.kernels.plane_sum(CK_SQUARES, x, x, piece.length)
 
 
 def squares(list arrays, int threads):

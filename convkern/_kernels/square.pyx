@@ -205,7 +205,7 @@ cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexce
                                       scratch + channel * job.sums * size)
             for i in range(1 + two if job.db != NULL else 0):
                 job.db[part * job.channels + first + channel + i] += kernels.plane_sum(
-                    CK_SUM, g + i * outputs * size, g, 0.0, outputs)
+                    CK_SUM, g + i * outputs * size, g, outputs)
             channel += 1 + two
     if job.x != NULL:
         part_pairs(scratch, paired, job.sums, size, totals)

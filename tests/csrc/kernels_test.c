@@ -147,7 +147,9 @@ static void test_tile(int MR, int NV)
     chunk.ahead = (const char *)&chunk;
     ck_tile_layout t = {0};
     t.x_pixel = draw(0, 5), t.x_row = draw(0, 30), t.x_column = draw(0, 12);
-    t.w_row = chunk.columns * chunk.run * K + draw(0, 3);
+    t.w_step = draw(0, 1) ? K + draw(0, 20) : 0;
+    const ptrdiff_t step = t.w_step ? t.w_step : K;
+    t.w_row = chunk.columns * chunk.run * step + draw(0, 3);
     t.tail = (int)draw(1, lanes);
     t.out_pixel = K - lanes + t.tail + draw(0, 3);
     t.bias_by_pixel = (int)draw(0, 1);
@@ -155,7 +157,7 @@ static void test_tile(int MR, int NV)
     const ptrdiff_t end = (MR - 1) * t.x_pixel + (chunk.rows - 1) * t.x_row
         + (chunk.columns - 1) * t.x_column + chunk.run;
     const void *x = integers(end), *bias = integers(t.bias_by_pixel ? MR : K);
-    const void *w = integers((chunk.rows - 1) * t.w_row + chunk.columns * chunk.run * K);
+    const void *w = integers((chunk.rows - 1) * t.w_row + (chunk.columns * chunk.run - 1) * step + K);
     output out = new_output((MR - 1) * t.out_pixel + K - lanes + t.tail);
     for (int i = 0; i < MR; i++)
         for (ptrdiff_t k = 0; k < K - lanes + t.tail; k++) {
@@ -165,7 +167,7 @@ static void test_tile(int MR, int NV)
                 for (ptrdiff_t c = 0; c < chunk.columns; c++)
                     for (ptrdiff_t e = 0; e < chunk.run; e++)
                         sum += at(x, i * t.x_pixel + r * t.x_row + c * t.x_column + e)
-                            * at(w, r * t.w_row + c * chunk.run * K + e * K + k);
+                            * at(w, r * t.w_row + (c * chunk.run + e) * step + k);
             *o = chunk.flags & CK_LAST ? activated(sum, t.activation, t.slope) : sum;
         }
     kernels->tile[NV][MR](&t, &chunk, x, w, bias, out.mine);
@@ -624,41 +626,52 @@ static void test_square(void)
 {
     const ptrdiff_t lanes = kernels->lanes;
     ck_square t = {draw(1, 20), draw(1, 5 * lanes), 0, 0, draw(1, 2), draw(0, 4), draw(0, 4),
-                   0, 0, 0, 0.5};
+                   0, 0, 1, 0, 0.5};
     t.rows = draw(1, 20), t.columns = draw(1, 4 * lanes);
-    t.x_later = t.height * t.width, t.out_later = t.rows * t.columns;
+    ptrdiff_t left = draw(-3, 4); /* of the convolution alone */
+    if (lanes > 1 && draw(0, 1)) {
+        t.planes = 2, t.columns = draw(1, lanes / 2);
+        t.left = left = t.stride == 1 ? 1 : draw(0, 1);
+        t.width = t.stride == 1 ? t.columns : draw(1, lanes - left);
+    }
+    const ptrdiff_t pixels = t.height * t.width, outputs = t.rows * t.columns;
+    t.x_later = t.planes * pixels, t.out_later = t.planes * outputs;
     t.activation = (int)draw(CK_IDENTITY, CK_LEAKY_RELU);
-    const void *x = integers(t.height * t.width), *w = integers(9), *g = integers(t.rows * t.columns);
+    const void *x = integers(t.planes * pixels), *w = integers(t.planes * 9);
+    const void *g = integers(t.planes * outputs);
     const ptrdiff_t back_top = t.top, back_left = t.left;
-    t.top = draw(-3, 4), t.left = draw(-3, 4); /* of the convolution alone */
-    output out = new_output(t.rows * t.columns);
-    for (ptrdiff_t i = 0; i < t.rows; i++)
-        for (ptrdiff_t j = 0; j < t.columns; j++) {
-            double sum = 3;
-            for (ptrdiff_t tap = 0; tap < 9; tap++) {
-                const ptrdiff_t h = i * t.stride + tap / 3 - t.top, c = j * t.stride + tap % 3 - t.left;
-                if (h >= 0 && h < t.height && c >= 0 && c < t.width)
-                    sum += at(w, tap) * at(x, h * t.width + c);
-            }
-            out.true_[i * t.columns + j] = activated(sum, t.activation, t.slope);
+    const double bias[2] = {3, 4};
+    t.top = draw(-3, 4), t.left = left;
+    output out = new_output(t.planes * outputs);
+    for (ptrdiff_t i = 0; i < t.planes * outputs; i++) {
+        const ptrdiff_t plane = i / outputs, y = i % outputs / t.columns, z = i % t.columns;
+        double sum = bias[plane];
+        for (ptrdiff_t tap = 0; tap < 9; tap++) {
+            const ptrdiff_t h = y * t.stride + tap / 3 - t.top, c = z * t.stride + tap % 3 - t.left;
+            if (h >= 0 && h < t.height && c >= 0 && c < t.width)
+                sum += at(w, plane * 9 + tap) * at(x, plane * pixels + h * t.width + c);
         }
-    kernels->square(&t, x, w, 3, out.mine);
+        out.true_[i] = activated(sum, t.activation, t.slope);
+    }
+    kernels->square(&t, x, w, bias, out.mine);
     compare("square", out, 0);
 
     t.top = back_top, t.left = back_left;
-    output sums = new_output(9 * lanes), dx = new_output(t.height * t.width);
-    for (ptrdiff_t p = 0; p < t.height * t.width; p++)
+    const ptrdiff_t vectors = t.planes == 1 ? 9 : (18 + lanes - 1) / lanes;
+    output sums = new_output(vectors * lanes), dx = new_output(t.planes * pixels);
+    for (ptrdiff_t p = 0; p < t.planes * pixels; p++)
         dx.true_[p] = 0;
-    for (ptrdiff_t i = 0; i < t.rows; i++)
-        for (ptrdiff_t j = 0; j < t.columns; j++)
-            for (ptrdiff_t tap = 0; tap < 9; tap++) {
-                const ptrdiff_t h = i * t.stride + tap / 3 - t.top, c = j * t.stride + tap % 3 - t.left;
-                if (h < 0 || h >= t.height || c < 0 || c >= t.width)
-                    continue;
-                sums.true_[tap * lanes + j % lanes] +=
-                    at(x, h * t.width + c) * at(g, i * t.columns + j);
-                dx.true_[h * t.width + c] += at(w, tap) * at(g, i * t.columns + j);
-            }
+    for (ptrdiff_t i = 0; i < t.planes * outputs; i++)
+        for (ptrdiff_t tap = 0; tap < 9; tap++) {
+            const ptrdiff_t plane = i / outputs, y = i % outputs / t.columns, z = i % t.columns;
+            const ptrdiff_t h = y * t.stride + tap / 3 - t.top, c = z * t.stride + tap % 3 - t.left;
+            if (h < 0 || h >= t.height || c < 0 || c >= t.width)
+                continue;
+            const ptrdiff_t pixel = plane * pixels + h * t.width + c;
+            sums.true_[t.planes == 1 ? tap * lanes + z % lanes : tap * 2 + plane] +=
+                at(x, pixel) * at(g, i);
+            dx.true_[pixel] += at(w, plane * 9 + tap) * at(g, i);
+        }
     kernels->square_weight(&t, x, g, sums.mine);
     compare("square_weight", sums, 0);
     if (t.stride == 2) {
@@ -796,11 +809,11 @@ static void test_softmax(void)
     compare("softmax_backward", dx, 0);
 }
 
-static double term_of(int term, double x, double g, double center)
+static double term_of(int term, double x, double g)
 {
     switch (term) {
     case CK_SQUARES:
-        return (x - center) * (x - center);
+        return x * x;
     case CK_NEGATIVE_PRODUCTS:
         return x > 0 ? 0 : x * g;
     default:
@@ -850,14 +863,14 @@ static void test_channels(void)
         for (ptrdiff_t c = 0; c < channels; c++) {
             double sum = 0;
             for (ptrdiff_t p = 0; p < pixels; p++)
-                sum += term_of(term, at(x, p * row + c), at(g, p * row + c), 0);
-            whole += term_of(term, at(x, c), at(g, c), 2);
+                sum += term_of(term, at(x, p * row + c), at(g, p * row + c));
+            whole += term_of(term, at(x, c), at(g, c));
             if (of_pixels && sums[c] != sum) {
                 printf("%s pixel_sums: channel %td is %g, not %g\n", isa, c, sums[c], sum);
                 failures++;
             }
         }
-        if (kernels->plane_sum(term, x, g, 2, channels) != whole) {
+        if (kernels->plane_sum(term, x, g, channels) != whole) {
             printf("%s plane_sum: not %g\n", isa, whole);
             failures++;
         }

@@ -440,7 +440,7 @@ typedef struct {
     void (*softmax_backward)(const void *g, const void *y, void *dx, ptrdiff_t length,
                              ptrdiff_t inner, ptrdiff_t columns);
     /* The sum of n terms of one channel. */
-    double (*plane_sum)(int term, const void *x, const void *g, double center, ptrdiff_t n);
+    double (*plane_sum)(int term, const void *x, const void *g, ptrdiff_t n);
     /* *first and *second += the sums of v = x - center and of v*v, or with g those of g and of v*g,
      * over n elements of one channel.  With `map`, the coefficients of that channel in rows of
      * `channels`, as for ck_affine, g counts as 0 where that is what a ReLU after that map makes. */
