@@ -13,7 +13,7 @@ cdef struct GradientJob:
     char *y
     char *sums            # M of each slice and group
     char *grad_weight
-    Py_ssize_t slices
+    Py_ssize_t slices, apart  # and how far those are that are being added up
     bint fresh            # sums has none yet
     # Tiles across and in an image; of this pass the first, and how many.
     Py_ssize_t across, per_image, first, tiles

@@ -22,6 +22,7 @@ from convkern._kernels.core cimport (
     CK_AHEAD,
     CK_FIRST,
     CK_MAX_VECTORS,
+    CK_WORK_OF_ELEMENT,
     Axis,
     Block,
     Images,
@@ -254,24 +255,29 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
         fresh = False
 
 
+cdef void merge_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Add one element's sums of a slice to those of the slice `apart` before it."""
+    cdef const GradientJob *job = <const GradientJob *>job_
+    cdef Py_ssize_t size = job.kernels.itemsize
+    cdef Py_ssize_t rows = job.groups * job.tile.size * job.tile.size
+    cdef Py_ssize_t to = item // rows * 2 * job.apart * rows + item % rows
+    job.kernels.add(job.sums + (to + job.apart * rows) * job.m_element * size,
+                    job.sums + to * job.m_element * size, job.channels * job.vectors * job.kernels.lanes)
+
+
 cdef void store_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """Transform the sums of one block and some channels into taps, in the order (k, c, tap)."""
     cdef const GradientJob *job = <const GradientJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, parts = ceil_div(job.channels, UNPACK_CHANNELS)
-    cdef Py_ssize_t first = item % parts * UNPACK_CHANNELS, c, element, slice_
+    cdef Py_ssize_t first = item % parts * UNPACK_CHANNELS, c
     cdef Py_ssize_t count = min(<Py_ssize_t>UNPACK_CHANNELS, job.channels - first)
     cdef Block block = block_of(kernels, job.vectors, job.blocks, item // parts % job.blocks)
     cdef Py_ssize_t group = item // parts // job.blocks, taps = job.tile.taps * job.tile.taps
     cdef Py_ssize_t elements = job.tile.size * job.tile.size
-    cdef Py_ssize_t slice_bytes = job.groups * elements * job.m_element * size
     cdef char *m = job.sums + (group * elements * job.m_element
                                + block.first * job.channels + first * block.width) * size
     cdef ck_target target
-    for slice_ in range(1, job.slices):
-        for element in range(elements):
-            kernels.add(m + slice_ * slice_bytes + element * job.m_element * size,
-                        m + element * job.m_element * size, count * block.width)
     memset(&target, 0, sizeof(target))
     target.rows = target.columns = job.tile.taps
     target.row, target.column = job.tile.taps * block.width, block.width
@@ -388,8 +394,15 @@ cdef class WinogradGradient:
         cdef GradientJob *job = &self.job
         cdef Py_ssize_t width = ceil_div(job.vectors, job.blocks) * job.kernels.lanes
         cdef Py_ssize_t taps = job.tile.taps * job.tile.taps
+        cdef Py_ssize_t rows = job.groups * job.tile.size * job.tile.size
         job.grad_weight = grad_weight
+        # Neighbouring slices first, which mostly are one thread's.
+        job.apart = 1
+        while job.apart < job.slices:
+            run(merge_item, job, ceil_div(job.slices - job.apart, 2 * job.apart) * rows,
+                CK_WORK_OF_ELEMENT * job.m_element, threads, 0)
+            job.apart *= 2
         return run(store_item, job,
                    job.groups * job.blocks * ceil_div(job.channels, UNPACK_CHANNELS),
-                   8.0 * UNPACK_CHANNELS * job.tile.size * job.tile.size * width * job.slices,
+                   8.0 * UNPACK_CHANNELS * job.tile.size * job.tile.size * width,
                    threads, <size_t>(UNPACK_CHANNELS * taps * width * job.kernels.itemsize))
