@@ -8,7 +8,7 @@ cdef extern from "csrc/ck.h" nogil:
     enum: CK_F32, CK_F64, CK_OPENMP
     const double CK_WORK_PER_THREAD, CK_WORK_OF_ELEMENT
     enum: CK_FIRST, CK_LAST, CK_STREAM, CK_ONCE, CK_ALSO, CK_CLAIM
-    enum: CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_SOFTMAX_COLUMNS
+    enum: CK_DOT_COLUMNS, CK_MAX_VECTORS, CK_MAX_PIXELS, CK_SOFTMAX_COLUMNS
     enum: CK_AHEAD, CK_SHORT_ROWS, CK_WINOGRAD_TILES_COUNT
     enum: CK_RELU, CK_LEAKY_RELU
     enum: CK_SUM, CK_SQUARES, CK_NEGATIVE_PRODUCTS
@@ -201,6 +201,12 @@ cdef extern from "csrc/ck.h" nogil:
     ctypedef struct ck_share:
         ptrdiff_t next, end
     ptrdiff_t ck_take_item(ck_share *) nogil
+    ctypedef struct ck_coming:
+        const char *at
+        const char *end
+        ptrdiff_t step, bytes, count
+        int write
+    void ck_fetch(ck_coming *) nogil
 
 
 cdef const ck_kernels *kernels_of(cnp.ndarray array) noexcept
@@ -213,6 +219,11 @@ ctypedef void (*item_fn)(const void *job, Py_ssize_t item, char *scratch) noexce
 
 cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
              size_t scratch_bytes) except -1
+
+cdef inline bint opens_share(Py_ssize_t item, Py_ssize_t items, int threads) noexcept nogil:
+    """Tell whether a thread begins with an item, which none before has fetched anything for."""
+    return items * ceil_div(item * threads, items) // threads == item
+
 
 cdef struct Axis:
     # One spatial axis of a window operator.

@@ -1,7 +1,7 @@
 """Winograd's convolution."""
 
 from convkern._kernels.channels cimport Arrivals
-from convkern._kernels.core cimport Axis, Images, ck_patch
+from convkern._kernels.core cimport Axis, Images, ceil_div, ck_coming, ck_patch
 from convkern._kernels.packing cimport PackedConv
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
@@ -24,3 +24,44 @@ cdef inline void patch_of(const Images *images, const char *origin, Py_ssize_t i
             patch.step[i] = images.column
         else:
             patch.row[i], patch.step[i] = zeros, 0
+
+
+cdef inline bint is_dense(const Images *images, Py_ssize_t height, Py_ssize_t width,
+                          Py_ssize_t channels) noexcept nogil:
+    """Tell whether channels-last images have no gaps."""
+    return (images.column == channels and images.row == width * images.column
+            and images.image == height * images.row)
+
+
+cdef inline Py_ssize_t rows_before(Py_ssize_t tile, Py_ssize_t across, Py_ssize_t per_image,
+                                   Py_ssize_t rows, Py_ssize_t first,
+                                   Py_ssize_t step) noexcept nogil:
+    """Count the rows of images that tiles before `tile` meet.
+
+    An image has so many rows; its first tiles meet `first` of them, the next ones `step` more.
+    """
+    if tile == 0:
+        return 0
+    return (tile - 1) // per_image * rows + max(<Py_ssize_t>0, min(
+        rows, first + (tile - 1) % per_image // across * step))
+
+
+cdef inline ck_coming rows_coming(const Images *images, bint dense, Py_ssize_t itemsize,
+                                  Py_ssize_t across, Py_ssize_t per_image, Py_ssize_t rows,
+                                  Py_ssize_t first, Py_ssize_t step, Py_ssize_t begin,
+                                  Py_ssize_t end) noexcept nogil:
+    """Return the rows that tiles begin .. end-1 meet and those before do not; none with gaps."""
+    cdef ck_coming coming
+    cdef Py_ssize_t row = images.row * itemsize
+    coming.at = coming.end = images.data
+    if dense:
+        coming.at += rows_before(begin, across, per_image, rows, first, step) * row
+        coming.end += rows_before(end, across, per_image, rows, first, step) * row
+    coming.step = coming.bytes = 64  # a cache line
+    coming.count = coming.write = 0
+    return coming
+
+
+cdef inline void share_out(ck_coming *coming, Py_ssize_t turns) noexcept nogil:
+    """Let so many turns fetch what is coming."""
+    coming.count = ceil_div(max(<Py_ssize_t>0, ceil_div(coming.end - coming.at, coming.step)), turns)

@@ -29,12 +29,15 @@ from convkern._kernels.core cimport (
     block_of,
     ceil_div,
     ck_chunk,
+    ck_coming,
+    ck_fetch,
     ck_kernels,
     ck_patch,
     ck_target,
     ck_tile_layout,
     ck_winograd,
     give,
+    opens_share,
     run,
     take,
 )
@@ -51,6 +54,7 @@ cdef enum:
     CACHED_BYTES = 1 << 19
     MOST = 128
     TILES = 4               # transformed by one item where the threads share V
+    FETCHED = 4             # tiles whose pixels are asked for before the first one is transformed
     STRIP_CHANNELS = 64     # of a strip of the input
 
 cdef struct WinogradJob:
@@ -62,6 +66,7 @@ cdef struct WinogradJob:
     char *v               # of all tiles, where the threads share it
     Images x, out
     bint x_planes, planes # x, and out, are contiguous NCHW, and their pixels one element
+    bint x_dense, dense   # or their pixels follow each other without gaps
     Axis h, w
     Py_ssize_t channels, out_channels, groups, vectors, blocks
     # Tiles across and in an image, and of all images.  Groups consist of so many units of tiles,
@@ -70,6 +75,7 @@ cdef struct WinogradJob:
     bint shared           # whether the threads share V
     const Arrivals *arrivals
     Py_ssize_t first_image
+    int threads
     # Tiles and channels of the input that are transformed at a time, of how many such strips.
     Py_ssize_t input_tiles, strip_channels, strips
     # V: from one tile to the next, from one element to the next; M: the latter.
@@ -110,9 +116,12 @@ cdef Region region_of(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
 
 
 cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
-                           Py_ssize_t group, Py_ssize_t first, Py_ssize_t channels, char *v,
-                           char *strip) noexcept nogil:
-    """Transform some channels of a group of them, of tiles begin .. end-1 of one image."""
+                           Py_ssize_t group, Py_ssize_t first, Py_ssize_t channels,
+                           ck_coming *pixels, char *v, char *strip) noexcept nogil:
+    """Transform some channels of a group of them, of tiles begin .. end-1 of one image.
+
+    Meanwhile pixels are fetched that are wanted next.
+    """
     cdef Py_ssize_t size = job.kernels.itemsize, c = group * job.channels + first, tile
     cdef Py_ssize_t top, left, step = job.tile.outputs * job.tile.stride
     cdef Images x = job.x
@@ -133,19 +142,45 @@ cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t 
         left = tile % job.per_image % job.across * step - job.w.pad
         patch_of(&x, x.data, size, job.h.size, job.w.size, top, left, job.tile.size, job.zeros,
                  &patch)
+        ck_fetch(pixels)
         job.tile.input(&patch, channels, v + ((tile - begin) * job.v_tile + first) * size,
                        job.v_element, job.kernels.lanes)
 
 
+cdef ck_coming pixels_coming(const WinogradJob *job, Py_ssize_t begin,
+                             Py_ssize_t end) noexcept nogil:
+    """Return the pixels that tiles begin .. end-1 meet and those before do not."""
+    return rows_coming(&job.x, job.x_dense, job.kernels.itemsize, job.across, job.per_image,
+                       job.h.size, job.tile.size - job.h.pad, job.tile.outputs * job.tile.stride,
+                       begin, end)
+
+
+cdef ck_coming outputs_coming(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
+                              Py_ssize_t first, Py_ssize_t filters) noexcept nogil:
+    """Return some filters' outputs of tiles begin .. end-1."""
+    cdef Py_ssize_t size = job.kernels.itemsize
+    cdef ck_coming coming = rows_coming(
+        &job.out, job.dense, size, job.across, job.per_image, job.h.out, job.tile.outputs,
+        job.tile.outputs, begin, end)
+    coming.at += first * size
+    coming.step, coming.bytes, coming.write = job.out.column * size, filters * size, 1
+    return coming
+
+
 cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, const char *weight,
-                   Py_ssize_t vectors, char *m) noexcept nogil:
-    """Multiply the elements of some tiles with those of a block of filters."""
+                   Py_ssize_t vectors, ck_coming *pixels, ck_coming *outputs,
+                   char *m) noexcept nogil:
+    """Multiply the elements of some tiles with those of a block of filters.
+
+    Meanwhile pixels and outputs are fetched that are wanted next.
+    """
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, width = vectors * kernels.lanes
     cdef Py_ssize_t chunk_length = CHUNK if job.tile.size < LARGE else CHUNK // 2
     cdef Py_ssize_t pieces = ceil_div(job.channels, chunk_length), piece, element, i, start, stop
     cdef Py_ssize_t rows = ceil_div(tiles, kernels.max_pixels[vectors]), c, c_stop
     cdef Py_ssize_t w_element = element_rows(job.channels)
+    cdef Py_ssize_t turns = job.tile.size * job.tile.size * pieces * rows
     cdef ck_tile_layout layout
     cdef ck_chunk chunk
     cdef const char *ahead
@@ -153,6 +188,8 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
     memset(&layout, 0, sizeof(layout))
     layout.x_pixel, layout.out_pixel, layout.tail = job.v_tile, width, kernels.lanes
     chunk.rows = chunk.columns = 1
+    share_out(pixels, turns)
+    share_out(outputs, turns)
     for element in range(job.tile.size * job.tile.size):
         also = v + (element + 1) * job.v_element * size
         c = 0
@@ -167,6 +204,8 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
             chunk.ahead_step = CK_AHEAD
             for i in range(rows):
                 stop = tiles * (i + 1) // rows
+                ck_fetch(outputs)
+                ck_fetch(pixels)
                 chunk.ahead = ahead
                 # And so is V of the next element.
                 chunk.also = also
@@ -209,23 +248,26 @@ cdef void transform_outputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t
 
 
 cdef void convolve_block(const WinogradJob *job, const char *v, Py_ssize_t begin, Py_ssize_t end,
-                         Py_ssize_t group, Py_ssize_t block, char *m, char *strip) noexcept nogil:
+                         Py_ssize_t group, Py_ssize_t block, ck_coming *pixels, char *m,
+                         char *strip) noexcept nogil:
     """From V to the outputs of one block of filters, for tiles begin .. end-1."""
     cdef Py_ssize_t size = job.kernels.itemsize, tile = begin, stop
     cdef Block part = block_of(job.kernels, job.vectors, job.blocks, block)
     cdef Py_ssize_t padded = group * job.vectors * job.kernels.lanes + part.first
     cdef Py_ssize_t elements = job.tile.size * job.tile.size
+    cdef Py_ssize_t first = group * job.out_channels + part.first
+    cdef Py_ssize_t filters = min(part.width, job.out_channels - part.first)
+    cdef ck_coming outputs = outputs_coming(job, begin, end, first, filters)
     multiply(job, v, end - begin,
-             job.weight + padded * element_rows(job.channels) * elements * size, part.vectors, m)
+             job.weight + padded * element_rows(job.channels) * elements * size, part.vectors,
+             pixels, &outputs, m)
     while tile < end:
         stop = min(end, (tile // job.per_image + 1) * job.per_image)
         transform_outputs(job, tile, stop, m + (tile - begin) * part.width * size, part.width,
-                          job.bias + padded * size, group * job.out_channels + part.first,
-                          min(part.width, job.out_channels - part.first), strip)
+                          job.bias + padded * size, first, filters, strip)
         if job.arrivals != NULL:
             outputs_came(job.arrivals, job.first_image + tile // job.per_image,
-                         pixels_of(job, tile, stop)
-                         * min(part.width, job.out_channels - part.first))
+                         pixels_of(job, tile, stop) * filters)
         tile = stop
 
 
@@ -247,16 +289,28 @@ cdef void winograd_item(const void *job_, Py_ssize_t item, char *scratch) noexce
     cdef Py_ssize_t end = tiles_before(job, item // job.groups + 1)
     cdef char *m = scratch + job.tile.size * job.tile.size * job.v_element * size
     cdef char *strip = m + job.tile.size * job.tile.size * job.m_element * size
+    cdef bint opens = group == 0 and opens_share(item // job.groups, job.tile_groups, job.threads)
+    cdef ck_coming pixels = pixels_coming(job, begin, end if opens else begin)
+    share_out(&pixels, end - begin)
+    for i in range(FETCHED):
+        ck_fetch(&pixels)
     while tile < end:
         stop = min(end, (tile // job.per_image + 1) * job.per_image)
         for i in range(job.strips):
             first = i * job.strip_channels
             transform_inputs(job, tile, stop, group, first,
-                             min(job.strip_channels, job.channels - first),
+                             min(job.strip_channels, job.channels - first), &pixels,
                              scratch + (tile - begin) * job.v_tile * size, strip)
         tile = stop
+    # The last group of channels fetches pixels of the next tiles, every block of filters its share.
+    if group == job.groups - 1 and item < job.tile_groups * job.groups - 1:
+        stop = tiles_before(job, item // job.groups + 2)
+    else:
+        stop = end
     for block in range(job.blocks):
-        convolve_block(job, scratch, begin, end, group, block, m, strip)
+        pixels = pixels_coming(job, end + (stop - end) * block // job.blocks,
+                               end + (stop - end) * (block + 1) // job.blocks)
+        convolve_block(job, scratch, begin, end, group, block, &pixels, m, strip)
 
 
 cdef void input_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -267,10 +321,15 @@ cdef void input_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef Py_ssize_t tile = item // job.strips // job.groups * job.input_tiles
     cdef Py_ssize_t end = min(job.tiles, tile + job.input_tiles)
     cdef char *v = job.v + group * job.tile.size * job.tile.size * job.v_element * size
+    # What is fetched is for the next item but one.
+    cdef Py_ssize_t later = min(job.tiles, tile + 2 * job.input_tiles)
+    cdef ck_coming pixels = pixels_coming(
+        job, later, min(job.tiles, later + (job.input_tiles if group == 0 and first == 0 else 0)))
+    share_out(&pixels, end - tile)
     while tile < end:
         stop = min(end, (tile // job.per_image + 1) * job.per_image)
         transform_inputs(job, tile, stop, group, first,
-                         min(job.strip_channels, job.channels - first),
+                         min(job.strip_channels, job.channels - first), &pixels,
                          v + tile * job.v_tile * size, scratch)
         tile = stop
 
@@ -283,7 +342,8 @@ cdef void block_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef Py_ssize_t block = item // job.tile_groups % job.blocks
     cdef Py_ssize_t begin = tiles_before(job, tiles), end = tiles_before(job, tiles + 1)
     cdef const char *v = job.v + (group * elements * job.v_element + begin * job.v_tile) * size
-    convolve_block(job, v, begin, end, group, block, scratch,
+    cdef ck_coming pixels = pixels_coming(job, 0, 0)
+    convolve_block(job, v, begin, end, group, block, &pixels, scratch,
                    scratch + elements * job.m_element * size)
 
 
@@ -341,8 +401,10 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
     job.x, job.out, job.h, job.w = x[0], out[0], h[0], w[0]
     job.x_planes, job.planes = x_planes, planes
+    job.x_dense = not x_planes and is_dense(x, h.size, w.size, packed.groups * packed.channels)
+    job.dense = not planes and is_dense(out, h.out, w.out, packed.groups * packed.out_channels)
     job.activation, job.slope = activation, slope
-    job.arrivals, job.first_image = arrivals, first_image
+    job.arrivals, job.first_image, job.threads = arrivals, first_image, threads
     job.across = ceil_div(w.out, packed.winograd.outputs)
     job.per_image = job.across * ceil_div(h.out, packed.winograd.outputs)
     job.tiles = images * job.per_image

@@ -6,6 +6,7 @@ cdef struct GradientJob:
     const ck_kernels *kernels
     const ck_winograd *tile
     Images x, g
+    bint x_dense, g_dense # whether one group has all their channels, and there are no gaps
     Axis h, w
     Py_ssize_t channels, out_channels, groups, vectors, blocks
     const char *zeros
@@ -14,6 +15,7 @@ cdef struct GradientJob:
     char *sums            # M of each slice and group
     char *grad_weight
     Py_ssize_t slices, apart  # and how far those are that are being added up
+    int threads
     bint fresh            # sums has none yet
     # Tiles across and in an image; of this pass the first, and how many.
     Py_ssize_t across, per_image, first, tiles

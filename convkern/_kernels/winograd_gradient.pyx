@@ -21,6 +21,7 @@ from libc.string cimport memset
 from convkern._kernels.core cimport (
     CK_AHEAD,
     CK_FIRST,
+    CK_MAX_PIXELS,
     CK_MAX_VECTORS,
     CK_WORK_OF_ELEMENT,
     Axis,
@@ -29,6 +30,8 @@ from convkern._kernels.core cimport (
     block_of,
     ceil_div,
     ck_chunk,
+    ck_coming,
+    ck_fetch,
     ck_kernels,
     ck_outer_layout,
     ck_patch,
@@ -36,11 +39,12 @@ from convkern._kernels.core cimport (
     ck_tile_layout,
     ck_winograd,
     give,
+    opens_share,
     run,
     take,
 )
 from convkern._kernels.packing cimport winograd_tile
-from convkern._kernels.winograd cimport patch_of
+from convkern._kernels.winograd cimport is_dense, patch_of, rows_coming, share_out
 
 cdef enum:
     LINE = 64                 # bytes of a cache line
@@ -49,6 +53,7 @@ cdef enum:
     TURNED = 16               # tiles turned round at a time
     WIDEST = 3                # vectors of filters: with more, too few channels would fit a tile
     PART = 64                 # channels, or filters, transformed by one item
+    FETCHED = 4               # turns that are taken at once
     UNPACK_CHANNELS = 16      # transposed at a time
     # The threads share V and Y, in passes:
     PASS_BYTES = 12 << 20     # of V and Y at a time, but
@@ -76,18 +81,60 @@ cdef void tile_patch(const GradientJob *job, const Images *images, const Axis *h
                  job.zeros, patch)
 
 
+cdef ck_coming pixels_coming(const GradientJob *job, Py_ssize_t begin,
+                             Py_ssize_t end) noexcept nogil:
+    """Return the pixels that tiles begin .. end-1 meet and those before do not."""
+    return rows_coming(&job.x, job.x_dense, job.kernels.itemsize, job.across, job.per_image,
+                       job.h.size, job.tile.size - job.h.pad, job.tile.outputs, begin, end)
+
+
+cdef ck_coming gradients_coming(const GradientJob *job, Py_ssize_t begin,
+                                Py_ssize_t end) noexcept nogil:
+    """Return the gradients of tiles begin .. end-1."""
+    return rows_coming(&job.g, job.g_dense, job.kernels.itemsize, job.across, job.per_image,
+                       job.h.out, job.tile.outputs, job.tile.outputs, begin, end)
+
+
+cdef void lead(ck_coming *coming, Py_ssize_t turns) noexcept nogil:
+    """Let so many turns fetch what is coming, and take some of them at once."""
+    cdef Py_ssize_t i
+    share_out(coming, turns)
+    for i in range(FETCHED):
+        ck_fetch(coming)
+
+
+# What is fetched while other tiles are multiplied.
+cdef struct Coming:
+    ck_coming x, g
+
+
+cdef inline void fetch(Coming *coming) noexcept nogil:
+    """Take a turn."""
+    ck_fetch(&coming.x)
+    ck_fetch(&coming.g)
+
+
 cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end,
-                           Py_ssize_t group, Py_ssize_t first, Py_ssize_t stop, char *v,
-                           char *scratch) noexcept nogil:
-    """Transform some channels of tiles begin .. end-1 into V, with zeros up to a whole run."""
+                           Py_ssize_t group, Py_ssize_t first, Py_ssize_t stop, bint fetched,
+                           char *v, char *scratch) noexcept nogil:
+    """Transform some channels of tiles begin .. end-1 into V, with zeros up to a whole run.
+
+    Pixels of which nobody has fetched any are fetched a few tiles ahead.
+    """
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, index, c, channels, i, element
     cdef Py_ssize_t turned = 0  # tiles in scratch
+    cdef ck_coming pixels
     cdef ck_patch patch
     for index in range(ceil_div(stop - first, lanes)):
         c = first + index * lanes
         channels = min(lanes, stop - c)
+        pixels = pixels_coming(job, begin, begin if fetched else end)
+        pixels.at += (group * job.channels + c) * size
+        pixels.step, pixels.bytes = job.x.column * size, channels * size
+        lead(&pixels, job.run)
         for i in range(job.run):
+            ck_fetch(&pixels)
             tile_patch(job, &job.x, &job.h, &job.w, min(begin + i, end - 1),
                        group * job.channels + c, False, &patch)
             if begin + i >= end:
@@ -109,22 +156,29 @@ cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t 
 
 
 cdef void transform_gradients(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end,
-                              Py_ssize_t group, Block block, char *y) noexcept nogil:
+                              Py_ssize_t group, Block block, bint fetched,
+                              char *y) noexcept nogil:
     """Transform a block of filters of tiles begin .. end-1 into Y, with zeros up to a whole run."""
     cdef Py_ssize_t size = job.kernels.itemsize, i
+    cdef Py_ssize_t filters = min(block.width, job.out_channels - block.first)
+    cdef ck_coming gradients = gradients_coming(job, begin, begin if fetched else end)
     cdef ck_patch patch
+    gradients.at += (group * job.out_channels + block.first) * size
+    gradients.step, gradients.bytes = job.g.column * size, filters * size
+    lead(&gradients, job.run)
     for i in range(job.run):
+        ck_fetch(&gradients)
         tile_patch(job, &job.g, &job.h, &job.w, min(begin + i, end - 1),
                    group * job.out_channels + block.first, True, &patch)
         if begin + i >= end:
             patch.last = 0
-        job.tile.gradient(&patch, min(block.width, job.out_channels - block.first),
+        job.tile.gradient(&patch, filters,
                           y + (block.first * job.run + i * block.width) * size, job.y_element,
                           job.kernels.lanes)
 
 
 cdef void add_tiles(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
-                    Block block, bint fresh, char *m) noexcept nogil:
+                    Block block, bint fresh, Coming *coming, char *m) noexcept nogil:
     """Add the products of one element and block of filters, for some turned runs, to M.
 
     A fresh M has no sums yet.
@@ -141,6 +195,7 @@ cdef void add_tiles(const GradientJob *job, const char *v, const char *y, Py_ssi
     tiles = ceil_div(job.channels, kernels.max_pixels[block.vectors])
     for i in range(tiles):
         c_stop = job.channels * (i + 1) // tiles
+        fetch(coming)
         # What the sum is added to arrives while it is formed.
         sums.ahead = m + c * block.width * size
         kernels.tile[block.vectors][c_stop - c](
@@ -149,7 +204,7 @@ cdef void add_tiles(const GradientJob *job, const char *v, const char *y, Py_ssi
 
 
 cdef void add_outer(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
-                    Block block, char *m) noexcept nogil:
+                    Block block, Coming *coming, char *m) noexcept nogil:
     """Do the same for runs that are not turned round."""
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, c = 0, count, tiles, i, begin, end
@@ -163,6 +218,7 @@ cdef void add_outer(const GradientJob *job, const char *v, const char *y, Py_ssi
         begin = 0
         for i in range(tiles):
             end = count * (i + 1) // tiles
+            fetch(coming)
             kernels.outer[block.vectors][end - begin](
                 &layout, v + (c * job.run + begin) * size, y, m + (c + begin) * block.width * size)
             begin = end
@@ -170,7 +226,7 @@ cdef void add_outer(const GradientJob *job, const char *v, const char *y, Py_ssi
 
 
 cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
-                       Block block, bint fresh, char *m) noexcept nogil:
+                       Block block, bint fresh, Coming *coming, char *m) noexcept nogil:
     """Add the products of one element and block of filters to M, a few runs at a time."""
     cdef Py_ssize_t size = job.kernels.itemsize, pieces = ceil_div(runs * job.run, CHUNK), piece
     cdef Py_ssize_t first, count
@@ -181,10 +237,10 @@ cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_
         count = runs * (piece + 1) // pieces - first
         if job.turned:
             add_tiles(job, v + first * job.v_run * size, y + first * job.y_run * size, count, block,
-                      fresh and piece == 0, m)
+                      fresh and piece == 0, coming, m)
         else:
             add_outer(job, v + first * job.v_run * size, y + first * job.y_run * size, count, block,
-                      m)
+                      coming, m)
 
 
 cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -198,12 +254,12 @@ cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     cdef Py_ssize_t end = min(begin + job.run, job.first + job.tiles)
     if part < parts:
         transform_pixels(job, begin, end, group, part * PART,
-                         min(job.channels, (part + 1) * PART),
+                         min(job.channels, (part + 1) * PART), False,
                          job.v + at * job.v_run * size, scratch)
     else:
         transform_gradients(job, begin, end, group,
                             block_of(job.kernels, job.vectors, job.blocks, part - parts),
-                            job.y + at * job.y_run * size)
+                            False, job.y + at * job.y_run * size)
 
 
 cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -213,9 +269,11 @@ cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
     cdef Block block = block_of(job.kernels, job.vectors, job.blocks, item % job.blocks)
     cdef Py_ssize_t part = item // job.blocks, element = part % elements
     cdef Py_ssize_t at = part // elements * job.runs * elements + element
+    cdef Coming nothing
+    nothing.x, nothing.g = pixels_coming(job, 0, 0), gradients_coming(job, 0, 0)
     add_products(job, job.v + at * job.v_element * size,
                  job.y + (at * job.y_element + block.first * job.run) * size,
-                 ceil_div(job.tiles, job.run), block, job.fresh,
+                 ceil_div(job.tiles, job.run), block, job.fresh, &nothing,
                  job.sums + (part * job.m_element + block.first * job.channels) * size)
 
 
@@ -229,28 +287,39 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef char *y = scratch + job.runs * job.v_run * size
     cdef char *turned = y + job.runs * job.y_run * size
     cdef char *m = job.sums + (slice_ * job.groups + group) * elements * job.m_element * size
-    cdef bint fresh = job.fresh
+    cdef bint fresh = job.fresh, fetched = not opens_share(slice_, job.slices, job.threads)
+    cdef Py_ssize_t turns
     cdef Block block
+    cdef Coming coming
     if fresh and begin == stop:
         memset(m, 0, <size_t>(elements * job.m_element * size))
     while begin < stop:
         runs = 0
         while runs < job.runs and begin < stop:
             end = min(begin + job.run, stop)
-            transform_pixels(job, begin, end, group, 0, job.channels,
+            transform_pixels(job, begin, end, group, 0, job.channels, fetched,
                              scratch + runs * job.v_run * size, turned)
             for i in range(job.blocks):
                 transform_gradients(job, begin, end, group,
                                     block_of(job.kernels, job.vectors, job.blocks, i),
-                                    y + runs * job.y_run * size)
+                                    fetched, y + runs * job.y_run * size)
             begin = end
             runs += 1
+        # The next tiles may be those of the next slice.
+        end = min(job.tiles, begin + job.runs * job.run)
+        coming.x = pixels_coming(job, begin, end)
+        coming.g = gradients_coming(job, begin, end)
+        turns = (elements * job.blocks * ceil_div(runs * job.run, CHUNK)
+                 * ceil_div(job.channels, CK_MAX_PIXELS))
+        share_out(&coming.x, turns)
+        share_out(&coming.g, turns)
+        fetched = True
         for element in range(elements):
             for i in range(job.blocks):
                 block = block_of(job.kernels, job.vectors, job.blocks, i)
                 add_products(job, scratch + element * job.v_element * size,
                              y + (element * job.y_element + block.first * job.run) * size,
-                             runs, block, fresh,
+                             runs, block, fresh, &coming,
                              m + (element * job.m_element + block.first * job.channels) * size)
         fresh = False
 
@@ -343,7 +412,9 @@ cdef class WinogradGradient:
         cdef Py_ssize_t filters = job.vectors * lanes, total = images * job.per_image, passes = 1
         cdef Py_ssize_t tile_bytes = elements * (padded + filters) * size
         cdef Py_ssize_t most = total, parts = ceil_div(job.channels, PART) + job.blocks
-        job.x, job.g = x[0], g[0]
+        job.x, job.g, job.threads = x[0], g[0], threads
+        job.x_dense = is_dense(x, job.h.size, job.w.size, job.channels)
+        job.g_dense = is_dense(g, job.h.out, job.w.out, job.out_channels)
         if job.slices > 1:
             most = ceil_div(total, job.slices)
             most = ceil_div(most, ceil_div(

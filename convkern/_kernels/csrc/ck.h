@@ -523,6 +523,30 @@ static inline ptrdiff_t ck_take_item(ck_share *share)
     return item < share->end ? item : -1;
 }
 
+/* Memory that is wanted soon, to be read or written: `bytes` of every `step` from `at` up to `end`,
+ * so many of these steps at a time. */
+typedef struct {
+    const char *at, *end;
+    ptrdiff_t step, bytes, count;
+    int write;
+} ck_coming;
+
+/* Ask for the next part of it.  Prefetches alone would make this a function without effects, whose
+ * calls a compiler removes. */
+static inline void ck_fetch(ck_coming *coming)
+{
+    for (ptrdiff_t i = 0; i < coming->count && coming->at < coming->end; i++) {
+        for (ptrdiff_t byte = 0; byte < coming->bytes; byte += 64) {
+            if (coming->write)
+                __builtin_prefetch(coming->at + byte, 1);
+            else
+                __builtin_prefetch(coming->at + byte);
+        }
+        coming->at += coming->step;
+    }
+    __asm__ volatile("");
+}
+
 #ifdef _OPENMP
 #include <omp.h>
 static inline int ck_in_parallel(void) { return omp_in_parallel(); }
