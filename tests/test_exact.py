@@ -201,6 +201,42 @@ def test_weight_gradient_of_some_channels(dtype, filters):
         np.testing.assert_array_equal(mine, true)
 
 
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bias_gradient_beside_that_of_the_weight(dtype, channels_last):
+    """It is made from what the gradient of the weight reads: 1x1, depthwise, Winograd, blocks."""
+    rng = np.random.default_rng(7)
+    # Images, channels, size, filters, window, stride, groups.
+    for n, c, size, k, kernel, stride, groups in (
+        (9, 300, 7, 20, 1, 1, 1),
+        (5, 48, 15, 70, 1, 2, 1),
+        (3, 32, 9, 96, 1, 1, 4),
+        (1, 520, 30, 300, 1, 1, 1),
+        (4, 40, 13, 40, 3, 1, 40),
+        (3, 21, 14, 21, 3, 2, 21),
+        (3, 16, 9, 24, 3, 1, 1),
+        (16, 32, 18, 40, 3, 1, 1),
+        (3, 300, 8, 330, 3, 1, 1),
+        (2, 32, 20, 64, 5, 1, 2),
+        (2, 3, 40, 64, 7, 2, 1),
+        (2, 20, 16, 33, 3, 2, 1),
+    ):
+        layout = functional.to_channels_last if channels_last else np.ascontiguousarray
+        x = layout(integers(rng, (n, c, size, size), dtype))
+        w = integers(rng, (k, c // groups, kernel, kernel), dtype)
+        window = stride, kernel // 2, 1, groups
+        grad = layout(integers(rng, functional.conv2d(x, w, None, *window).shape, dtype))
+        got = []
+        for threads in (1, 3):
+            with num_threads(threads):
+                got.append(functional.conv2d_backward(grad, x, w, *window))
+        message = f"{x.shape} {w.shape} {window}"
+        np.testing.assert_array_equal(got[0][2], grad.sum((0, 2, 3)), message)
+        np.testing.assert_array_equal(got[1][2], got[0][2], message)
+        alone = functional.conv2d_backward(grad, x, w, *window, output_mask=(False, True, False))
+        np.testing.assert_array_equal(alone[1], got[0][1], message)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conv_transpose2d(dtype):
     # Winograd's larger tiles are not exact, and a transposed convolution chooses for itself.

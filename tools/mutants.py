@@ -161,8 +161,8 @@ FAULTS = [
     ),
     Fault(
         "conv.inc",
-        "depthwise_outer_taps(STRIDE, ROWS, t, l, x + c, g + c, dw + c, t->channels - c);",
-        "depthwise_outer_taps(STRIDE, ROWS, t, l, x + c, g, dw + c, t->channels - c);",
+        "depthwise_outer_taps(STRIDE, ROWS, t, l, x + c, g + c, dw + c, sums, t->channels - c);",
+        "depthwise_outer_taps(STRIDE, ROWS, t, l, x + c, g, dw + c, sums, t->channels - c);",
         "the last channels take the gradients of the first",
     ),
     Fault(
@@ -898,6 +898,12 @@ FAULTS = [
         "(place // length + 2) * length))",
         "a chunk in place is longer than a panel",
     ),
+    Fault(
+        "pointwise_gradient.pyx",
+        "job.grad_bias != NULL and begin + channels == job.channels",
+        "job.grad_bias != NULL",
+        "every range of channels adds to the gradient of the bias",
+    ),
     # ------------------------------------------------------------ packing.pyx, blocks.pyx
     Fault(
         "packing.pyx",
@@ -950,8 +956,8 @@ FAULTS = [
     ),
     Fault(
         "winograd.pyx",
-        "job.bias + padded * size, group * job.out_channels + part.first,",
-        "job.bias + part.first * size, group * job.out_channels + part.first,",
+        "job.bias + padded * size, first, filters, strip)",
+        "job.bias + part.first * size, first, filters, strip)",
         "every group gets the bias of the first",
     ),
     Fault(
@@ -1014,6 +1020,24 @@ FAULTS = [
         "y + (block.first * job.run + i * block.width) * size, job.y_element,",
         "y + (block.first + i * block.width) * size, job.y_element,",
         "blocks of filters overlap",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
+        "element != job.tile.size + 1",
+        "element != job.tile.size",
+        "the gradient of the bias is of values at another point than (1, 1)",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
+        "chunk.flags, chunk.ahead = CK_FIRST if fresh else 0, sums",
+        "chunk.flags, chunk.ahead = CK_FIRST, sums",
+        "only the last tiles count for the gradient of the bias",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
+        "            memset(job.bias_sums + item",
+        "            memset(job.bias_sums + 0 * item",
+        "a slice without tiles takes what memory holds for the bias",
     ),
     # ------------------------------------------------------------ pool.pyx
     Fault(
@@ -1207,6 +1231,12 @@ FAULTS = [
     ),
     Fault(
         "depthwise_gradient.pyx",
+        "(part * (job.h.kernel * job.w.kernel + job.bias) * job.channels",
+        "(part * job.h.kernel * job.w.kernel * job.channels",
+        "sums of a slice for the bias are the first tap of the next",
+    ),
+    Fault(
+        "depthwise_gradient.pyx",
         "for k in range(1, job.slices):",
         "for k in range(2, job.slices):",
         "the second slice is lost",
@@ -1283,6 +1313,12 @@ FAULTS = [
         "    n0 += piece // job.parts // job.per_unit * job.unit\n",
         "    pass\n",
         "pieces of every image are those of the first",
+    ),
+    Fault(
+        "conv.pyx",
+        "        if row < part.h.out:\n",
+        "        if row < job.parts[0].job.h.out:\n",
+        "a depthwise part writes rows beyond its last",
     ),
     Fault(
         "conv.pyx",

@@ -358,6 +358,19 @@ cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
         outputs_came(job.arrivals, job.first_image + image, job.w.out * job.groups)
 
 
+cdef void depthwise_parts_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """One image, and a row of each part: together they fill whole rows of the output."""
+    cdef const StripsJob *job = <const StripsJob *>job_
+    cdef const ConvJob *part
+    cdef Py_ssize_t image = item // job.row_blocks, row = item % job.row_blocks, size, i
+    for i in range(job.count):
+        part = &job.parts[i].job
+        size = part.kernels.itemsize
+        if row < part.h.out:
+            depthwise_row(part, part.x + image * part.x_image * size,
+                          part.out + image * part.out_image * size, row, 0, part.groups)
+
+
 cdef void depthwise_strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """Some rows of some planes, through a strip each of the input and the output."""
     cdef const ConvJob *job = <const ConvJob *>job_
@@ -443,6 +456,25 @@ cdef int conv_strips(const StripPart *parts, Py_ssize_t count, Py_ssize_t height
             parts[i].job.h.kernel * parts[i].job.w.kernel)
     flops *= <double>job.channels * job.out_channels / (strips.row_blocks * strips.column_blocks)
     return run(strip_item, &strips, strips.positions * job.groups, flops, threads, scratch)
+
+
+cdef int conv_depthwise_parts(StripPart *parts, Py_ssize_t count, Py_ssize_t images,
+                              int threads) except -1:
+    """Convolve channels-last images by depthwise parts whose spans are set."""
+    cdef StripsJob job
+    cdef ConvJob *part
+    cdef Py_ssize_t i
+    cdef double flops = 0
+    job.parts, job.count, job.row_blocks = parts, count, 0
+    for i in range(count):
+        part = &parts[i].job
+        part.out += (parts[i].first_row * part.out_row + parts[i].first_column * part.out_column
+                     ) * part.kernels.itemsize
+        part.out_row *= parts[i].row_step
+        part.out_column *= parts[i].column_step
+        job.row_blocks = max(job.row_blocks, part.h.out)
+        flops += 8.0 * part.w.out * part.groups * max(<Py_ssize_t>1, part.h.kernel * part.w.kernel)
+    return run(depthwise_parts_item, &job, images * job.row_blocks, flops, threads, 0)
 
 
 cdef size_t strip_bytes(const ConvJob *job, Py_ssize_t channels, Py_ssize_t width) noexcept:
@@ -549,9 +581,12 @@ cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t
 
 
 cdef int convolve_parts(list parts, const Images *x, const Images *out, Py_ssize_t height,
-                        Py_ssize_t width, Py_ssize_t images, int activation, double slope,
-                        int threads) except -1:
-    """Run several parts on planes, an output of this size, through strips that they share."""
+                        Py_ssize_t width, Py_ssize_t images, bint planes, int activation,
+                        double slope, int threads) except -1:
+    """Run several parts of an output of this size together.
+
+    They are depthwise and channels-last, or their images are planes, which pass through strips.
+    """
     cdef Py_ssize_t count = len(parts), i
     cdef StripPart *jobs = <StripPart *>take(<size_t>(count * sizeof(StripPart)))
     cdef Part part
@@ -564,7 +599,9 @@ cdef int convolve_parts(list parts, const Images *x, const Images *out, Py_ssize
             jobs[i].job.x_plane = part.h.size * part.w.size
             jobs[i].job.rows = new_spans(&part.h, &jobs[i].job.row_spans)
             jobs[i].job.columns = new_spans(&part.w, &jobs[i].job.column_spans)
-        return conv_strips(jobs, count, height, width, images, threads)
+        if planes:
+            return conv_strips(jobs, count, height, width, images, threads)
+        return conv_depthwise_parts(jobs, count, images, threads)
     finally:
         for i in range(count):
             give(jobs[i].job.rows)
@@ -603,6 +640,11 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
     if channels_last:
         from_, to = images_of(x), images_of(out)
         arrivals = arrivals_of(moments)
+        part = parts[0]
+        if len(parts) > 1 and part.packed.depthwise:
+            convolve_parts(parts, &from_, &to, out.shape[2], out.shape[3], images, False, activation,
+                           slope, threads)
+            return
         for part in parts:
             convolve_part(part, &from_, &to, images, False, turned, activation, slope,
                           NULL if moments is None else &arrivals,
@@ -615,8 +657,8 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
             convolve_part(part, &from_, &to, images, True, not turned, activation, slope, NULL, 0,
                           threads)
         else:
-            convolve_parts(parts, &from_, &to, out.shape[2], out.shape[3], images, activation, slope,
-                           threads)
+            convolve_parts(parts, &from_, &to, out.shape[2], out.shape[3], images, True, activation,
+                           slope, threads)
         return
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], out_plane = out.shape[2] * out.shape[3]

@@ -141,7 +141,7 @@ cdef extern from "csrc/ck.h" nogil:
         void (*square_input)(const ck_square *, const void *, const void *, void *) noexcept nogil
         void (*square_weight)(const ck_square *, const void *, const void *, void *) noexcept nogil
         void (*depthwise_outer)(const ck_window *, const ck_lines *, const void *, const void *,
-                                void *) noexcept nogil
+                                void *, void *) noexcept nogil
         void (*add)(const void *, void *, ptrdiff_t) noexcept nogil
         void (*gather_row)(const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *,
                            ptrdiff_t) noexcept nogil

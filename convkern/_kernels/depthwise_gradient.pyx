@@ -2,7 +2,7 @@
 # cython: initializedcheck=False, embedsignature=False
 """The gradient of a depthwise convolution's weight, on channels-last pixels."""
 
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
@@ -36,7 +36,8 @@ cdef enum:
 cdef struct DepthwiseJob:
     const ck_kernels *kernels
     Images x, g
-    char *dw                  # (slice, tap row, tap column, channel)
+    char *dw                  # (slice, tap, channel), and sums of all gradients as one more tap
+    bint bias                 # if these are wanted
     Axis h, w
     Span *rows
     Span *columns
@@ -49,6 +50,7 @@ cdef void depthwise_lines(const DepthwiseJob *job, Py_ssize_t image, Py_ssize_t 
                           const Span *taps, char *dw) noexcept nogil:
     """Add the products of some rows of gradients, whose windows hold the same rows of taps."""
     cdef Py_ssize_t size = job.kernels.itemsize, i
+    cdef char *sums = dw + job.h.kernel * job.w.kernel * job.channels * size if job.bias else NULL
     cdef const Span *columns
     cdef ck_lines lines = ck_lines(stop - row, job.h.stride * job.x.row, job.g.row)
     cdef ck_window window
@@ -67,14 +69,14 @@ cdef void depthwise_lines(const DepthwiseJob *job, Py_ssize_t image, Py_ssize_t 
             x + (columns.start * job.w.stride - job.w.pad + columns.first * job.w.dilation)
             * job.x.column * size,
             g + columns.start * job.g.column * size,
-            dw + (taps.first * job.w.kernel + columns.first) * job.channels * size)
+            dw + (taps.first * job.w.kernel + columns.first) * job.channels * size, sums)
 
 
 cdef void depthwise_weight_item(const void *job_, Py_ssize_t part, char *scratch) noexcept nogil:
     """One slice of the chunks, all channels."""
     cdef const DepthwiseJob *job = <const DepthwiseJob *>job_
     cdef Py_ssize_t per_image = ceil_div(job.h.out, job.chunk_rows), chunk, first, i, row, stop
-    cdef char *dw = job.dw + (part * job.h.kernel * job.w.kernel * job.channels
+    cdef char *dw = job.dw + (part * (job.h.kernel * job.w.kernel + job.bias) * job.channels
                               * job.kernels.itemsize)
     for chunk in range(job.chunks * part // job.slices, job.chunks * (part + 1) // job.slices):
         first = chunk % per_image * job.chunk_rows
@@ -85,9 +87,13 @@ cdef void depthwise_weight_item(const void *job_, Py_ssize_t part, char *scratch
                 depthwise_lines(job, chunk // per_image, row, stop, &job.rows[i], dw)
 
 
-cdef int depthwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, Axis h,
-                                   Axis w, bint channels_last, int threads) except -1:
-    """Write it, from channels-last images or copies of contiguous NCHW in that order."""
+cdef int depthwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
+                                   cnp.ndarray grad_bias, Axis h, Axis w, bint channels_last,
+                                   int threads) except -1:
+    """Write it, and that of the bias unless it is None.
+
+    It comes from channels-last images or copies of contiguous NCHW in that order.
+    """
     cdef DepthwiseJob job
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t size = kernels.itemsize, images = x.shape[0], channels = x.shape[1], count, k
@@ -96,12 +102,12 @@ cdef int depthwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray 
     # Copies are so few at a time that they stay in the second-level cache.
     cdef Py_ssize_t held = 16 * GROUP_BYTES if channels_last else GROUP_BYTES // 8
     cdef Py_ssize_t group = max(1, min(images, held // ((x_image + g_image) * size)))
-    cdef Py_ssize_t slice_bytes = taps * channels * size
+    cdef Py_ssize_t slice_bytes = (taps + (grad_bias is not None)) * channels * size
     cdef char *sums = NULL
     cdef char *copies = NULL
     cdef double work
     job.kernels, job.h, job.w, job.channels = kernels, h, w, channels
-    job.rows, job.columns = NULL, NULL
+    job.rows, job.columns, job.bias = NULL, NULL, grad_bias is not None
     # All of it follows from the shape, as slices are added up in order.
     job.chunk_rows = min(CHUNK_PIXELS // w.out, CHUNK_BYTES // (w.out * channels * size))
     job.chunk_rows = max(1, min(h.out, job.chunk_rows))
@@ -131,8 +137,11 @@ cdef int depthwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray 
             run(depthwise_weight_item, &job, job.slices, work, threads, 0)
             n += count
         for k in range(1, job.slices):
-            kernels.add(sums + k * slice_bytes, sums, taps * channels)
+            kernels.add(sums + k * slice_bytes, sums, slice_bytes // size)
         kernels.transpose(sums, channels, cnp.PyArray_DATA(grad_weight), taps, taps, channels)
+        if grad_bias is not None:
+            memcpy(cnp.PyArray_DATA(grad_bias), sums + taps * channels * size,
+                   <size_t>(channels * size))
     finally:
         give(job.rows)
         give(job.columns)

@@ -13,4 +13,5 @@ def weight_gradient(
     threads: int,
     winograd: int = 0,
     turned: bool = False,
-) -> None: ...
+    grad_bias: np.ndarray | None = None,
+) -> bool: ...

@@ -400,8 +400,10 @@ cdef inline bint is_point(const Axis *a) noexcept nogil:
 
 def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tuple rows,
                     tuple columns, Py_ssize_t groups, bint channels_last, int threads,
-                    int winograd=0, bint turned=False):
+                    int winograd=0, bint turned=False, cnp.ndarray grad_bias=None):
     """Write the gradient of a convolution's weight.
+
+    Return whether that of the bias has been written, too.
 
     x and grad have one layout: channels-last with any other strides, or contiguous NCHW.
     rows and columns are (kernel, stride, leading padding, dilation); `winograd` is how
@@ -409,18 +411,20 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     `turned`, in the other layout than x.
     """
     if winograd:
-        winograd_weight_gradient(x, grad, grad_weight, rows, columns, groups, channels_last,
-                                 channels_last != turned, threads, winograd)
-        return
+        winograd_weight_gradient(x, grad, grad_weight, grad_bias, rows, columns, groups,
+                                 channels_last, channels_last != turned, threads, winograd)
+        return grad_bias is not None
     cdef WeightJob job
     job.h = axis(x.shape[2], grad.shape[2], rows)
     job.w = axis(x.shape[3], grad.shape[3], columns)
     if x.shape[1] == groups == grad.shape[1]:
-        depthwise_weight_gradient(x, grad, grad_weight, job.h, job.w, channels_last, threads)
-        return
+        depthwise_weight_gradient(x, grad, grad_weight, grad_bias, job.h, job.w, channels_last,
+                                  threads)
+        return grad_bias is not None
     if is_point(&job.h) and is_point(&job.w):
-        pointwise_weight_gradient(x, grad, grad_weight, job.h, job.w, groups, channels_last, threads)
-        return
+        pointwise_weight_gradient(x, grad, grad_weight, grad_bias, job.h, job.w, groups,
+                                  channels_last, threads)
+        return grad_bias is not None
     cdef const ck_kernels *kernels = kernels_of(x)
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, images = x.shape[0]
     cdef Py_ssize_t widest = CK_MAX_VECTORS, n, count, k
@@ -528,10 +532,11 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     finally:
         give(sums)
         give(copies)
+    return False
 
 
 cdef int winograd_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
-                                  tuple rows, tuple columns, Py_ssize_t groups, bint x_last,
+                                  cnp.ndarray grad_bias, tuple rows, tuple columns, Py_ssize_t groups, bint x_last,
                                   bint g_last, int threads, int outputs) except -1:
     """Do the same by Winograd's algorithm: stride 1, contiguous arrays copied to channels-last."""
     cdef WinogradGradient gradient = WinogradGradient()
@@ -544,7 +549,7 @@ cdef int winograd_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray g
     cdef char *copies = NULL
     gradient.prepare(kernels, outputs, x.shape[1] // groups, grad.shape[1] // groups, groups,
                      axis(x.shape[2], grad.shape[2], rows),
-                     axis(x.shape[3], grad.shape[3], columns), images)
+                     axis(x.shape[3], grad.shape[3], columns), images, grad_bias)
     x_images, g_images = images_of(x), images_of(grad)
     if x_last and g_last:
         gradient.add(&x_images, &g_images, images, threads)

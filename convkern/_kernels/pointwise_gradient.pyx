@@ -10,9 +10,11 @@ one channel each, and one of g as panels whose rows are a block of filters.  Pla
 rows, and channels-last pixels of g such panels: they are read in place where that pays.
 """
 
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
+
+import numpy as np
 
 from convkern._kernels.core cimport (
     CK_FIRST,
@@ -25,6 +27,7 @@ from convkern._kernels.core cimport (
     ck_chunk,
     ck_kernels,
     ck_tile_layout,
+    data_of,
     give,
     images_of,
     kernels_of,
@@ -57,6 +60,9 @@ cdef struct PointwiseJob:
     char *dw          # (slice, group, block, channel, filter)
     Py_ssize_t dw_slice
     char *grad_weight
+    char *grad_bias   # or NULL; its sums are those of one more channel, of `ones`
+    const char *ones
+    Py_ssize_t dw_rows  # channels, with that
 
 
 cdef Py_ssize_t together(const PointwiseJob *job, Py_ssize_t pixel, Py_ssize_t stop) noexcept nogil:
@@ -132,7 +138,8 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     cdef Axis dense_h = Axis(job.h.out, job.h.out, 1, 1, 0, 1)
     cdef Axis dense_w = Axis(job.w.out, job.w.out, 1, 1, 0, 1)
     cdef Block block
-    cdef ck_tile_layout layout
+    cdef bint sums_up = job.grad_bias != NULL and begin + channels == job.channels
+    cdef ck_tile_layout layout, of_ones
     cdef ck_chunk sums
     memset(&layout, 0, sizeof(layout))
     memset(zeros, 0, <size_t>(CK_MAX_VECTORS * lanes * size))
@@ -169,7 +176,7 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
                 done += count
             layout.out_pixel, layout.w_row = block.width, sums.run * block.width
             dw = job.dw + (part * job.dw_slice + (group * job.vectors * lanes + block.first)
-                           * job.channels + begin * block.width) * size
+                           * job.dw_rows + begin * block.width) * size
             tiles = ceil_div(channels, kernels.max_pixels[block.vectors])
             c = 0
             for tile in range(tiles):
@@ -178,6 +185,11 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
                     &layout, &sums, rows + c * layout.x_pixel * size, filters, zeros,
                     dw + c * block.width * size)
                 c = c_stop
+            if sums_up:
+                of_ones = layout
+                of_ones.x_row = 0
+                kernels.tile[block.vectors][1](&of_ones, &sums, job.ones, filters, zeros,
+                                               dw + channels * block.width * size)
         sums.flags = 0
         pixel = stop
 
@@ -188,20 +200,24 @@ cdef void store_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef const ck_kernels *kernels = job.kernels
     cdef Block block = block_of(kernels, job.vectors, job.blocks, item % job.blocks)
     cdef Py_ssize_t group = item // job.blocks, size = kernels.itemsize, part
-    cdef char *dw = job.dw + (group * job.vectors * kernels.lanes + block.first) * job.channels * size
+    cdef Py_ssize_t first = group * job.out_channels + block.first
+    cdef Py_ssize_t filters = min(block.width, job.out_channels - block.first)
+    cdef char *dw = job.dw + (group * job.vectors * kernels.lanes + block.first) * job.dw_rows * size
     for part in range(1, job.slices):
-        kernels.add(dw + part * job.dw_slice * size, dw, block.width * job.channels)
-    kernels.transpose(dw, block.width,
-                      job.grad_weight + (group * job.out_channels + block.first) * job.channels * size,
-                      job.channels, job.channels, min(block.width, job.out_channels - block.first))
+        kernels.add(dw + part * job.dw_slice * size, dw, block.width * job.dw_rows)
+    kernels.transpose(dw, block.width, job.grad_weight + first * job.channels * size, job.channels,
+                      job.channels, filters)
+    if job.grad_bias != NULL:
+        memcpy(job.grad_bias + first * size, dw + job.channels * block.width * size,
+               <size_t>(filters * size))
 
 
-cdef int pointwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, Axis h,
-                                   Axis w, Py_ssize_t groups, bint channels_last,
-                                   int threads) except -1:
-    """Write the gradient of a 1x1 weight into grad_weight; no window hangs over an edge.
+cdef int pointwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
+                                   cnp.ndarray grad_bias, Axis h, Axis w, Py_ssize_t groups,
+                                   bint channels_last, int threads) except -1:
+    """Write the gradients of a 1x1 weight and of the bias, unless that is None.
 
-    Arrays are channels-last, or contiguous NCHW.
+    No window hangs over an edge.  Images are channels-last, or contiguous NCHW.
     """
     cdef PointwiseJob job
     cdef const ck_kernels *kernels = kernels_of(x)
@@ -226,12 +242,16 @@ cdef int pointwise_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray 
     items = groups * job.ranges * job.block_ranges
     # All of it follows from the shape, so that the sums do not depend on the threads.
     job.slices = max(1, min(ceil_div(ITEMS, items), ceil_div(job.total, PIXELS)))
-    job.dw_slice = groups * job.vectors * kernels.lanes * job.channels
     job.grad_weight = <char *>cnp.PyArray_DATA(grad_weight)
+    job.grad_bias = <char *>data_of(grad_bias)
+    job.dw_rows = job.channels + (grad_bias is not None)
+    job.dw_slice = groups * job.vectors * kernels.lanes * job.dw_rows
     channels = ceil_div(job.channels, job.ranges)
     cdef size_t scratch = <size_t>(
         (channels * ROW + CK_MAX_VECTORS * kernels.lanes * (PIXELS + 1)) * size)
     cdef double work = 2.0 * job.total * job.channels * job.out_channels * groups
+    cdef cnp.ndarray ones = np.ones(PIXELS, x.dtype)
+    job.ones = <const char *>cnp.PyArray_DATA(ones)
     job.dw = take(<size_t>(job.slices * job.dw_slice * size))
     try:
         run(pointwise_item, &job, items * job.slices, work / (items * job.slices), threads, scratch)

@@ -1,5 +1,7 @@
 """Winograd's gradient of a weight."""
 
+cimport numpy as cnp
+
 from convkern._kernels.core cimport Axis, Images, ck_kernels, ck_winograd
 
 cdef struct GradientJob:
@@ -14,6 +16,8 @@ cdef struct GradientJob:
     char *y
     char *sums            # M of each slice and group
     char *grad_weight
+    char *bias_sums       # of each slice and group, or NULL
+    const char *ones      # as many as a run has tiles
     Py_ssize_t slices, apart  # and how far those are that are being added up
     int threads
     bint fresh            # sums has none yet
@@ -27,9 +31,10 @@ cdef struct GradientJob:
 
 cdef class WinogradGradient:
     cdef GradientJob job
+    cdef cnp.ndarray grad_bias, ones
 
     cdef int prepare(self, const ck_kernels *kernels, int outputs, Py_ssize_t channels,
                      Py_ssize_t out_channels, Py_ssize_t groups, Axis h, Axis w,
-                     Py_ssize_t images) except -1
+                     Py_ssize_t images, cnp.ndarray grad_bias) except -1
     cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, int threads) except -1
     cdef int store(self, char *grad_weight, int threads) except -1

@@ -12,11 +12,16 @@ done once:
     M --weight_gradient--> dw
 
 The register tile is that of the convolution: channels take the place of pixels, and the tiles
-of a few runs that of the channels which are summed over.
+of a few runs that of the channels which are summed over.  The values of a tile's gradients at the
+point (1, 1) are their sum: for one more channel, of ones, they give the gradient of the bias.
 """
 
 cimport cython
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+import numpy as np
 
 from convkern._kernels.core cimport (
     CK_AHEAD,
@@ -45,6 +50,8 @@ from convkern._kernels.core cimport (
 )
 from convkern._kernels.packing cimport winograd_tile
 from convkern._kernels.winograd cimport is_dense, patch_of, rows_coming, share_out
+
+cnp.import_array()
 
 cdef enum:
     LINE = 64                 # bytes of a cache line
@@ -225,9 +232,25 @@ cdef void add_outer(const GradientJob *job, const char *v, const char *y, Py_ssi
         c += lanes
 
 
+cdef void add_sums(const GradientJob *job, const char *y, Py_ssize_t runs, Block block, bint fresh,
+                   char *sums) noexcept nogil:
+    """Add the values of some runs to their sums."""
+    cdef ck_tile_layout layout
+    cdef ck_chunk chunk
+    memset(&layout, 0, sizeof(layout))
+    layout.tail, layout.w_row = job.kernels.lanes, job.y_run
+    chunk.rows, chunk.columns, chunk.run, chunk.ahead_step = runs, 1, job.run, 0
+    chunk.flags, chunk.ahead = CK_FIRST if fresh else 0, sums
+    job.kernels.tile[block.vectors][1](&layout, &chunk, job.ones, y, job.zeros, sums)
+
+
 cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_ssize_t runs,
-                       Block block, bint fresh, Coming *coming, char *m) noexcept nogil:
-    """Add the products of one element and block of filters to M, a few runs at a time."""
+                       Block block, bint fresh, Coming *coming, char *m,
+                       char *sums) noexcept nogil:
+    """Add the products of one element and block of filters to M, a few runs at a time.
+
+    They are added up for the bias as well, if there are `sums`.
+    """
     cdef Py_ssize_t size = job.kernels.itemsize, pieces = ceil_div(runs * job.run, CHUNK), piece
     cdef Py_ssize_t first, count
     if fresh and not job.turned:
@@ -241,6 +264,8 @@ cdef void add_products(const GradientJob *job, const char *v, const char *y, Py_
         else:
             add_outer(job, v + first * job.v_run * size, y + first * job.y_run * size, count, block,
                       coming, m)
+        if sums != NULL:
+            add_sums(job, y + first * job.y_run * size, count, block, fresh and piece == 0, sums)
 
 
 cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -262,6 +287,15 @@ cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexc
                             False, job.y + at * job.y_run * size)
 
 
+cdef inline char *sums_of(const GradientJob *job, Py_ssize_t part, Py_ssize_t element,
+                          Block block) noexcept nogil:
+    """Return where an element's values are added up, of a slice and group; NULL: they are not."""
+    if job.bias_sums == NULL or element != job.tile.size + 1:
+        return NULL
+    return job.bias_sums + (part * job.vectors * job.kernels.lanes + block.first) * (
+        job.kernels.itemsize)
+
+
 cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
     """One element and block of filters: the products of all tiles of the pass."""
     cdef const GradientJob *job = <const GradientJob *>job_
@@ -274,7 +308,8 @@ cdef void product_item(const void *job_, Py_ssize_t item, char *scratch) noexcep
     add_products(job, job.v + at * job.v_element * size,
                  job.y + (at * job.y_element + block.first * job.run) * size,
                  ceil_div(job.tiles, job.run), block, job.fresh, &nothing,
-                 job.sums + (part * job.m_element + block.first * job.channels) * size)
+                 job.sums + (part * job.m_element + block.first * job.channels) * size,
+                 sums_of(job, part // elements, element, block))
 
 
 cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
@@ -293,6 +328,9 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef Coming coming
     if fresh and begin == stop:
         memset(m, 0, <size_t>(elements * job.m_element * size))
+        if job.bias_sums != NULL:
+            memset(job.bias_sums + item * job.vectors * job.kernels.lanes * size, 0,
+                   <size_t>(job.vectors * job.kernels.lanes * size))
     while begin < stop:
         runs = 0
         while runs < job.runs and begin < stop:
@@ -320,7 +358,8 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
                 add_products(job, scratch + element * job.v_element * size,
                              y + (element * job.y_element + block.first * job.run) * size,
                              runs, block, fresh, &coming,
-                             m + (element * job.m_element + block.first * job.channels) * size)
+                             m + (element * job.m_element + block.first * job.channels) * size,
+                             sums_of(job, item, element, block))
         fresh = False
 
 
@@ -364,15 +403,19 @@ cdef class WinogradGradient:
     """The gradient of a weight, summed up over images and stored at the end."""
 
     def __cinit__(self):
-        self.job.sums = NULL
+        self.job.sums = self.job.bias_sums = NULL
 
     def __dealloc__(self):
         give(self.job.sums)
+        give(self.job.bias_sums)
 
     cdef int prepare(self, const ck_kernels *kernels, int outputs, Py_ssize_t channels,
                      Py_ssize_t out_channels, Py_ssize_t groups, Axis h, Axis w,
-                     Py_ssize_t images) except -1:
-        """Set the geometry of one convolution; channels are those of a group."""
+                     Py_ssize_t images, cnp.ndarray grad_bias) except -1:
+        """Set the geometry of one convolution; channels are those of a group.
+
+        The gradient of the bias is made, too, unless it is None.
+        """
         cdef GradientJob *job = &self.job
         cdef Py_ssize_t widest, lanes = kernels.lanes, elements
         memset(job, 0, sizeof(job[0]))
@@ -401,6 +444,12 @@ cdef class WinogradGradient:
             widest -= 1
         job.blocks = ceil_div(job.vectors, widest)
         job.sums = take(bytes)
+        self.grad_bias = grad_bias
+        if grad_bias is not None:
+            self.ones = np.ones(RUN, grad_bias.dtype)
+            job.ones = <const char *>cnp.PyArray_DATA(self.ones)
+            job.bias_sums = take(<size_t>(
+                job.slices * groups * job.vectors * lanes * kernels.itemsize))
         return 0
 
     cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, int threads) except -1:
@@ -461,12 +510,21 @@ cdef class WinogradGradient:
         return 0
 
     cdef int store(self, char *grad_weight, int threads) except -1:
-        """Write the gradient, (OC, C/groups, KH, KW)."""
+        """Write the gradients, that of the weight (OC, C/groups, KH, KW)."""
         cdef GradientJob *job = &self.job
         cdef Py_ssize_t width = ceil_div(job.vectors, job.blocks) * job.kernels.lanes
         cdef Py_ssize_t taps = job.tile.taps * job.tile.taps
         cdef Py_ssize_t rows = job.groups * job.tile.size * job.tile.size
+        cdef Py_ssize_t size = job.kernels.itemsize, group, part
+        cdef Py_ssize_t filters = job.groups * job.vectors * job.kernels.lanes
         job.grad_weight = grad_weight
+        if self.grad_bias is not None:
+            for part in range(1, job.slices):
+                job.kernels.add(job.bias_sums + part * filters * size, job.bias_sums, filters)
+            for group in range(job.groups):
+                memcpy(<char *>cnp.PyArray_DATA(self.grad_bias) + group * job.out_channels * size,
+                       job.bias_sums + group * job.vectors * job.kernels.lanes * size,
+                       <size_t>(job.out_channels * size))
         # Neighbouring slices first, which mostly are one thread's.
         job.apart = 1
         while job.apart < job.slices:

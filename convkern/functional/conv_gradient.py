@@ -128,8 +128,10 @@ def conv2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        grad_weight = weight_gradient(x, grad, weight, window, algorithm, channels_last)
-    if want_bias:
+        grad_weight, grad_bias = weight_gradient(
+            x, grad, weight, window, algorithm, channels_last, want_bias
+        )
+    if want_bias and grad_bias is None:
         grad_bias = bias_gradient(grad, channels_last)
     return grad_input, grad_weight, grad_bias
 
@@ -267,8 +269,12 @@ def weight_gradient(
     window: Window,
     algorithm: str,
     channels_last: bool,
-) -> np.ndarray:
-    """Return the gradient of a weight, from images and gradients of one layout."""
+    want_bias: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the gradient of a weight, from images and gradients of one layout.
+
+    With it comes the gradient of the bias, if it is wanted and costs less that way than alone.
+    """
     dtype, precision = weight.dtype, get_float32_precision()
     size, filters = grad.shape[2:], len(weight)
     if window.skips and not channels_last and filters > SHARING_FILTERS:
@@ -277,17 +283,19 @@ def weight_gradient(
         window, x.shape, size, filters, dtype, algorithm, precision, channels_last
     )
     if not len(x):
-        return np.zeros_like(weight, order="C")
+        return np.zeros_like(weight, order="C"), None
+    bias = _kernels.empty((filters,), dtype) if want_bias else None
     threads, axes, groups, tile = get_num_threads(), route.axes, window.groups, route.tile
     result: np.ndarray
     if route.blocks is not None:
         blocks, other = route.blocks, not channels_last
         images = blocks.images(x, size, channels_last)
         result = np.empty((filters, images.shape[1], blocks.taps, blocks.taps), dtype)
-        _kernels.weight_gradient(
-            images, grad, result, *blocks.axes(), 1, True, threads, tile, other
+        has_bias = _kernels.weight_gradient(
+            images, grad, result, *blocks.axes(), 1, True, threads, tile, other, bias
         )
-        return blocks.weight_gradient(result, weight.shape[1], channels_last)
+        result = blocks.weight_gradient(result, weight.shape[1], channels_last)
+        return result, bias if has_bias else None
     result = _kernels.empty(weight.shape, dtype)
     if not channels_last and route.direct == "planes":
         _kernels.planes_weight_gradient(x, grad, result, *axes, groups, threads)
@@ -295,10 +303,12 @@ def weight_gradient(
         # Pixels and gradients change places, and so do channels and filters.
         turned = _kernels.empty((weight.shape[1], filters, 1, 1), dtype)
         _kernels.weight_gradient(grad, x, turned, *axes, groups, channels_last, threads, tile)
-        return _turned(turned)
-    else:
-        _kernels.weight_gradient(x, grad, result, *axes, groups, channels_last, threads, tile)
-    return result
+        result = _turned(turned)
+    elif _kernels.weight_gradient(
+        x, grad, result, *axes, groups, channels_last, threads, tile, False, bias
+    ):
+        return result, bias
+    return result, None
 
 
 def bias_gradient(grad: np.ndarray, channels_last: bool) -> np.ndarray:

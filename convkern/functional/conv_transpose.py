@@ -203,7 +203,7 @@ def conv_transpose2d_backward(
         if input.ndim == 3:
             grad_input = grad_input[0]
     if want_weight:
-        grad_weight = weight_gradient(grad, x, weight, window, "auto", channels_last)
+        grad_weight, _ = weight_gradient(grad, x, weight, window, "auto", channels_last)
     if want_bias:
         grad_bias = bias_gradient(grad, channels_last)
     return grad_input, grad_weight, grad_bias

@@ -581,7 +581,8 @@ static void test_depthwise(void)
     compare("depthwise", out, 0);
 
     ck_lines l = {draw(1, 3), draw(0, 9), draw(0, 9)};
-    output dw = new_output(t.rows * t.w_row);
+    output dw = new_output(t.rows * t.w_row), sums = new_output(channels);
+    const int summed = (int)draw(0, 1);
     const void *g = integers((l.lines - 1) * l.g_line + (t.pixels - 1) * t.out_pixel + channels);
     x = integers((l.lines - 1) * l.x_line + (t.pixels - 1) * t.x_pixel + (t.rows - 1) * t.x_row
                  + (t.columns - 1) * t.x_column + channels);
@@ -594,8 +595,12 @@ static void test_depthwise(void)
             at(x, line * l.x_line + p * t.x_pixel + r * t.x_row + s * t.x_column + c)
             * at(g, line * l.g_line + p * t.out_pixel + c);
     }
-    kernels->depthwise_outer(&t, &l, x, g, dw.mine);
+    for (ptrdiff_t i = 0; i < summed * l.lines * t.pixels * channels; i++)
+        sums.true_[i % channels] += at(g, i / channels / t.pixels * l.g_line
+                                          + i / channels % t.pixels * t.out_pixel + i % channels);
+    kernels->depthwise_outer(&t, &l, x, g, dw.mine, summed ? sums.mine : NULL);
     compare("depthwise_outer", dw, 0);
+    compare("sums of depthwise_outer", sums, 0);
 
     ck_plane q = {draw(1, 19), draw(1, 3 * lanes), draw(1, 3), draw(1, 3), 0, 0, NULL, 0, 0.5};
     const ptrdiff_t whole = (q.columns + lanes - 1) / lanes * lanes;

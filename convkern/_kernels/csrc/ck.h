@@ -392,10 +392,10 @@ typedef struct {
                    void *out);
     void (*square_input)(const ck_square *square, const void *g, const void *w, void *dx);
     void (*square_weight)(const ck_square *square, const void *x, const void *g, void *sums);
-    /* dw[tap][c] += sum over lines and pixels x[c] * g[c], the pixel of g being that of an output;
-     * sums start from zero and are added once */
+    /* dw[tap][c] += sum over lines and pixels x[c] * g[c], the pixel of g being that of an output,
+     * and sums[c] += sum of g[c], unless `sums` is NULL; both start from zero and are added once */
     void (*depthwise_outer)(const ck_window *window, const ck_lines *lines, const void *x,
-                            const void *g, void *dw);
+                            const void *g, void *dw, void *sums);
     /* y[i] += x[i] for i < n */
     void (*add)(const void *x, void *y, ptrdiff_t n);
     /* dst[i] = src[i*stride] for begin <= i < end, 0 for the others of i < n; what lies between
