@@ -640,8 +640,7 @@ def convolve(cnp.ndarray x, cnp.ndarray out, list parts, int activation, double 
     if channels_last:
         from_, to = images_of(x), images_of(out)
         arrivals = arrivals_of(moments)
-        part = parts[0]
-        if len(parts) > 1 and part.packed.depthwise:
+        if len(parts) > 1 and (<Part>parts[0]).packed.depthwise:
             convolve_parts(parts, &from_, &to, out.shape[2], out.shape[3], images, False, activation,
                            slope, threads)
             return
