@@ -545,7 +545,7 @@ cdef int winograd_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray g
     cdef Py_ssize_t size = kernels.itemsize, images = x.shape[0], n = 0, count
     cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], g_plane = grad.shape[2] * grad.shape[3]
     cdef Py_ssize_t x_bytes = x.shape[1] * x_plane * size, g_bytes = grad.shape[1] * g_plane * size
-    cdef Py_ssize_t group = max(1, min(images, 4 * GROUP_BYTES // (x_bytes + g_bytes)))
+    cdef Py_ssize_t group = max(1, min(images, 2 * GROUP_BYTES // (x_bytes + g_bytes)))
     cdef char *copies = NULL
     gradient.prepare(kernels, outputs, x.shape[1] // groups, grad.shape[1] // groups, groups,
                      axis(x.shape[2], grad.shape[2], rows),
