@@ -237,6 +237,39 @@ def test_bias_gradient_beside_that_of_the_weight(dtype, channels_last):
         np.testing.assert_array_equal(alone[1], got[0][1], message)
 
 
+@pytest.mark.parametrize("convert", (np.ascontiguousarray, functional.to_channels_last))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_window_that_covers_the_image(dtype, convert):
+    """It is a linear layer, forward and backward, of whatever batch, outputs and memory."""
+    rng = np.random.default_rng(8)
+    for n, c, rows, columns, k in ((3, 5, 4, 3, 7), (1, 20, 5, 5, 33), (40, 3, 1, 9, 1)):
+        x = convert(integers(rng, (n, c, rows, columns), dtype))
+        w, bias = integers(rng, (k, c, rows, columns), dtype), integers(rng, k, dtype)
+        expected = np.maximum(reference.conv2d(x, w, bias), 0)
+        for batch, true in ((x, expected), (x[0], expected[0]), (x[:0], expected[:0])):
+            y = functional.conv2d(batch, w, bias, activation="relu")
+            np.testing.assert_array_equal(y, true)
+        spread = np.full((n, k + 2, 1, 1), 99, dtype)
+        functional.conv2d(x, w, bias, activation="relu", out=spread[:, 1:-1])
+        np.testing.assert_array_equal(spread[:, 1:-1], expected)
+        assert (spread[:, :: k + 1] == 99).all()
+        grad = integers(rng, expected.shape, dtype)
+        for mask in ((True, True, True), (True, False, False), (False, True, False)):
+            got = functional.conv2d_backward(grad, x, w, output_mask=mask)
+            for wanted, mine, true in zip(
+                mask, got, reference.conv2d_backward(grad, x, w), strict=True
+            ):
+                assert (mine is not None) == wanted
+                if mine is not None:
+                    np.testing.assert_array_equal(mine, true)
+        assert got[1].flags.c_contiguous and got[1].shape == w.shape
+        alone = functional.conv2d_backward(grad[0], x[0], w)
+        assert alone[0].shape == x[0].shape
+        np.testing.assert_array_equal(alone[0], reference.conv2d_backward(grad, x, w)[0][0])
+        none = functional.conv2d_backward(grad[:0], x[:0], w)
+        assert none[0].shape == x[:0].shape and not none[1].any() and not none[2].any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conv_transpose2d(dtype):
     # Winograd's larger tiles are not exact, and a transposed convolution chooses for itself.

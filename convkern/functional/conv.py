@@ -17,6 +17,7 @@ from convkern.arrays import (
     empty_images,
     in_layout,
     is_images,
+    to_contiguous,
 )
 from convkern.functional import lanes
 from convkern.functional.activation import ACTIVATIONS
@@ -146,6 +147,8 @@ def _route(
         direct = "squares" if is_square(problem) else "rows"
     elif not tile and prefers_planes(problem):
         direct = "planes"
+    if free and window.covers(shape[-2:]):
+        direct, tile = "linear", 0
     return Route(size, window.axes(), tile, blocks if tile else None, direct, by_lanes)
 
 
@@ -225,8 +228,17 @@ def _compute(
             x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept, made
         )
         return
-    x_last, channels_last = layouts
     threads, tile = get_num_threads(), route.tile
+    if route.direct == "linear":
+        rows = to_contiguous(x).reshape(len(x), -1)
+        out = as_contiguous(result[..., 0, 0])
+        _kernels.linear(rows, weight.reshape(len(weight), -1), bias, out, threads)
+        if activation != ACTIVATIONS[None]:
+            _kernels.activate(out, out, *activation, threads)
+        if not np.may_share_memory(out, result):
+            result[..., 0, 0] = out
+        return
+    x_last, channels_last = layouts
     if x_last != channels_last:
         x = in_layout(x, channels_last)
     if not channels_last and route.direct == "squares":

@@ -30,6 +30,7 @@ from convkern.functional.algorithm import (
     turns_gradient,
     winograd_outputs,
 )
+from convkern.functional.linear import linear_backward
 from convkern.functional.window import (
     REMEMBERED,
     Route,
@@ -116,6 +117,8 @@ def conv2d_backward(
     want_input, want_weight, want_bias = wanted = checked_mask(output_mask)
     if in_lanes(input, window, algorithm):
         return lanes.gradients(grad_output, input, weight, window.axes(), wanted)
+    if algorithm == "auto" and window.covers(input.shape[-2:]):
+        return _gradients_as_linear(grad_output, input, weight, wanted)
     x, channels_last = as_images(input)
     grad = in_layout(grad_output, channels_last)
     planes = not channels_last and grad.size and algorithm != "winograd"
@@ -133,6 +136,25 @@ def conv2d_backward(
         )
     if want_bias and grad_bias is None:
         grad_bias = bias_gradient(grad, channels_last)
+    return grad_input, grad_weight, grad_bias
+
+
+def _gradients_as_linear(
+    grad: np.ndarray, input: np.ndarray, weight: np.ndarray, wanted: Sequence[bool]
+) -> Gradients:
+    """Return the gradients of a window that covers its image: those of a linear layer."""
+    x, channels_last = as_images(input)
+    filters, features = len(weight), weight[0].size
+    grad_input, grad_weight, grad_bias = linear_backward(
+        grad.reshape(len(x), filters),
+        to_contiguous(x).reshape(len(x), features),
+        weight.reshape(filters, features),
+        output_mask=wanted,
+    )
+    if grad_input is not None:
+        grad_input = in_layout(grad_input.reshape(x.shape), channels_last).reshape(input.shape)
+    if grad_weight is not None:
+        grad_weight = grad_weight.reshape(weight.shape)
     return grad_input, grad_weight, grad_bias
 
 

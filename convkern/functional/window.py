@@ -103,6 +103,11 @@ class Window(NamedTuple):
         dense = self.kernel == self.stride == (1, 1) and self.groups == 1
         return dense and self.padding == ((0, 0), (0, 0))
 
+    def covers(self, size: Sequence[int]) -> bool:
+        """Whether the window is a whole image of several pixels: then the layer is a linear one."""
+        whole = self.kernel == tuple(size) != (1, 1) and self.dilation == (1, 1)
+        return whole and self.groups == 1 and self.padding == ((0, 0), (0, 0))
+
     @property
     def skips(self) -> bool:
         """Whether the window is one pixel that steps over others of the image."""
@@ -190,7 +195,8 @@ class Route(NamedTuple):
     #: Of pixels, where these are what is convolved.
     blocks: Blocks | None
     #: Which kernel for contiguous NCHW: "squares", "rows" or "planes"; for channels-last pixels
-    #: "turned", a gradient of a weight whose vectors hold channels; else "channels".
+    #: "turned", a gradient of a weight whose vectors hold channels; for both "linear", that of
+    #: linear layers; else "channels".
     direct: str
     #: Whether contiguous NCHW images go by way of images-last ones.
     by_lanes: bool = False
