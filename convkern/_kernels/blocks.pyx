@@ -6,7 +6,17 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-from convkern._kernels.core cimport Images, ceil_div, ck_kernels, images_of, kernels_of, run
+from convkern._kernels.core cimport (
+    CK_WORK_OF_ELEMENT,
+    Images,
+    ceil_div,
+    ck_coming,
+    ck_fetch,
+    ck_kernels,
+    images_of,
+    kernels_of,
+    run,
+)
 
 cnp.import_array()
 
@@ -132,7 +142,8 @@ def gather_blocks(cnp.ndarray x, cnp.ndarray blocks, tuple rows, tuple columns, 
 
 
 cdef enum:
-    PLANE_BYTES = 32 << 10  # of an item that takes or spreads steps
+    PLANE_BYTES = 32 << 10  # of an item that takes or spreads steps,
+    FETCHED_BYTES = 4 << 10 # ahead of what it takes
 
 cdef struct StepJob:
     const ck_kernels *kernels
@@ -147,7 +158,13 @@ cdef void take_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     """The pixels at every step of some planes."""
     cdef const StepJob *job = <const StepJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, plane
+    cdef ck_coming coming
+    coming.step = coming.bytes = job.height * job.width * size
+    coming.count, coming.write = 1, 0
+    coming.at = job.pixels + (item * job.per_item + FETCHED_BYTES // coming.step + 1) * coming.step
+    coming.end = job.pixels + job.planes * coming.step
     for plane in range(item * job.per_item, min((item + 1) * job.per_item, job.planes)):
+        ck_fetch(&coming)
         job.kernels.gather_taps(job.pixels + plane * job.height * job.width * size,
                                 job.column_step, job.row_step * job.width, job.rows,
                                 job.steps + plane * job.rows * job.columns * size, job.columns,
@@ -181,7 +198,7 @@ def take_steps(cnp.ndarray pixels, cnp.ndarray steps, tuple step, int threads):
     """Copy every step-th pixel of contiguous NCHW images, from the first on."""
     cdef StepJob job = step_job(pixels, steps, step)
     run(take_item, &job, ceil_div(job.planes, job.per_item),
-        2.0 * job.per_item * job.rows * job.columns, threads, 0)
+        CK_WORK_OF_ELEMENT * job.per_item * job.rows * job.columns, threads, 0)
 
 
 def spread_steps(cnp.ndarray steps, cnp.ndarray pixels, tuple step, int threads):
