@@ -247,8 +247,11 @@ def test_window_that_covers_the_image(dtype, convert):
         w, bias = integers(rng, (k, c, rows, columns), dtype), integers(rng, k, dtype)
         expected = np.maximum(reference.conv2d(x, w, bias), 0)
         for batch, true in ((x, expected), (x[0], expected[0]), (x[:0], expected[:0])):
-            y = functional.conv2d(batch, w, bias, activation="relu")
-            np.testing.assert_array_equal(y, true)
+            for convolve in (
+                functional.PackedConv2d(w, bias, activation="relu"),
+                lambda x, w=w, bias=bias: functional.conv2d(x, w, bias, activation="relu"),
+            ):
+                np.testing.assert_array_equal(convolve(batch), true)
         spread = np.full((n, k + 2, 1, 1), 99, dtype)
         functional.conv2d(x, w, bias, activation="relu", out=spread[:, 1:-1])
         np.testing.assert_array_equal(spread[:, 1:-1], expected)

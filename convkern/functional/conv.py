@@ -136,8 +136,8 @@ def _route(
     tile = winograd_outputs(problem, algorithm, precision, prepacked, strides=True)
     blocks = None if tile or algorithm != "auto" else window.blocks()
     # The number of images may only have a say where it may change how a sum is rounded.
-    free = algorithm == "auto" and precision != "highest" and not prepacked
-    can = lanes.can_convolve(window.kernel, window.dilation, window.groups)
+    free = algorithm == "auto" and precision != "highest"
+    can = lanes.can_convolve(window.kernel, window.dilation, window.groups) and not prepacked
     by_lanes = not tile and free and can and pays_for_lanes(problem)
     if blocks is not None:
         dense = blocks.problem(problem)
