@@ -1033,12 +1033,6 @@ FAULTS = [
         "chunk.flags, chunk.ahead = CK_FIRST, sums",
         "only the last tiles count for the gradient of the bias",
     ),
-    Fault(
-        "winograd_gradient.pyx",
-        "            memset(job.bias_sums + item",
-        "            memset(job.bias_sums + 0 * item",
-        "a slice without tiles takes what memory holds for the bias",
-    ),
     # ------------------------------------------------------------ pool.pyx
     Fault(
         "pool.pyx",
