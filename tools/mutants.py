@@ -901,8 +901,8 @@ FAULTS = [
     Fault(
         "pointwise_gradient.pyx",
         "job.grad_bias != NULL and begin + channels == job.channels",
-        "job.grad_bias != NULL",
-        "every range of channels adds to the gradient of the bias",
+        "job.grad_bias != NULL and begin == 0",
+        "the first range of channels makes the gradient of the bias",
     ),
     # ------------------------------------------------------------ packing.pyx, blocks.pyx
     Fault(
