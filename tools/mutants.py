@@ -596,8 +596,8 @@ FAULTS = [
     ),
     Fault(
         "conv.pyx",
-        "(part.first_row * out.row + part.first_column * out.column",
-        "(part.first_row * out.column + part.first_column * out.row",
+        "(first_row * job.out_row + first_column * job.out_column)",
+        "(first_row * job.out_column + first_column * job.out_row)",
         "phases of a stride go to transposed places",
     ),
     Fault(

@@ -10,9 +10,9 @@ from convkern._kernels.core cimport (
     CK_WORK_OF_ELEMENT,
     Images,
     ceil_div,
-    ck_coming,
-    ck_fetch,
     ck_kernels,
+    ck_prefetch,
+    ck_prefetch_next,
     images_of,
     kernels_of,
     run,
@@ -158,13 +158,13 @@ cdef void take_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
     """The pixels at every step of some planes."""
     cdef const StepJob *job = <const StepJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, plane
-    cdef ck_coming coming
+    cdef ck_prefetch coming
     coming.step = coming.bytes = job.height * job.width * size
     coming.count, coming.write = 1, 0
     coming.at = job.pixels + (item * job.per_item + FETCHED_BYTES // coming.step + 1) * coming.step
     coming.end = job.pixels + job.planes * coming.step
     for plane in range(item * job.per_item, min((item + 1) * job.per_item, job.planes)):
-        ck_fetch(&coming)
+        ck_prefetch_next(&coming)
         job.kernels.gather_taps(job.pixels + plane * job.height * job.width * size,
                                 job.column_step, job.row_step * job.width, job.rows,
                                 job.steps + plane * job.rows * job.columns * size, job.columns,

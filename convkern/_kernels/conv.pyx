@@ -458,6 +458,14 @@ cdef int conv_strips(const StripPart *parts, Py_ssize_t count, Py_ssize_t height
     return run(strip_item, &strips, strips.positions * job.groups, flops, threads, scratch)
 
 
+cdef void step_outputs(ConvJob *job, Py_ssize_t first_row, Py_ssize_t first_column,
+                       Py_ssize_t row_step, Py_ssize_t column_step) noexcept:
+    """Let a job write every `step`-th pixel of its output, from the first one on."""
+    job.out += (first_row * job.out_row + first_column * job.out_column) * job.kernels.itemsize
+    job.out_row *= row_step
+    job.out_column *= column_step
+
+
 cdef int conv_depthwise_parts(StripPart *parts, Py_ssize_t count, Py_ssize_t images,
                               int threads) except -1:
     """Convolve channels-last images by depthwise parts whose spans are set."""
@@ -468,10 +476,8 @@ cdef int conv_depthwise_parts(StripPart *parts, Py_ssize_t count, Py_ssize_t ima
     job.parts, job.count, job.row_blocks = parts, count, 0
     for i in range(count):
         part = &parts[i].job
-        part.out += (parts[i].first_row * part.out_row + parts[i].first_column * part.out_column
-                     ) * part.kernels.itemsize
-        part.out_row *= parts[i].row_step
-        part.out_column *= parts[i].column_step
+        step_outputs(part, parts[i].first_row, parts[i].first_column, parts[i].row_step,
+                     parts[i].column_step)
         job.row_blocks = max(job.row_blocks, part.h.out)
         flops += 8.0 * part.w.out * part.groups * max(<Py_ssize_t>1, part.h.kernel * part.w.kernel)
     return run(depthwise_parts_item, &job, images * job.row_blocks, flops, threads, 0)
@@ -574,9 +580,7 @@ cdef int convolve_part(Part part, const Images *x, const Images *out, Py_ssize_t
         return winograd_images(packed, &part.h, &part.w, x, out, images, x_planes, planes, activation,
                                slope, arrivals, first_image, threads)
     job = job_of(part, x, out, activation, slope, arrivals, first_image)
-    job.out += (part.first_row * out.row + part.first_column * out.column
-                ) * job.kernels.itemsize
-    job.out_row, job.out_column = part.row_step * out.row, part.column_step * out.column
+    step_outputs(&job, part.first_row, part.first_column, part.row_step, part.column_step)
     return conv_images(&job, images, packed.depthwise, planes, threads)
 
 

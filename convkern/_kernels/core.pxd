@@ -201,12 +201,12 @@ cdef extern from "csrc/ck.h" nogil:
     ctypedef struct ck_share:
         ptrdiff_t next, end
     ptrdiff_t ck_take_item(ck_share *) nogil
-    ctypedef struct ck_coming:
+    ctypedef struct ck_prefetch:
         const char *at
         const char *end
         ptrdiff_t step, bytes, count
         int write
-    void ck_fetch(ck_coming *) nogil
+    void ck_prefetch_next(ck_prefetch *) nogil
 
 
 cdef const ck_kernels *kernels_of(cnp.ndarray array) noexcept

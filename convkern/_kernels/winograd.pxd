@@ -1,7 +1,7 @@
-"""Winograd's convolution."""
+"""Winograd's convolution, and what the gradient of its weight shares: tiles and prefetching."""
 
 from convkern._kernels.channels cimport Arrivals
-from convkern._kernels.core cimport Axis, Images, ceil_div, ck_coming, ck_patch
+from convkern._kernels.core cimport Axis, Images, ceil_div, ck_patch, ck_prefetch
 from convkern._kernels.packing cimport PackedConv
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
@@ -46,12 +46,12 @@ cdef inline Py_ssize_t rows_before(Py_ssize_t tile, Py_ssize_t across, Py_ssize_
         rows, first + (tile - 1) % per_image // across * step))
 
 
-cdef inline ck_coming rows_coming(const Images *images, bint dense, Py_ssize_t itemsize,
-                                  Py_ssize_t across, Py_ssize_t per_image, Py_ssize_t rows,
-                                  Py_ssize_t first, Py_ssize_t step, Py_ssize_t begin,
-                                  Py_ssize_t end) noexcept nogil:
+cdef inline ck_prefetch rows_coming(const Images *images, bint dense, Py_ssize_t itemsize,
+                                    Py_ssize_t across, Py_ssize_t per_image, Py_ssize_t rows,
+                                    Py_ssize_t first, Py_ssize_t step, Py_ssize_t begin,
+                                    Py_ssize_t end) noexcept nogil:
     """Return the rows that tiles begin .. end-1 meet and those before do not; none with gaps."""
-    cdef ck_coming coming
+    cdef ck_prefetch coming
     cdef Py_ssize_t row = images.row * itemsize
     coming.at = coming.end = images.data
     if dense:
@@ -62,6 +62,7 @@ cdef inline ck_coming rows_coming(const Images *images, bint dense, Py_ssize_t i
     return coming
 
 
-cdef inline void share_out(ck_coming *coming, Py_ssize_t turns) noexcept nogil:
+cdef inline void share_out(ck_prefetch *coming, Py_ssize_t turns) noexcept nogil:
     """Let so many turns fetch what is coming."""
-    coming.count = ceil_div(max(<Py_ssize_t>0, ceil_div(coming.end - coming.at, coming.step)), turns)
+    cdef Py_ssize_t steps = ceil_div(coming.end - coming.at, coming.step)
+    coming.count = ceil_div(max(<Py_ssize_t>0, steps), turns)

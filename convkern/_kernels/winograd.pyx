@@ -29,10 +29,10 @@ from convkern._kernels.core cimport (
     block_of,
     ceil_div,
     ck_chunk,
-    ck_coming,
-    ck_fetch,
     ck_kernels,
     ck_patch,
+    ck_prefetch,
+    ck_prefetch_next,
     ck_target,
     ck_tile_layout,
     ck_winograd,
@@ -117,7 +117,7 @@ cdef Region region_of(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
 
 cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
                            Py_ssize_t group, Py_ssize_t first, Py_ssize_t channels,
-                           ck_coming *pixels, char *v, char *strip) noexcept nogil:
+                           ck_prefetch *pixels, char *v, char *strip) noexcept nogil:
     """Transform some channels of a group of them, of tiles begin .. end-1 of one image.
 
     Meanwhile pixels are fetched that are wanted next.
@@ -142,24 +142,24 @@ cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t 
         left = tile % job.per_image % job.across * step - job.w.pad
         patch_of(&x, x.data, size, job.h.size, job.w.size, top, left, job.tile.size, job.zeros,
                  &patch)
-        ck_fetch(pixels)
+        ck_prefetch_next(pixels)
         job.tile.input(&patch, channels, v + ((tile - begin) * job.v_tile + first) * size,
                        job.v_element, job.kernels.lanes)
 
 
-cdef ck_coming pixels_coming(const WinogradJob *job, Py_ssize_t begin,
-                             Py_ssize_t end) noexcept nogil:
+cdef ck_prefetch pixels_coming(const WinogradJob *job, Py_ssize_t begin,
+                               Py_ssize_t end) noexcept nogil:
     """Return the pixels that tiles begin .. end-1 meet and those before do not."""
     return rows_coming(&job.x, job.x_dense, job.kernels.itemsize, job.across, job.per_image,
                        job.h.size, job.tile.size - job.h.pad, job.tile.outputs * job.tile.stride,
                        begin, end)
 
 
-cdef ck_coming outputs_coming(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
-                              Py_ssize_t first, Py_ssize_t filters) noexcept nogil:
+cdef ck_prefetch outputs_coming(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
+                                Py_ssize_t first, Py_ssize_t filters) noexcept nogil:
     """Return some filters' outputs of tiles begin .. end-1."""
     cdef Py_ssize_t size = job.kernels.itemsize
-    cdef ck_coming coming = rows_coming(
+    cdef ck_prefetch coming = rows_coming(
         &job.out, job.dense, size, job.across, job.per_image, job.h.out, job.tile.outputs,
         job.tile.outputs, begin, end)
     coming.at += first * size
@@ -168,7 +168,7 @@ cdef ck_coming outputs_coming(const WinogradJob *job, Py_ssize_t begin, Py_ssize
 
 
 cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, const char *weight,
-                   Py_ssize_t vectors, ck_coming *pixels, ck_coming *outputs,
+                   Py_ssize_t vectors, ck_prefetch *pixels, ck_prefetch *outputs,
                    char *m) noexcept nogil:
     """Multiply the elements of some tiles with those of a block of filters.
 
@@ -204,8 +204,8 @@ cdef void multiply(const WinogradJob *job, const char *v, Py_ssize_t tiles, cons
             chunk.ahead_step = CK_AHEAD
             for i in range(rows):
                 stop = tiles * (i + 1) // rows
-                ck_fetch(outputs)
-                ck_fetch(pixels)
+                ck_prefetch_next(outputs)
+                ck_prefetch_next(pixels)
                 chunk.ahead = ahead
                 # And so is V of the next element.
                 chunk.also = also
@@ -248,7 +248,7 @@ cdef void transform_outputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t
 
 
 cdef void convolve_block(const WinogradJob *job, const char *v, Py_ssize_t begin, Py_ssize_t end,
-                         Py_ssize_t group, Py_ssize_t block, ck_coming *pixels, char *m,
+                         Py_ssize_t group, Py_ssize_t block, ck_prefetch *pixels, char *m,
                          char *strip) noexcept nogil:
     """From V to the outputs of one block of filters, for tiles begin .. end-1."""
     cdef Py_ssize_t size = job.kernels.itemsize, tile = begin, stop
@@ -257,7 +257,7 @@ cdef void convolve_block(const WinogradJob *job, const char *v, Py_ssize_t begin
     cdef Py_ssize_t elements = job.tile.size * job.tile.size
     cdef Py_ssize_t first = group * job.out_channels + part.first
     cdef Py_ssize_t filters = min(part.width, job.out_channels - part.first)
-    cdef ck_coming outputs = outputs_coming(job, begin, end, first, filters)
+    cdef ck_prefetch outputs = outputs_coming(job, begin, end, first, filters)
     multiply(job, v, end - begin,
              job.weight + padded * element_rows(job.channels) * elements * size, part.vectors,
              pixels, &outputs, m)
@@ -290,10 +290,10 @@ cdef void winograd_item(const void *job_, Py_ssize_t item, char *scratch) noexce
     cdef char *m = scratch + job.tile.size * job.tile.size * job.v_element * size
     cdef char *strip = m + job.tile.size * job.tile.size * job.m_element * size
     cdef bint opens = group == 0 and opens_share(item // job.groups, job.tile_groups, job.threads)
-    cdef ck_coming pixels = pixels_coming(job, begin, end if opens else begin)
+    cdef ck_prefetch pixels = pixels_coming(job, begin, end if opens else begin)
     share_out(&pixels, end - begin)
     for i in range(FETCHED):
-        ck_fetch(&pixels)
+        ck_prefetch_next(&pixels)
     while tile < end:
         stop = min(end, (tile // job.per_image + 1) * job.per_image)
         for i in range(job.strips):
@@ -323,7 +323,7 @@ cdef void input_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef char *v = job.v + group * job.tile.size * job.tile.size * job.v_element * size
     # What is fetched is for the next item but one.
     cdef Py_ssize_t later = min(job.tiles, tile + 2 * job.input_tiles)
-    cdef ck_coming pixels = pixels_coming(
+    cdef ck_prefetch pixels = pixels_coming(
         job, later, min(job.tiles, later + (job.input_tiles if group == 0 and first == 0 else 0)))
     share_out(&pixels, end - tile)
     while tile < end:
@@ -342,7 +342,7 @@ cdef void block_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef Py_ssize_t block = item // job.tile_groups % job.blocks
     cdef Py_ssize_t begin = tiles_before(job, tiles), end = tiles_before(job, tiles + 1)
     cdef const char *v = job.v + (group * elements * job.v_element + begin * job.v_tile) * size
-    cdef ck_coming pixels = pixels_coming(job, 0, 0)
+    cdef ck_prefetch pixels = pixels_coming(job, 0, 0)
     convolve_block(job, v, begin, end, group, block, &pixels, scratch,
                    scratch + elements * job.m_element * size)
 

@@ -35,11 +35,11 @@ from convkern._kernels.core cimport (
     block_of,
     ceil_div,
     ck_chunk,
-    ck_coming,
-    ck_fetch,
     ck_kernels,
     ck_outer_layout,
     ck_patch,
+    ck_prefetch,
+    ck_prefetch_next,
     ck_target,
     ck_tile_layout,
     ck_winograd,
@@ -88,37 +88,37 @@ cdef void tile_patch(const GradientJob *job, const Images *images, const Axis *h
                  job.zeros, patch)
 
 
-cdef ck_coming pixels_coming(const GradientJob *job, Py_ssize_t begin,
-                             Py_ssize_t end) noexcept nogil:
+cdef ck_prefetch pixels_coming(const GradientJob *job, Py_ssize_t begin,
+                               Py_ssize_t end) noexcept nogil:
     """Return the pixels that tiles begin .. end-1 meet and those before do not."""
     return rows_coming(&job.x, job.x_dense, job.kernels.itemsize, job.across, job.per_image,
                        job.h.size, job.tile.size - job.h.pad, job.tile.outputs, begin, end)
 
 
-cdef ck_coming gradients_coming(const GradientJob *job, Py_ssize_t begin,
-                                Py_ssize_t end) noexcept nogil:
+cdef ck_prefetch gradients_coming(const GradientJob *job, Py_ssize_t begin,
+                                  Py_ssize_t end) noexcept nogil:
     """Return the gradients of tiles begin .. end-1."""
     return rows_coming(&job.g, job.g_dense, job.kernels.itemsize, job.across, job.per_image,
                        job.h.out, job.tile.outputs, job.tile.outputs, begin, end)
 
 
-cdef void lead(ck_coming *coming, Py_ssize_t turns) noexcept nogil:
+cdef void lead(ck_prefetch *coming, Py_ssize_t turns) noexcept nogil:
     """Let so many turns fetch what is coming, and take some of them at once."""
     cdef Py_ssize_t i
     share_out(coming, turns)
     for i in range(FETCHED):
-        ck_fetch(coming)
+        ck_prefetch_next(coming)
 
 
 # What is fetched while other tiles are multiplied.
 cdef struct Coming:
-    ck_coming x, g
+    ck_prefetch x, g
 
 
 cdef inline void fetch(Coming *coming) noexcept nogil:
     """Take a turn."""
-    ck_fetch(&coming.x)
-    ck_fetch(&coming.g)
+    ck_prefetch_next(&coming.x)
+    ck_prefetch_next(&coming.g)
 
 
 cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end,
@@ -131,7 +131,7 @@ cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t 
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, index, c, channels, i, element
     cdef Py_ssize_t turned = 0  # tiles in scratch
-    cdef ck_coming pixels
+    cdef ck_prefetch pixels
     cdef ck_patch patch
     for index in range(ceil_div(stop - first, lanes)):
         c = first + index * lanes
@@ -141,7 +141,7 @@ cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t 
         pixels.step, pixels.bytes = job.x.column * size, channels * size
         lead(&pixels, job.run)
         for i in range(job.run):
-            ck_fetch(&pixels)
+            ck_prefetch_next(&pixels)
             tile_patch(job, &job.x, &job.h, &job.w, min(begin + i, end - 1),
                        group * job.channels + c, False, &patch)
             if begin + i >= end:
@@ -168,13 +168,13 @@ cdef void transform_gradients(const GradientJob *job, Py_ssize_t begin, Py_ssize
     """Transform a block of filters of tiles begin .. end-1 into Y, with zeros up to a whole run."""
     cdef Py_ssize_t size = job.kernels.itemsize, i
     cdef Py_ssize_t filters = min(block.width, job.out_channels - block.first)
-    cdef ck_coming gradients = gradients_coming(job, begin, begin if fetched else end)
+    cdef ck_prefetch gradients = gradients_coming(job, begin, begin if fetched else end)
     cdef ck_patch patch
     gradients.at += (group * job.out_channels + block.first) * size
     gradients.step, gradients.bytes = job.g.column * size, filters * size
     lead(&gradients, job.run)
     for i in range(job.run):
-        ck_fetch(&gradients)
+        ck_prefetch_next(&gradients)
         tile_patch(job, &job.g, &job.h, &job.w, min(begin + i, end - 1),
                    group * job.out_channels + block.first, True, &patch)
         if begin + i >= end:

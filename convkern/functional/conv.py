@@ -138,7 +138,8 @@ def _route(
     # The number of images may only have a say where it may change how a sum is rounded.
     free = algorithm == "auto" and precision != "highest"
     can = lanes.can_convolve(window.kernel, window.dilation, window.groups) and not prepacked
-    by_lanes = not tile and free and can and pays_for_lanes(problem)
+    linear = free and window.covers(shape[-2:])
+    by_lanes = not tile and not linear and free and can and pays_for_lanes(problem)
     if blocks is not None:
         dense = blocks.problem(problem)
         tile = winograd_outputs(dense, algorithm, precision, prepacked, instead=problem)
@@ -147,7 +148,7 @@ def _route(
         direct = "squares" if is_square(problem) else "rows"
     elif not tile and prefers_planes(problem):
         direct = "planes"
-    if free and window.covers(shape[-2:]):
+    if linear:
         direct, tile = "linear", 0
     return Route(size, window.axes(), tile, blocks if tile else None, direct, by_lanes)
 

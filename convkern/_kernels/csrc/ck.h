@@ -529,11 +529,11 @@ typedef struct {
     const char *at, *end;
     ptrdiff_t step, bytes, count;
     int write;
-} ck_coming;
+} ck_prefetch;
 
 /* Ask for the next part of it.  Prefetches alone would make this a function without effects, whose
  * calls a compiler removes. */
-static inline void ck_fetch(ck_coming *coming)
+static inline void ck_prefetch_next(ck_prefetch *coming)
 {
     for (ptrdiff_t i = 0; i < coming->count && coming->at < coming->end; i++) {
         for (ptrdiff_t byte = 0; byte < coming->bytes; byte += 64) {
