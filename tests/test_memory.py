@@ -77,6 +77,20 @@ def test_kept_memory_is_cut_and_joined():
     assert idle_bytes() == before
 
 
+def test_scratch_memory_is_kept_between_calls():
+    """A second call needs none anew, one that needs more takes no more than that, and all of it goes."""
+    x = np.ones((4, 16, 12, 12), np.float32)
+    small, large = (np.ones((16 * n, 16, 3, 3), np.float32) for n in (1, 16))
+    convkern.empty_cache()
+    convkern.conv2d(x, large)
+    most = idle_bytes()
+    for weight in (small, large, small, large):
+        convkern.conv2d(x, weight)
+        assert idle_bytes() == most
+    convkern.empty_cache()
+    assert idle_bytes() == 0
+
+
 def test_idle_memory_is_bounded():
     """What is given back beyond the limit goes to the system, also from one large block."""
     convkern.empty_cache()

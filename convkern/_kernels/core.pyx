@@ -22,7 +22,12 @@ import numpy as np
 cnp.import_array()
 
 cdef extern from "csrc/memory.h":
+    ctypedef struct ck_scratch:
+        char *memory
+        size_t shared, stride
     void *ck_take(size_t) nogil
+    int ck_take_scratch(ck_scratch *, size_t, size_t, int)
+    void ck_give_scratch(const ck_scratch *)
     void ck_give(void *) nogil
     void *ck_resize(void *, size_t) nogil
     void ck_release_idle()
@@ -222,6 +227,7 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
     cdef double total = work * items, region
     cdef Py_ssize_t i, start = 0, stop, step
     cdef uint64_t saved = 0
+    cdef ck_scratch memory
     cdef char *scratch
     cdef ck_share *shares
     if items <= 0:
@@ -232,9 +238,9 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
         threads = max(1, <int>(total / CK_WORK_PER_THREAD))
     if threads > 1:
         threads = 1 if ck_in_parallel() else ck_grow_team(threads, ck_start_team)
-    scratch_bytes = (scratch_bytes + 127) // 128 * 128
-    scratch = take(sizeof(ck_share) * threads + scratch_bytes * threads + 1)
-    shares = <ck_share *>(scratch + scratch_bytes * threads)
+    if not ck_take_scratch(&memory, threads * sizeof(ck_share), scratch_bytes, threads):
+        raise MemoryError(f"cannot allocate {scratch_bytes} bytes of working memory a thread")
+    shares, scratch = <ck_share *>memory.memory, memory.memory + memory.shared
     work = max(work, 1.0)
     region = threads * min(WORK_PER_REGION, max(WORK_OF_LITTLE, 100 * work))
     step = max(threads, <Py_ssize_t>min(<double>items, region / work))
@@ -258,11 +264,11 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
                 with nogil, parallel(num_threads=threads):
                     saved = ck_fp_default()
                     work_off(function, job, shares, threads, threadid(),
-                             scratch + scratch_bytes * <size_t>threadid())
+                             scratch + memory.stride * <size_t>threadid())
                     ck_fp_restore(saved)
             start = stop
     finally:
-        ck_give(scratch)
+        ck_give_scratch(&memory)
     return 0
 
 

@@ -52,6 +52,9 @@ cdef enum:
     FEWEST = 48             # but so many tiles share what is read of U,
     FEWEST_CACHED = 12      # or so many where U, too, stays in the cache
     CACHED_BYTES = 1 << 19
+    SHARED_BYTES = 10 << 20 # of U for which threads share V, if groups are few,
+    SHARED_RATIO = 8        # or times as many as V has,
+    FEWEST_SPLIT = 8        # or for fewer tiles a thread
     MOST = 128
     TILES = 4               # transformed by one item where the threads share V
     FETCHED = 4             # tiles whose pixels are asked for before the first one is transformed
@@ -351,6 +354,8 @@ cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noe
     """Cut the tiles into groups; return how many the largest one has."""
     cdef Py_ssize_t elements = job.tile.size * job.tile.size, size = job.kernels.itemsize
     cdef Py_ssize_t most = CACHE_BYTES // (elements * size * (job.v_tile + width)), units, per_group
+    cdef double u_bytes = <double>(elements * size) * job.channels * job.vectors * job.kernels.lanes
+    cdef double v_bytes = <double>(elements * size) * job.tiles * job.v_tile
     most = max(<Py_ssize_t>FEWEST, min(most, <Py_ssize_t>MOST))
     # Strips are rows of tiles, or parts of one row.
     job.unit = job.across if job.x_planes or job.planes else 1
@@ -359,13 +364,20 @@ cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noe
     per_group = max(1, (most + job.unit // 2) // job.unit)
     # The nearest number: all of U is read for a second group, however few tiles it has.
     job.tile_groups = max(1, (units + per_group // 2) // per_group) * job.pieces
-    if elements * job.channels * job.vectors * job.kernels.lanes * size <= CACHED_BYTES:
+    if u_bytes <= CACHED_BYTES:
         most = min(ceil_div(4 * threads, job.groups), job.tiles // FEWEST_CACHED)
         job.tile_groups = max(job.tile_groups, min(units, most))
     if job.pieces == 1:
         job.tile_groups = max(job.tile_groups, min(min(2 * threads, units), job.tiles // FEWEST))
-    # Too few groups for the threads: they share V, and the blocks of filters.
-    job.shared = threads > 1 and job.tile_groups * job.groups < 2 * threads
+    # Too few groups for the threads: they share V, and the blocks of filters.  Then V goes from one
+    # to another, which takes longer than to read a small U for some groups more.
+    job.shared = (threads > 1 and job.tile_groups * job.groups < 2 * threads
+                  and (u_bytes * job.groups > SHARED_BYTES or u_bytes > SHARED_RATIO * v_bytes
+                       or job.tiles * job.groups < FEWEST_SPLIT * threads
+                       or units * job.groups < threads))
+    while (job.shared and job.tile_groups < min(units, <Py_ssize_t>threads)
+           and job.tile_groups * job.groups * job.blocks % threads):
+        job.tile_groups += job.pieces
     if not job.shared:
         job.tile_groups = max(job.tile_groups,
                               min(units, ceil_div(job.tile_groups, threads) * threads))

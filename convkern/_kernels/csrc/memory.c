@@ -11,15 +11,19 @@
 
 enum {
     LINE = 64,
+    APART = 128, /* what one thread writes from what another one does: lines come in pairs */
     UNIT = 64 << 10, /* what ranges are cut in: a page of any system */
     HUGE_PAGE = 2 << 20,
     MOST_IDLE = 256
 };
 #define IDLE_LIMIT ((size_t)768 << 20)
+#define SET_LIMIT ((size_t)4 << 20) /* of a thread's scratch memory; more is a block like others */
 #ifdef CK_CHECKED /* checkers see what lies beyond blocks of the exact size, and freed ones */
 #define MAPPED_FROM SIZE_MAX
+enum { MOST_SETS = 0 };
 #else
 #define MAPPED_FROM ((size_t)UNIT) /* smaller blocks are the system's */
+enum { MOST_SETS = 8 };
 #endif
 
 /* A block begins with a line for its header. */
@@ -38,7 +42,19 @@ static size_t idle_bytes;
 static char *edge;         /* the lowest mapped page, or NULL; new ones are wanted right below */
 static long until_failure; /* blocks to come up to the one that is refused; 0: none is */
 
+/* Scratch memory between calls, the youngest last: as much as there have been calls at a time. */
+static ck_scratch sets[MOST_SETS + 1];
+static int set_count;
+static size_t set_bytes;
+
 static size_t round_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
+
+static size_t most(size_t a, size_t b) { return a > b ? a : b; }
+
+static size_t size_of(const ck_scratch *set)
+{
+    return set->shared + set->stride * (size_t)set->threads;
+}
 
 static void remove_idle(int i)
 {
@@ -80,12 +96,13 @@ static void add_idle(char *start, size_t size)
     idle_bytes += size;
 }
 
-/* Cut a block off the end of the smallest idle range that holds it, or return NULL. */
+/* Cut a block off the end of the smallest idle range that holds it, of several the youngest, or return
+ * NULL: so one call after the other finds the same block, and in it what is in its caches. */
 static char *take_idle(size_t bytes)
 {
     int best = -1;
     for (int i = 0; i < idle_count; i++)
-        if (idle[i].size >= bytes && (best < 0 || idle[i].size < idle[best].size))
+        if (idle[i].size >= bytes && (best < 0 || idle[i].size <= idle[best].size))
             best = i;
     if (best < 0)
         return NULL;
@@ -197,19 +214,52 @@ void ck_give(void *memory)
         return;
     }
     add_idle(block, bytes);
-    while (idle_bytes > IDLE_LIMIT) {
-        const size_t over = idle_bytes - IDLE_LIMIT;
+    while (idle_count > 0 && idle_bytes + set_bytes > IDLE_LIMIT) {
+        const size_t over = idle_bytes + set_bytes - IDLE_LIMIT;
         unmap_idle(0, over < idle[0].size ? over : idle[0].size);
     }
 }
 
+int ck_take_scratch(ck_scratch *scratch, size_t shared, size_t bytes, int threads)
+{
+    ck_scratch set, wanted = {NULL, round_up(shared, APART), round_up(bytes, APART), threads};
+    if (set_count > 0 && bytes <= SET_LIMIT) {
+        set = sets[--set_count];
+        set_bytes -= size_of(&set);
+        if (set.shared >= shared && set.stride >= bytes && set.threads >= threads) {
+            *scratch = set;
+            return 1;
+        }
+        wanted.shared = most(wanted.shared, set.shared);
+        wanted.stride = most(wanted.stride, set.stride);
+        wanted.threads = threads > set.threads ? threads : set.threads;
+        ck_give(set.memory);
+    }
+    wanted.memory = ck_take(size_of(&wanted));
+    *scratch = wanted;
+    return wanted.memory != NULL;
+}
+
+void ck_give_scratch(const ck_scratch *scratch)
+{
+    if (scratch->stride > SET_LIMIT || set_count == MOST_SETS) {
+        ck_give(scratch->memory);
+        return;
+    }
+    sets[set_count++] = *scratch;
+    set_bytes += size_of(scratch);
+}
+
 void ck_release_idle(void)
 {
+    while (set_count > 0)
+        ck_give(sets[--set_count].memory);
+    set_bytes = 0;
     while (idle_count > 0)
         unmap_idle(idle_count - 1, idle[idle_count - 1].size);
 }
 
-size_t ck_idle_bytes(void) { return idle_bytes; }
+size_t ck_idle_bytes(void) { return idle_bytes + set_bytes; }
 
 long ck_fail(long count)
 {

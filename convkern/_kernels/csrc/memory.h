@@ -15,6 +15,20 @@ void *ck_take(size_t size);
 void *ck_resize(void *block, size_t size);
 /* Give a block back; NULL is allowed. */
 void ck_give(void *block);
+
+/* Scratch memory of a team: `bytes` for each of its `threads`, that of one `stride` behind that of
+ * another, and before it `shared` bytes for all. */
+typedef struct {
+    char *memory; /* a block */
+    size_t shared, stride;
+    int threads;
+} ck_scratch;
+
+/* Find some; tell whether there is any.  A thread gets what it had before, whatever was called:
+ * otherwise lines that one has written would travel to another. */
+int ck_take_scratch(ck_scratch *scratch, size_t shared, size_t bytes, int threads);
+void ck_give_scratch(const ck_scratch *scratch);
+
 /* Return all idle blocks to the system. */
 void ck_release_idle(void);
 size_t ck_idle_bytes(void);
