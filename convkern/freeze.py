@@ -312,7 +312,7 @@ class _LinearStep:
                 self.few[form] = _kernels.ShortWeight(weight, self.bias, exponents, threads)
             else:
                 weight = as_contiguous(weight)[:, :, None, None]
-                self.many[form] = _kernels.PackedConv(weight, self.bias, 1, threads)
+                self.many[form] = _kernels.PackedConv(weight, self.bias, 1, threads, once=True)
         if few:
             output = _kernels.empty((len(rows), len(self.weight)), rows.dtype)
             _kernels.short_linear(rows, self.few[form], output, *self.activation, threads)

@@ -2,7 +2,7 @@
 
 from convkern._kernels.channels cimport Arrivals
 from convkern._kernels.core cimport Axis, Images, Span, ck_kernels
-from convkern._kernels.packing cimport PackedConv
+from convkern._kernels.packing cimport PackedConv, Weights
 
 cdef enum:
     GROUP_BYTES = 8 << 20  # channels-last copies that an NCHW operator holds at a time
@@ -15,7 +15,7 @@ cdef class Part:
 cdef struct ConvJob:
     const ck_kernels *kernels
     const char *x
-    const char *weight
+    Weights weights
     const char *bias
     char *out
     Axis h, w

@@ -37,7 +37,7 @@ from convkern._kernels.core cimport (
     take,
     transpose,
 )
-from convkern._kernels.packing cimport PackedConv
+from convkern._kernels.packing cimport PackedConv, own_copy
 from convkern._kernels.planes cimport convolve_planes
 from convkern._kernels.strips cimport Planes, Region, area, gather_strip, place_strip, strip_of
 from convkern._kernels.winograd cimport winograd_images
@@ -190,7 +190,7 @@ cdef void conv_block(const ConvJob *job, const char *x, char *out, const Region 
     """
     cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes, i, j
     cdef int tail = <int>min(lanes, job.out_channels - block.first - (block.vectors - 1) * lanes)
-    cdef const char *weight = job.weight + (group * job.vectors * lanes + block.first) * (
+    cdef const char *weight = own_copy(&job.weights) + (group * job.vectors * lanes + block.first) * (
         job.h.kernel * job.w.kernel * job.channels * size)
     cdef const char *bias = job.bias + (group * job.vectors * lanes + block.first) * size
     cdef Span rows, columns
@@ -344,7 +344,7 @@ cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t
             &window,
             x + (columns.start * job.w.stride - job.w.pad + columns.first * job.w.dilation)
             * job.x_column * size,
-            job.weight + ((rows.first * job.w.kernel + columns.first) * job.groups + first) * size,
+            own_copy(&job.weights) + ((rows.first * job.w.kernel + columns.first) * job.groups + first) * size,
             job.bias + first * size, out + columns.start * job.out_column * size)
 
 
@@ -560,7 +560,7 @@ cdef ConvJob job_of(Part part, const Images *x, const Images *out, int activatio
     cdef PackedConv packed = part.packed
     memset(&job, 0, sizeof(job))
     job.arrivals, job.first_image = arrivals, first_image
-    job.kernels, job.weight, job.bias = packed.kernels, packed.weight, packed.bias
+    job.kernels, job.weights, job.bias = packed.kernels, packed.weights, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
     job.activation, job.slope = activation, slope

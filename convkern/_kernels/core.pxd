@@ -217,6 +217,7 @@ cdef void give(void *block) noexcept
 # What is done for one item of a job, with memory of the thread's own.
 ctypedef void (*item_fn)(const void *job, Py_ssize_t item, char *scratch) noexcept nogil
 
+cdef int thread_number() noexcept nogil
 cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
              size_t scratch_bytes) except -1
 

@@ -216,6 +216,11 @@ cdef void work_off(item_fn function, const void *job, ck_share *shares, int thre
             function(job, item, scratch)
 
 
+cdef int thread_number() noexcept nogil:
+    """Return the number of the thread that an item runs on."""
+    return threadid()
+
+
 cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, int threads,
              size_t scratch_bytes) except -1:
     """Call ``function(job, item, scratch)`` for every item; the only place that starts threads.

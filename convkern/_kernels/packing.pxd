@@ -1,9 +1,14 @@
 """Packed weights."""
 
-from convkern._kernels.core cimport ck_kernels, ck_winograd
+from convkern._kernels.core cimport ck_kernels, ck_winograd, thread_number
+
+cdef struct Weights:
+    # Packed weights: a copy for each thread, or one for all of them.
+    char *data
+    Py_ssize_t copies, bytes
 
 cdef class PackedConv:
-    cdef char *weight
+    cdef Weights weights
     cdef char *bias
     cdef const ck_kernels *kernels
     cdef const ck_winograd *winograd  # NULL: as they are, for the direct algorithm
@@ -20,3 +25,8 @@ cdef inline Py_ssize_t element_rows(Py_ssize_t channels) noexcept nogil:
     An odd number, as elements would all fall into the same cache sets otherwise.
     """
     return channels | 1
+
+
+cdef inline const char *own_copy(const Weights *weights) noexcept nogil:
+    """Return the copy of packed weights that a thread reads."""
+    return weights.data + thread_number() % weights.copies * weights.bytes

@@ -10,4 +10,5 @@ class PackedConv:
         winograd: int = 0,
         *,
         stride: int = 1,
+        once: bool = False,
     ) -> None: ...

@@ -11,6 +11,7 @@ from convkern._kernels.core cimport (
     CK_MAX_VECTORS,
     CK_WINOGRAD_TILES_COUNT,
     CK_WORK_OF_ELEMENT,
+    CK_WORK_PER_THREAD,
     Block,
     block_of,
     ceil_div,
@@ -28,6 +29,9 @@ cnp.import_array()
 
 cdef enum:
     PACK_CHANNELS = 16  # transposed at a time
+    # So small a weight, times the threads, is packed by each of them for itself: lines that another
+    # one has read take longer to get for writing, or has written to read, than to be packed.
+    OWN_BYTES = 512 << 10
 
 cdef struct Taps:
     # Taps of one axis of a window: first, first + step, ... (count of them).
@@ -37,7 +41,8 @@ cdef struct PackJob:
     const ck_kernels *kernels
     const ck_winograd *winograd
     const char *weight
-    char *packed
+    Weights weights
+    Py_ssize_t items  # of a copy
     Py_ssize_t groups, out_channels, channels, kh, kw, vectors, blocks
     Taps rows, columns
     bint transposed
@@ -88,9 +93,9 @@ cdef void transform_weights(const PackJob *job, const char *taps, Py_ssize_t tap
     job.winograd.weight(&patch, count, dst, element, job.kernels.lanes)
 
 
-cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+cdef void pack_part(const PackJob *job, Py_ssize_t item, char *packed,
+                    char *scratch) noexcept nogil:
     """Pack some channels of one block of output channels, padded with zeros."""
-    cdef const PackJob *job = <const PackJob *>job_
     cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, job.channels)
     cdef Py_ssize_t parts = ceil_div(job.channels, part), c = item % parts * part
     cdef Py_ssize_t group = item // parts // job.blocks, rows = job.channels
@@ -105,7 +110,7 @@ cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
         element = element_rows(job.channels)
     cdef const char *weight = job.weight + (group * job.out_channels * job.channels + (
         k0 + c * job.out_channels if job.transposed else k0 * job.channels + c)) * taps * size
-    cdef char *dst = job.packed + (
+    cdef char *dst = packed + (
         (group * job.vectors * lanes + k0) * element * elements * size + c * row)
     cdef ptrdiff_t *offsets = <ptrdiff_t *>scratch
     cdef char *tapwise = scratch + ceil_div(part * taps * sizeof(ptrdiff_t), 64) * 64
@@ -114,6 +119,17 @@ cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
                   width)
     if job.winograd != NULL:
         transform_weights(job, tapwise, rows * width, count * width, dst, element * width)
+
+
+cdef void pack_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Pack a part of the only copy, or all of a thread's own."""
+    cdef const PackJob *job = <const PackJob *>job_
+    cdef Py_ssize_t part
+    if job.weights.copies == 1:
+        pack_part(job, item, job.weights.data, scratch)
+        return
+    for part in range(job.items):
+        pack_part(job, part, job.weights.data + item * job.weights.bytes, scratch)
 
 
 @cython.final
@@ -127,17 +143,18 @@ cdef class PackedConv:
     """
 
     def __dealloc__(self):
-        give(self.weight)
+        give(self.weights.data)
         give(self.bias)
 
     def __init__(self, cnp.ndarray weight, cnp.ndarray bias, Py_ssize_t groups, int threads,
                  int winograd=0, bint transposed=False, tuple row_taps=None,
-                 tuple column_taps=None, int stride=1):
+                 tuple column_taps=None, int stride=1, bint once=False):
         """Pack a C-contiguous (OC, C/groups, KH, KW) weight and a bias (OC,) or None.
 
         `winograd` is how many outputs a tile has on each axis, 0 for the direct
-        algorithm, and `stride` is the window's then.  With `transposed` the weight is read as (C, OC/groups, KH, KW).
-        Taps are chosen and ordered by (first, step, count); by default all of them.
+        algorithm, and `stride` is the window's then.  With `transposed` the weight is read as
+        (C, OC/groups, KH, KW).  Taps are chosen and ordered by (first, step, count); by default all
+        of them.  What is packed `once` for many convolutions is one copy for all threads.
         """
         cdef PackJob job
         cdef const ck_kernels *kernels = kernels_of(weight)
@@ -163,7 +180,17 @@ cdef class PackedConv:
             elements = self.winograd.size * self.winograd.size
             element = element_rows(self.channels)
         cdef Py_ssize_t padded = outputs if self.depthwise else groups * self.vectors * lanes
-        self.weight = take(<size_t>(padded * element * elements * size) + 1)
+        cdef Py_ssize_t width = ceil_div(self.vectors, self.blocks) * lanes
+        cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, self.channels)
+        cdef double work = CK_WORK_OF_ELEMENT * width * part * (taps + (elements if winograd else 0))
+        job.items = 0 if self.depthwise else groups * self.blocks * ceil_div(self.channels, part)
+        self.weights.copies = 1
+        if (not once and work * job.items >= CK_WORK_PER_THREAD
+                and outputs * self.channels * taps * size * threads <= OWN_BYTES):
+            self.weights.copies = threads
+            work *= job.items
+        self.weights.bytes = ceil_div(padded * element * elements * size, 64) * 64
+        self.weights.data = take(<size_t>(self.weights.copies * self.weights.bytes) + 1)
         self.bias = take(<size_t>((padded + lanes) * size))
         memset(self.bias, 0, <size_t>((padded + lanes) * size))
         cdef Py_ssize_t biases = outputs if self.depthwise else self.out_channels
@@ -174,7 +201,7 @@ cdef class PackedConv:
                        <size_t>(biases * size))
         job.kernels, job.weight = kernels, <const char *>cnp.PyArray_DATA(weight)
         job.winograd = self.winograd
-        job.packed, job.transposed = self.weight, transposed
+        job.weights, job.transposed = self.weights, transposed
         job.groups, job.out_channels, job.channels = groups, self.out_channels, self.channels
         job.vectors, job.blocks = self.vectors, self.blocks
         cdef Py_ssize_t r, s
@@ -184,15 +211,13 @@ cdef class PackedConv:
                     kernels.transpose(
                         job.weight + ((job.rows.first + r * job.rows.step) * job.kw
                                       + job.columns.first + s * job.columns.step) * size,
-                        taps, self.weight + (r * self.kw + s) * outputs * size, outputs, outputs, 1)
+                        taps, self.weights.data + (r * self.kw + s) * outputs * size, outputs,
+                        outputs, 1)
             return
-        cdef Py_ssize_t width = ceil_div(self.vectors, self.blocks) * lanes
         cdef size_t scratch = <size_t>(PACK_CHANNELS * taps) * (
             sizeof(ptrdiff_t) + <size_t>(width * size * (winograd > 0))) + 64
-        cdef Py_ssize_t part = min(<Py_ssize_t>PACK_CHANNELS, self.channels)
-        run(pack_item, &job, groups * self.blocks * ceil_div(self.channels, part),
-            CK_WORK_OF_ELEMENT * width * part * (taps + (elements if winograd else 0)), threads,
-            scratch)
+        run(pack_item, &job, job.items if self.weights.copies == 1 else self.weights.copies, work,
+            threads, scratch)
 
 
 cdef const ck_winograd *winograd_tile(const ck_kernels *kernels, int outputs, Py_ssize_t taps,

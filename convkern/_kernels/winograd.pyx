@@ -41,7 +41,7 @@ from convkern._kernels.core cimport (
     run,
     take,
 )
-from convkern._kernels.packing cimport PackedConv, element_rows
+from convkern._kernels.packing cimport PackedConv, Weights, element_rows, own_copy
 from convkern._kernels.strips cimport Planes, Region, area, gather_strip, place_strip, strip_of
 
 cdef enum:
@@ -63,7 +63,7 @@ cdef enum:
 cdef struct WinogradJob:
     const ck_kernels *kernels
     const ck_winograd *tile
-    const char *weight    # (group, block, element, channel, filter)
+    Weights weights       # (group, block, element, channel, filter)
     const char *bias
     const char *zeros     # as many as a group has channels, or a block filters
     char *v               # of all tiles, where the threads share it
@@ -262,7 +262,7 @@ cdef void convolve_block(const WinogradJob *job, const char *v, Py_ssize_t begin
     cdef Py_ssize_t filters = min(part.width, job.out_channels - part.first)
     cdef ck_prefetch outputs = outputs_coming(job, begin, end, first, filters)
     multiply(job, v, end - begin,
-             job.weight + padded * element_rows(job.channels) * elements * size, part.vectors,
+             own_copy(&job.weights) + padded * element_rows(job.channels) * elements * size, part.vectors,
              pixels, &outputs, m)
     while tile < end:
         stop = min(end, (tile // job.per_image + 1) * job.per_image)
@@ -408,7 +408,7 @@ cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const 
     cdef Py_ssize_t width = ceil_div(packed.vectors, packed.blocks) * lanes
     cdef Py_ssize_t elements = packed.winograd.size * packed.winograd.size, most
     cdef Py_ssize_t outputs = packed.winograd.outputs
-    job.kernels, job.tile, job.weight, job.bias = kernels, packed.winograd, packed.weight, packed.bias
+    job.kernels, job.tile, job.weights, job.bias = kernels, packed.winograd, packed.weights, packed.bias
     job.channels, job.out_channels = packed.channels, packed.out_channels
     job.groups, job.vectors, job.blocks = packed.groups, packed.vectors, packed.blocks
     job.x, job.out, job.h, job.w = x[0], out[0], h[0], w[0]

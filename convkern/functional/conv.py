@@ -226,7 +226,7 @@ def _compute(
         return
     if route.blocks is not None:
         _compute_in_blocks(
-            x, weight, bias, route.blocks, activation, result, layouts, route.tile, kept, made
+            x, weight, bias, route.blocks, activation, result, layouts, route.tile, packed, made
         )
         return
     threads, tile = get_num_threads(), route.tile
@@ -252,7 +252,7 @@ def _compute(
         if (None, tile) not in kept:
             stride = route.axes[0][1]
             kept[None, tile] = _kernels.PackedConv(
-                weight, bias, groups, threads, tile, stride=stride
+                weight, bias, groups, threads, tile, stride=stride, once=packed is not None
             )
         packing = kept[None, tile]
         _kernels.conv2d(x, packing, result, *route.axes, *activation, channels_last, threads, made)
@@ -267,15 +267,18 @@ def _compute_in_blocks(
     result: np.ndarray,
     layouts: tuple[bool, bool],
     tile: int,
-    kept: Packed,
+    packed: Packed | None,
     made: _kernels.ImageMoments | None,
 ) -> None:
     """Convolve blocks of pixels, of a few images at a time, so that they stay in the cache."""
     threads = get_num_threads()
+    kept = {} if packed is None else packed
     if (layouts[0], tile) not in kept:
         filters = blocks.weight(weight, layouts[0])
-        kept[layouts[0], tile] = _kernels.PackedConv(filters, bias, 1, threads, tile)
-    packed = kept[layouts[0], tile]
+        kept[layouts[0], tile] = _kernels.PackedConv(
+            filters, bias, 1, threads, tile, once=packed is not None
+        )
+    packing = kept[layouts[0], tile]
     step = max(1, BLOCK_BYTES // (result.nbytes // len(x)))
     for n in range(0, len(x), step):
         part = result[n : n + step]
@@ -283,7 +286,7 @@ def _compute_in_blocks(
         if made is not None:
             made.begin(n)
         _kernels.conv2d(
-            dense, packed, part, *blocks.axes(), *activation, True, threads, made, not layouts[1]
+            dense, packing, part, *blocks.axes(), *activation, True, threads, made, not layouts[1]
         )
 
 

@@ -508,7 +508,7 @@ int ck_grow_team(int wanted, void (*start)(int threads));
 #endif
 /* The same of an element that is read, changed a little and written: the caches take longer over it
  * than the arithmetic. */
-#define CK_WORK_OF_ELEMENT 24.0
+#define CK_WORK_OF_ELEMENT 64.0
 
 /* The items that are a thread's own, next .. end-1; each share has cache lines to itself. */
 typedef struct {
