@@ -189,10 +189,11 @@ cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     cdef const WeightJob *job = <const WeightJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, pixels = job.h.out * job.w.out
-    # Threads take items in turn: slices first, whose sums lie far apart, so that they do not
-    # write to the same lines.
-    cdef Py_ssize_t part = item % job.slices
-    item //= job.slices
+    # A thread's items are of few slices: it reads what pixels it has written or read before, as in
+    # other passes over the images, and sums of its own.
+    cdef Py_ssize_t items = job.ranges * job.h.kernel * job.blocks * job.groups
+    cdef Py_ssize_t part = item // items
+    item %= items
     cdef Py_ssize_t index = item % job.ranges
     item //= job.ranges
     cdef Py_ssize_t tap_row = item % job.h.kernel
@@ -309,8 +310,9 @@ cdef void turned_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     pixel's channels, and gradients that of the weights.
     """
     cdef const WeightJob *job = <const WeightJob *>job_
-    cdef Py_ssize_t part = item % job.slices, index, i, row, images
-    item //= job.slices
+    cdef Py_ssize_t items = job.ranges * job.block_ranges * job.groups
+    cdef Py_ssize_t part = item // items, index, i, row, images
+    item %= items
     cdef Py_ssize_t c = job.channels * (item % job.ranges) // job.ranges
     cdef Py_ssize_t channels = job.channels * (item % job.ranges + 1) // job.ranges - c
     item //= job.ranges

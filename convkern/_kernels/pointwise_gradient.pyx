@@ -120,10 +120,11 @@ cdef void pointwise_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     cdef const PointwiseJob *job = <const PointwiseJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, index, tile, tiles, c, c_stop
-    cdef Py_ssize_t part = item % job.slices, pixel, stop, chunk, count, done, first_block, last_block
+    cdef Py_ssize_t items = job.ranges * job.block_ranges * job.groups
+    cdef Py_ssize_t part = item // items, pixel, stop, chunk, count, done, first_block, last_block
     cdef Py_ssize_t end = job.total * (part + 1) // job.slices
     pixel = job.total * part // job.slices
-    item //= job.slices
+    item %= items
     cdef Py_ssize_t begin = job.channels * (item % job.ranges) // job.ranges
     cdef Py_ssize_t channels = job.channels * (item % job.ranges + 1) // job.ranges - begin
     item //= job.ranges
