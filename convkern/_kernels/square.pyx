@@ -163,8 +163,8 @@ cdef void gradient_item(const void *job_, Py_ssize_t item, char *scratch) noexce
     cdef const ck_square *turned
     cdef ck_square last[2]
     cdef int two
-    cdef Py_ssize_t size = kernels.itemsize, part = item % job.slices, image, channel, plane, step, i
-    cdef Py_ssize_t first = item // job.slices * job.per_item
+    cdef Py_ssize_t size = kernels.itemsize, part = item // job.blocks, image, channel, plane, step, i
+    cdef Py_ssize_t first = item % job.blocks * job.per_item
     cdef Py_ssize_t count = min(job.per_item, job.channels - first)
     cdef Py_ssize_t pixels = job.square.height * job.square.width
     cdef Py_ssize_t outputs = job.square.rows * job.square.columns
