@@ -12,6 +12,7 @@ from convkern._kernels.channels cimport Arrivals, ImageMoments, arrivals_of, out
 from convkern._kernels.core cimport (
     CK_AHEAD,
     CK_CLAIM,
+    CK_DEPTHWISE_EDGES,
     CK_FIRST,
     CK_LAST,
     CK_ONCE,
@@ -319,16 +320,27 @@ cdef void strip_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
                     min(block.width, here.out_channels - block.first))
 
 
+cdef inline Py_ssize_t beyond(const Axis *a) noexcept nogil:
+    """Return by how much the last window hangs over the end of an axis, if it is positive."""
+    return (a.out - 1) * a.stride - a.pad + a.kernel - a.size
+
+
+cdef inline bint spans_edges(const Axis *w) noexcept nogil:
+    """Tell whether the kernel itself leaves out what windows have beyond the edges of a row."""
+    return (w.dilation == 1 and CK_DEPTHWISE_EDGES(w.kernel, w.stride) and w.pad < w.kernel
+            and beyond(w) < w.kernel)
+
+
 cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t row,
                         Py_ssize_t first, Py_ssize_t channels) noexcept nogil:
     """One output row of some channels; x and out are the first pixels of these."""
     cdef Py_ssize_t size = job.kernels.itemsize, i
     cdef const Span *rows = job.rows
-    cdef const Span *columns
+    cdef Span columns
     cdef ck_window window
     while rows.stop <= row:
         rows += 1
-    window.channels = channels
+    window.channels, window.left, window.right = channels, 0, 0
     window.x_pixel, window.out_pixel = job.w.stride * job.x_column, job.out_column
     window.x_row, window.x_column = job.h.dilation * job.x_row, job.w.dilation * job.x_column
     window.w_row, window.w_column = job.w.kernel * job.groups, job.groups
@@ -337,15 +349,23 @@ cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t
     x += (row * job.h.stride - job.h.pad + rows.first * job.h.dilation) * job.x_row * size
     out += row * job.out_row * size
     for i in range(job.column_spans):
-        columns = &job.columns[i]
+        columns = job.columns[i]
+        if spans_edges(&job.w):
+            # All of the row together.
+            columns = Span(0, job.w.out, 0, job.w.kernel)
+            window.left = max(<Py_ssize_t>0, job.w.pad)
+            window.right = max(<Py_ssize_t>0, beyond(&job.w))
         window.pixels = columns.stop - columns.start
         window.columns = columns.last - columns.first
         job.kernels.depthwise(
             &window,
             x + (columns.start * job.w.stride - job.w.pad + columns.first * job.w.dilation)
             * job.x_column * size,
-            own_copy(&job.weights) + ((rows.first * job.w.kernel + columns.first) * job.groups + first) * size,
+            own_copy(&job.weights)
+            + ((rows.first * job.w.kernel + columns.first) * job.groups + first) * size,
             job.bias + first * size, out + columns.start * job.out_column * size)
+        if columns.stop == job.w.out:
+            return
 
 
 cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:

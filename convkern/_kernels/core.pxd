@@ -41,9 +41,10 @@ cdef extern from "csrc/ck.h" nogil:
                                  void *) noexcept nogil
     ctypedef struct ck_window:
         ptrdiff_t pixels, channels, rows, columns, x_pixel, x_row, x_column, out_pixel
-        ptrdiff_t w_row, w_column
+        ptrdiff_t w_row, w_column, left, right
         int activation
         double slope
+    bint CK_DEPTHWISE_EDGES(Py_ssize_t columns, Py_ssize_t stride)
     ctypedef struct ck_lines:
         ptrdiff_t lines, x_line, g_line
     ctypedef struct ck_pool:

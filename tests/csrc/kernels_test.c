@@ -564,6 +564,9 @@ static void test_depthwise(void)
     t.x_row = draw(1, 60), t.out_pixel = channels + draw(0, 2);
     t.w_column = channels, t.w_row = t.columns * channels;
     t.activation = (int)draw(CK_IDENTITY, CK_LEAKY_RELU), t.slope = 0.5;
+    const ptrdiff_t step = t.x_pixel / t.x_column, width = (t.pixels - 1) * step + t.columns;
+    if (CK_DEPTHWISE_EDGES(t.columns, step))
+        t.left = draw(0, t.columns - 1), t.right = draw(0, t.columns - 1);
     const void *x = integers((t.pixels - 1) * t.x_pixel + (t.rows - 1) * t.x_row
                              + (t.columns - 1) * t.x_column + channels);
     const void *w = integers(t.rows * t.w_row), *bias = integers(channels);
@@ -573,13 +576,15 @@ static void test_depthwise(void)
             double sum = at(bias, c);
             for (ptrdiff_t r = 0; r < t.rows; r++)
                 for (ptrdiff_t s = 0; s < t.columns; s++)
-                    sum += at(x, p * t.x_pixel + r * t.x_row + s * t.x_column + c)
-                        * at(w, r * t.w_row + s * t.w_column + c);
+                    if (p * step + s >= t.left && p * step + s < width - t.right)
+                        sum += at(x, p * t.x_pixel + r * t.x_row + s * t.x_column + c)
+                            * at(w, r * t.w_row + s * t.w_column + c);
             out.true_[p * t.out_pixel + c] = activated(sum, t.activation, t.slope);
         }
     kernels->depthwise(&t, x, w, bias, out.mine);
     compare("depthwise", out, 0);
 
+    t.left = t.right = 0;
     ck_lines l = {draw(1, 3), draw(0, 9), draw(0, 9)};
     output dw = new_output(t.rows * t.w_row), sums = new_output(channels);
     const int summed = (int)draw(0, 1);

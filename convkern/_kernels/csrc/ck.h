@@ -106,7 +106,9 @@ typedef void (*ck_dot_fn)(const ck_dot_layout *layout, const void *x, const void
 /* ---- Windows over channels-last pixels: lanes along the channels ----
  *
  * `pixels` output pixels, each over rows x columns taps of `channels`
- * contiguous elements.
+ * contiguous elements.  The first `left` and the last `right` columns of the windows together are
+ * not there, and count for nothing: fewer than a window has, for `depthwise` alone, and where
+ * CK_DEPTHWISE_EDGES.
  */
 typedef struct {
     ptrdiff_t pixels, channels;
@@ -114,9 +116,14 @@ typedef struct {
     ptrdiff_t x_pixel, x_row, x_column;
     ptrdiff_t out_pixel;
     ptrdiff_t w_row, w_column;
+    ptrdiff_t left, right;
     int activation;
     double slope;
 } ck_window;
+
+/* Windows, of neighbouring columns, that may hang over the edges. */
+#define CK_DEPTHWISE_EDGES(columns, stride) \
+    (((columns) == 3 && ((stride) == 1 || (stride) == 2)) || ((columns) == 2 && (stride) == 1))
 
 /* So many lines of output pixels, and how far apart they and their windows are. */
 typedef struct {
