@@ -67,6 +67,8 @@ cdef enum:
     FEWEST = 128              # so many tiles share what is read and written of M
     # or slices of the tiles have an M of their own, and V and Y stay in a thread's cache:
     SLICES = 8
+    FEWEST_SLICES = 4
+    LITTLE = 50000000         # products
     SLICE_TILES = 32          # of a slice, at least
     SLICES_BYTES = 40 << 20   # of all M together, at most
     SLICE_BYTES = 1 << 20     # of V and Y at a time, but
@@ -398,6 +400,25 @@ cdef void store_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
         job.channels * taps, count * taps, min(block.width, job.out_channels - block.first))
 
 
+cdef Py_ssize_t slices_of(const GradientJob *job, Py_ssize_t tiles, size_t bytes) noexcept:
+    """Choose how many slices of tiles have an M of so many bytes; 1: the threads share V and Y.
+
+    The shape alone decides, as sums depend on it.
+    """
+    cdef Py_ssize_t lanes = job.kernels.lanes, filters = job.vectors * lanes, slices
+    # Slices write and read M so many times, the threads together V and Y.
+    cdef double m = <double>job.channels * filters
+    cdef double v_and_y = <double>tiles * (ceil_div(job.channels, lanes) * lanes + filters)
+    slices = min(<Py_ssize_t>SLICES, tiles // SLICE_TILES, <Py_ssize_t>(SLICES_BYTES // bytes))
+    while slices >= FEWEST_SLICES and 3 * slices * m > 2 * v_and_y:
+        slices //= 2
+    if slices >= FEWEST_SLICES:
+        return slices
+    # Two are for two threads only: where there is little to do for more.
+    return 2 if (slices > 1 and 2 * m <= v_and_y
+                 and job.tile.size * job.tile.size * m * tiles <= LITTLE) else 1
+
+
 @cython.final
 cdef class WinogradGradient:
     """The gradient of a weight, summed up over images and stored at the end."""
@@ -427,15 +448,9 @@ cdef class WinogradGradient:
         job.vectors = ceil_div(out_channels, lanes)
         job.m_element = channels * job.vectors * lanes + LINE // kernels.itemsize
         job.fresh = True
-        # Slices write and read M so many times, the threads together V and Y.
-        cdef Py_ssize_t tiles = images * job.per_image, padded = ceil_div(channels, lanes) * lanes
         elements = job.tile.size * job.tile.size
         cdef size_t bytes = <size_t>(groups * elements * job.m_element * kernels.itemsize)
-        job.slices = min(<Py_ssize_t>SLICES, tiles // SLICE_TILES,
-                         <Py_ssize_t>(SLICES_BYTES // bytes))
-        if (job.slices < SLICES // 2
-                or 3 * job.slices * job.m_element > 2 * tiles * (padded + job.vectors * lanes)):
-            job.slices = 1
+        job.slices = slices_of(job, images * job.per_image, bytes)
         bytes *= <size_t>job.slices
         # What passes through memory is worth turning round, what stays in the cache is not.
         job.turned = job.slices == 1
