@@ -167,8 +167,8 @@ FAULTS = [
     ),
     Fault(
         "conv.inc",
-        "for (int j = 0; j < (PIXELS - 1) * STRIDE + COLUMNS; j++) {",
-        "for (int j = 0; j < (PIXELS - 1) * STRIDE + COLUMNS - 1; j++) {",
+        "for (int j = 0; j < width; j++) {",
+        "for (int j = 0; j < width - 1; j++) {",
         "the last tap of a block's last pixel is skipped",
     ),
     Fault(
@@ -191,9 +191,15 @@ FAULTS = [
     ),
     Fault(
         "conv.inc",
-        "p -= 4, x += 4 * t->x_pixel, out += 4 * t->out_pixel;",
-        "p -= 4, out += 4 * t->out_pixel;",
-        "the pixels behind a block of four read from its beginning",
+        "const real *from = x + begin * t->x_pixel;",
+        "const real *from = x;",
+        "depthwise: later pieces of a row read from its beginning",
+    ),
+    Fault(
+        "conv.inc",
+        "const ptrdiff_t left = i == 0 ? t->left : 0, right",
+        "const ptrdiff_t left = t->left, right",
+        "depthwise: every piece of a row leaves out what the first one has beyond the edge",
     ),
     # ------------------------------------------------------------ columns.inc
     Fault(
@@ -504,8 +510,20 @@ FAULTS = [
         "a kept block is taken although it is too small",
     ),
     Fault(
+        "memory.c",
+        "set.shared >= shared && set.stride >= bytes && ",
+        "set.shared >= shared && ",
+        "kept scratch memory is taken although it is too small",
+    ),
+    Fault(
+        "memory.c",
+        "        set_bytes -= size_of(&set);\n",
+        "",
+        "scratch memory in use counts as idle, the longer the more",
+    ),
+    Fault(
         "core.pyx",
-        "scratch + scratch_bytes * <size_t>threadid())",
+        "scratch + memory.stride * <size_t>threadid())",
         "scratch)",
         "threads share their scratch memory",
     ),
@@ -572,9 +590,15 @@ FAULTS = [
     ),
     Fault(
         "conv.pyx",
-        "((rows.first * job.w.kernel + columns.first) * job.groups + first) * size",
-        "(rows.first * job.w.kernel * job.groups + first) * size",
+        "weight + columns.first * job.groups * size, bias,",
+        "weight, bias,",
         "depthwise: at the left edge the first tap stands for the first inside",
+    ),
+    Fault(
+        "conv.pyx",
+        "window.right = max(<Py_ssize_t>0, beyond(&job.w))",
+        "window.right = 0",
+        "depthwise: windows at the right edge hold the next row's first pixel",
     ),
     Fault(
         "conv.pyx",
@@ -768,6 +792,12 @@ FAULTS = [
     # ------------------------------------------------------------ gradients of a convolution
     Fault(
         "grad_weight.pyx",
+        "job.ranges * job.h.kernel * job.blocks * job.groups",
+        "job.ranges * job.h.kernel * job.blocks",
+        "the second group is taken for the second slice",
+    ),
+    Fault(
+        "grad_weight.pyx",
         "start[0] = max(start[0], ceil_div(max(0, lead), a.stride))",
         "start[0] = max(start[0], max(0, lead) // a.stride)",
         "the first output of a tap lies in the padding",
@@ -888,6 +918,12 @@ FAULTS = [
     ),
     Fault(
         "pointwise_gradient.pyx",
+        "cdef Py_ssize_t items = job.ranges * job.block_ranges * job.groups",
+        "cdef Py_ssize_t items = job.block_ranges * job.groups",
+        "the second range of channels is taken for the second slice",
+    ),
+    Fault(
+        "pointwise_gradient.pyx",
         "if job.g_in_place and block.first + block.width <= job.out_channels:",
         "if job.g_in_place:",
         "gradients are read beyond the last filter",
@@ -905,6 +941,12 @@ FAULTS = [
         "the first range of channels makes the gradient of the bias",
     ),
     # ------------------------------------------------------------ packing.pyx, blocks.pyx
+    Fault(
+        "packing.pyx",
+        "job.weights.data + item * job.weights.bytes, scratch)",
+        "job.weights.data, scratch)",
+        "all threads pack the first one's copy",
+    ),
     Fault(
         "packing.pyx",
         "tap = (job.rows.first + r * job.rows.step) * job.kw",

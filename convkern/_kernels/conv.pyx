@@ -331,12 +331,26 @@ cdef inline bint spans_edges(const Axis *w) noexcept nogil:
             and beyond(w) < w.kernel)
 
 
+cdef void depthwise_span(const ConvJob *job, ck_window *window, const Span *columns,
+                         const char *x, const char *weight, const char *bias,
+                         char *out) noexcept nogil:
+    """Some windows of a row; x is the row's first pixel, weight the window's first tap."""
+    cdef Py_ssize_t size = job.kernels.itemsize
+    cdef Py_ssize_t first = columns.start * job.w.stride - job.w.pad + columns.first * job.w.dilation
+    window.pixels, window.columns = columns.stop - columns.start, columns.last - columns.first
+    job.kernels.depthwise(window, x + first * job.x_column * size,
+                          weight + columns.first * job.groups * size, bias,
+                          out + columns.start * job.out_column * size)
+
+
 cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t row,
                         Py_ssize_t first, Py_ssize_t channels) noexcept nogil:
     """One output row of some channels; x and out are the first pixels of these."""
     cdef Py_ssize_t size = job.kernels.itemsize, i
     cdef const Span *rows = job.rows
-    cdef Span columns
+    cdef const char *weight = own_copy(&job.weights)
+    cdef const char *bias = job.bias + first * size
+    cdef Span columns = Span(0, job.w.out, 0, job.w.kernel)
     cdef ck_window window
     while rows.stop <= row:
         rows += 1
@@ -346,26 +360,16 @@ cdef void depthwise_row(const ConvJob *job, const char *x, char *out, Py_ssize_t
     window.w_row, window.w_column = job.w.kernel * job.groups, job.groups
     window.activation, window.slope = job.activation, job.slope
     window.rows = rows.last - rows.first
+    weight += (rows.first * job.w.kernel * job.groups + first) * size
     x += (row * job.h.stride - job.h.pad + rows.first * job.h.dilation) * job.x_row * size
     out += row * job.out_row * size
+    if spans_edges(&job.w):
+        window.left = max(<Py_ssize_t>0, job.w.pad)
+        window.right = max(<Py_ssize_t>0, beyond(&job.w))
+        depthwise_span(job, &window, &columns, x, weight, bias, out)
+        return
     for i in range(job.column_spans):
-        columns = job.columns[i]
-        if spans_edges(&job.w):
-            # All of the row together.
-            columns = Span(0, job.w.out, 0, job.w.kernel)
-            window.left = max(<Py_ssize_t>0, job.w.pad)
-            window.right = max(<Py_ssize_t>0, beyond(&job.w))
-        window.pixels = columns.stop - columns.start
-        window.columns = columns.last - columns.first
-        job.kernels.depthwise(
-            &window,
-            x + (columns.start * job.w.stride - job.w.pad + columns.first * job.w.dilation)
-            * job.x_column * size,
-            own_copy(&job.weights)
-            + ((rows.first * job.w.kernel + columns.first) * job.groups + first) * size,
-            job.bias + first * size, out + columns.start * job.out_column * size)
-        if columns.stop == job.w.out:
-            return
+        depthwise_span(job, &window, &job.columns[i], x, weight, bias, out)
 
 
 cdef void depthwise_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:

@@ -189,8 +189,8 @@ cdef void weight_item(const void *job_, Py_ssize_t item, char *scratch) noexcept
     cdef const WeightJob *job = <const WeightJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, pixels = job.h.out * job.w.out
-    # A thread's items are of few slices: it reads what pixels it has written or read before, as in
-    # other passes over the images, and sums of its own.
+    # Neighbouring items are of one slice: so a thread has the images that it has in other passes,
+    # and sums of its own.
     cdef Py_ssize_t items = job.ranges * job.h.kernel * job.blocks * job.groups
     cdef Py_ssize_t part = item // items
     item %= items

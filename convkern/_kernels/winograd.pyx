@@ -52,9 +52,11 @@ cdef enum:
     FEWEST = 48             # but so many tiles share what is read of U,
     FEWEST_CACHED = 12      # or so many where U, too, stays in the cache
     CACHED_BYTES = 1 << 19
-    SHARED_BYTES = 10 << 20 # of U for which threads share V, if groups are few,
-    SHARED_RATIO = 8        # or times as many as V has,
-    FEWEST_SPLIT = 8        # or for fewer tiles a thread
+    # Where groups are few, the threads share V for so many bytes of U, or so many times those of V,
+    # or fewer tiles a thread.
+    SHARED_BYTES = 10 << 20
+    SHARED_RATIO = 8
+    FEWEST_SPLIT = 8
     MOST = 128
     TILES = 4               # transformed by one item where the threads share V
     FETCHED = 4             # tiles whose pixels are asked for before the first one is transformed
@@ -369,12 +371,13 @@ cdef Py_ssize_t group_tiles(WinogradJob *job, Py_ssize_t width, int threads) noe
         job.tile_groups = max(job.tile_groups, min(units, most))
     if job.pieces == 1:
         job.tile_groups = max(job.tile_groups, min(min(2 * threads, units), job.tiles // FEWEST))
-    # Too few groups for the threads: they share V, and the blocks of filters.  Then V goes from one
-    # to another, which takes longer than to read a small U for some groups more.
+    # Too few groups for the threads: they share V, and the blocks of filters.  Half of V then goes
+    # from one processor to another, which takes longer than to read a small U once more for each.
     job.shared = (threads > 1 and job.tile_groups * job.groups < 2 * threads
                   and (u_bytes * job.groups > SHARED_BYTES or u_bytes > SHARED_RATIO * v_bytes
                        or job.tiles * job.groups < FEWEST_SPLIT * threads
                        or units * job.groups < threads))
+    # As many items for each.
     while (job.shared and job.tile_groups < min(units, <Py_ssize_t>threads)
            and job.tile_groups * job.groups * job.blocks % threads):
         job.tile_groups += job.pieces
