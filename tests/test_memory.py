@@ -78,7 +78,7 @@ def test_kept_memory_is_cut_and_joined():
 
 
 def test_scratch_memory_is_kept_between_calls():
-    """A second call needs none anew, one that needs more takes no more than that, and all of it goes."""
+    """A second call needs none anew, one that needs more no more than that, and all of it goes."""
     x = np.ones((4, 16, 12, 12), np.float32)
     small, large = (np.ones((16 * n, 16, 3, 3), np.float32) for n in (1, 16))
     convkern.empty_cache()
