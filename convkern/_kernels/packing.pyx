@@ -185,7 +185,7 @@ cdef class PackedConv:
         cdef double work = CK_WORK_OF_ELEMENT * width * part * (taps + (elements if winograd else 0))
         job.items = 0 if self.depthwise else groups * self.blocks * ceil_div(self.channels, part)
         self.weights.copies = 1
-        if (not once and work * job.items >= CK_WORK_PER_THREAD
+        if (not (once or self.depthwise) and work * job.items >= CK_WORK_PER_THREAD
                 and outputs * self.channels * taps * size * threads <= OWN_BYTES):
             self.weights.copies = threads
             work *= job.items
