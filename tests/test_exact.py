@@ -92,7 +92,7 @@ def test_conv2d_backward(dtype):
 @pytest.mark.parametrize("channels_last", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_depthwise_with_every_stride(dtype, channels_last):
-    """Some strides of three columns have a kernel of their own, and rows are done by eights."""
+    """Some strides of three columns have a kernel of their own, and rows are cut into pieces."""
     rng = np.random.default_rng(0)
     for stride, dilation, columns in itertools.product((1, 2, 3, 4), (1, 2, 3), (2, 3)):
         for channels in (1, 9, 17):

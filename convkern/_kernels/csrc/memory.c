@@ -79,6 +79,15 @@ static void unmap_idle(int i, size_t bytes)
     }
 }
 
+/* Return what is more than the limit, the oldest first. */
+static void trim_idle(void)
+{
+    while (idle_count > 0 && idle_bytes + set_bytes > IDLE_LIMIT) {
+        const size_t over = idle_bytes + set_bytes - IDLE_LIMIT;
+        unmap_idle(0, over < idle[0].size ? over : idle[0].size);
+    }
+}
+
 /* Join a range with the idle ones that it touches; it becomes the youngest. */
 static void add_idle(char *start, size_t size)
 {
@@ -214,10 +223,7 @@ void ck_give(void *memory)
         return;
     }
     add_idle(block, bytes);
-    while (idle_count > 0 && idle_bytes + set_bytes > IDLE_LIMIT) {
-        const size_t over = idle_bytes + set_bytes - IDLE_LIMIT;
-        unmap_idle(0, over < idle[0].size ? over : idle[0].size);
-    }
+    trim_idle();
 }
 
 int ck_take_scratch(ck_scratch *scratch, size_t shared, size_t bytes, int threads)
@@ -242,12 +248,14 @@ int ck_take_scratch(ck_scratch *scratch, size_t shared, size_t bytes, int thread
 
 void ck_give_scratch(const ck_scratch *scratch)
 {
-    if (scratch->stride > SET_LIMIT || set_count == MOST_SETS) {
+    if (scratch->stride > SET_LIMIT || set_count == MOST_SETS
+        || set_bytes + size_of(scratch) > IDLE_LIMIT) {
         ck_give(scratch->memory);
         return;
     }
     sets[set_count++] = *scratch;
     set_bytes += size_of(scratch);
+    trim_idle();
 }
 
 void ck_release_idle(void)
