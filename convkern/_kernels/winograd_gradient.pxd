@@ -18,7 +18,7 @@ cdef struct GradientJob:
     char *grad_weight
     char *bias_sums       # of each slice and group, or NULL
     const char *ones      # as many as a run has tiles
-    Py_ssize_t slices, apart  # and how far those are that are being added up
+    Py_ssize_t slices
     int threads
     bint fresh            # sums has none yet
     # Tiles across and in an image; of this pass the first, and how many.

@@ -62,6 +62,7 @@ cdef enum:
     PART = 64                 # channels, or filters, transformed by one item
     FETCHED = 4               # turns that are taken at once
     UNPACK_CHANNELS = 16      # transposed at a time
+    PAIRS = 512               # of a channel and a filter, transformed by one item
     # The threads share V and Y, in passes:
     PASS_BYTES = 12 << 20     # of V and Y at a time, but
     FEWEST = 128              # so many tiles share what is read and written of M
@@ -365,18 +366,38 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
         fresh = False
 
 
-cdef void merge_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Add one element's sums of a slice to those of the slice `apart` before it."""
+cdef void taps_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
+    """Transform a part of a slice's sums into taps, which take the places of elements."""
     cdef const GradientJob *job = <const GradientJob *>job_
-    cdef Py_ssize_t size = job.kernels.itemsize
-    cdef Py_ssize_t rows = job.groups * job.tile.size * job.tile.size
-    cdef Py_ssize_t to = item // rows * 2 * job.apart * rows + item % rows
-    job.kernels.add(job.sums + (to + job.apart * rows) * job.m_element * size,
-                    job.sums + to * job.m_element * size, job.channels * job.vectors * job.kernels.lanes)
+    cdef Py_ssize_t size = job.kernels.itemsize, elements = job.tile.size * job.tile.size
+    cdef Py_ssize_t pairs = job.channels * job.vectors * job.kernels.lanes
+    cdef Py_ssize_t parts = ceil_div(pairs, PAIRS), first = item % parts * PAIRS
+    cdef char *m = job.sums + (item // parts * elements * job.m_element + first) * size
+    cdef ck_target target
+    memset(&target, 0, sizeof(target))
+    target.out = m
+    target.rows = target.columns = job.tile.taps
+    target.row, target.column = job.tile.taps * job.m_element, job.m_element
+    # All elements of a vector are read before the first of its taps is written.
+    job.tile.weight_gradient(m, job.m_element, min(<Py_ssize_t>PAIRS, pairs - first), &target)
+
+
+cdef void add_slices(const GradientJob *job, const char *taps, Py_ssize_t channels,
+                     Py_ssize_t width, char *sums, char *out) noexcept nogil:
+    """Add up the taps of all slices for some channels, and put those of a channel together."""
+    cdef Py_ssize_t size = job.kernels.itemsize, window = job.tile.taps * job.tile.taps, tap, i
+    cdef Py_ssize_t apart = job.groups * job.tile.size * job.tile.size * job.m_element * size
+    for tap in range(window):
+        memcpy(sums, taps + tap * job.m_element * size, <size_t>(channels * width * size))
+        for i in range(1, job.slices):
+            job.kernels.add(taps + i * apart + tap * job.m_element * size, sums, channels * width)
+        for i in range(channels):
+            memcpy(out + (i * window + tap) * width * size, sums + i * width * size,
+                   <size_t>(width * size))
 
 
 cdef void store_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """Transform the sums of one block and some channels into taps, in the order (k, c, tap)."""
+    """Write the taps of one block and some channels, in the order (k, c, tap)."""
     cdef const GradientJob *job = <const GradientJob *>job_
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, parts = ceil_div(job.channels, UNPACK_CHANNELS)
@@ -388,12 +409,16 @@ cdef void store_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
     cdef char *m = job.sums + (group * elements * job.m_element
                                + block.first * job.channels + first * block.width) * size
     cdef ck_target target
-    memset(&target, 0, sizeof(target))
-    target.rows = target.columns = job.tile.taps
-    target.row, target.column = job.tile.taps * block.width, block.width
-    for c in range(count):
-        target.out = scratch + c * taps * block.width * size
-        job.tile.weight_gradient(m + c * block.width * size, job.m_element, block.width, &target)
+    if job.slices > 1:
+        add_slices(job, m, count, block.width, scratch + count * taps * block.width * size, scratch)
+    else:
+        memset(&target, 0, sizeof(target))
+        target.rows = target.columns = job.tile.taps
+        target.row, target.column = job.tile.taps * block.width, block.width
+        for c in range(count):
+            target.out = scratch + c * taps * block.width * size
+            job.tile.weight_gradient(m + c * block.width * size, job.m_element, block.width,
+                                     &target)
     kernels.transpose(
         scratch, block.width, job.grad_weight + (
             (group * job.out_channels + block.first) * job.channels + first) * taps * size,
@@ -529,7 +554,8 @@ cdef class WinogradGradient:
         cdef GradientJob *job = &self.job
         cdef Py_ssize_t width = ceil_div(job.vectors, job.blocks) * job.kernels.lanes
         cdef Py_ssize_t taps = job.tile.taps * job.tile.taps
-        cdef Py_ssize_t rows = job.groups * job.tile.size * job.tile.size
+        cdef Py_ssize_t pairs = job.channels * job.vectors * job.kernels.lanes
+        cdef Py_ssize_t elements = job.tile.size * job.tile.size
         cdef Py_ssize_t size = job.kernels.itemsize, group, part
         cdef Py_ssize_t filters = job.groups * job.vectors * job.kernels.lanes
         job.grad_weight = grad_weight
@@ -540,13 +566,11 @@ cdef class WinogradGradient:
                 memcpy(<char *>cnp.PyArray_DATA(self.grad_bias) + group * job.out_channels * size,
                        job.bias_sums + group * job.vectors * job.kernels.lanes * size,
                        <size_t>(job.out_channels * size))
-        # Neighbouring slices first, which mostly are one thread's.
-        job.apart = 1
-        while job.apart < job.slices:
-            run(merge_item, job, ceil_div(job.slices - job.apart, 2 * job.apart) * rows,
-                CK_WORK_OF_ELEMENT * job.m_element, threads, 0)
-            job.apart *= 2
+        # Taps are fewer than elements: less to add up, most of it in another thread's cache.
+        if job.slices > 1:
+            run(taps_item, job, job.slices * job.groups * ceil_div(pairs, PAIRS),
+                CK_WORK_OF_ELEMENT * elements * min(pairs, <Py_ssize_t>PAIRS), threads, 0)
         return run(store_item, job,
                    job.groups * job.blocks * ceil_div(job.channels, UNPACK_CHANNELS),
-                   8.0 * UNPACK_CHANNELS * job.tile.size * job.tile.size * width,
-                   threads, <size_t>(UNPACK_CHANNELS * taps * width * job.kernels.itemsize))
+                   CK_WORK_OF_ELEMENT * UNPACK_CHANNELS * width * taps * job.slices,
+                   threads, <size_t>(UNPACK_CHANNELS * (taps + 1) * width * size))
