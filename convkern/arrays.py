@@ -141,6 +141,17 @@ def to_channels_last(input: np.ndarray) -> np.ndarray:
     return out[0] if input.ndim == 3 else out
 
 
+def is_dense_channels_last(x: np.ndarray) -> bool:
+    """Tell whether images are channels-last in memory without gaps."""
+    return is_channels_last(x) and x.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def dense_channels_last(x: np.ndarray) -> np.ndarray:
+    """Return equal images whose memory is channels-last without gaps."""
+    x = to_channels_last(x)
+    return x if is_dense_channels_last(x) else x.copy(order="K")
+
+
 def is_images_last(x: np.ndarray) -> bool:
     """Tell whether the memory of a 4-D array is (C, H, W, N) with 16, 32, 48 or 64 images."""
     return _kernels.is_images_last(x)

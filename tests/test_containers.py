@@ -375,6 +375,21 @@ def test_what_a_layer_does_for_the_next_changes_no_bit(dtype, training, monkeypa
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("shape", [(7, 2, 33, 32), (7, 2, 5, 5), (15, 2, 3, 3)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_what_a_normalisation_gives_does_not_depend_on_threads(shape, channels):
+    first = nn.Conv2d(2, channels, 3, rng=np.random.default_rng(0), dtype=np.float64)
+    layers = [first, nn.BatchNorm2d(channels, dtype=np.float64)]
+    x, results = to_channels_last(normal(shape)), []
+    for threads in 1, 2, 8:
+        with convkern.num_threads(threads):
+            net = nn.Sequential(*copy.deepcopy(layers))
+            results.append([net(x), *net.state_dict().values()])
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
 AFTER_RELU = [
     [nn.MaxPool2d(2)],
     [nn.MaxPool2d((1, 2), 3)],
@@ -382,7 +397,6 @@ AFTER_RELU = [
     [nn.MaxPool2d(2, padding=1, ceil_mode=True), nn.MaxPool2d(2)],
     [nn.MaxPool2d(3, 2, 1)],
     [nn.MaxPool2d(2, dilation=2)],
-    [nn.BatchNorm2d(5), nn.MaxPool2d(2)],
     [nn.BatchNorm2d(5), nn.ReLU()],
     [nn.BatchNorm2d(5).eval()],
     [nn.ReLU(), nn.MaxPool2d(2)],
@@ -423,6 +437,84 @@ def test_the_layer_after_a_relu_takes_over_its_gradient(after, images, dtype):
     np.testing.assert_array_equal(got, expected)
     for parameter, other in zip(net.parameters(), nn.Sequential(*before).parameters(), strict=True):
         np.testing.assert_array_equal(parameter.grad, other.grad)
+
+
+def run_one_by_one(layers, x, gradient):
+    """Return the output of layers called each by itself, and the gradient of the input."""
+    y, kept = x, []
+    for layer in layers:
+        y, state = layer.record(y)
+        kept.append(state)
+    for layer, state in zip(reversed(layers), reversed(kept), strict=True):
+        gradient = layer.gradient(gradient, state)
+    return y, gradient
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 5, 16, 21, 36])
+@pytest.mark.parametrize("before", [[], [nn.ReLU()]])
+@pytest.mark.parametrize("between", [[], [nn.ReLU()]])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(2),
+        nn.MaxPool2d((1, 2), 3),
+        nn.MaxPool2d((2, 3), padding=(1, 0)),
+        nn.MaxPool2d(2, padding=1, ceil_mode=True),
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d(2, dilation=2),
+    ],
+    ids=repr,
+)
+def test_a_normalisation_and_the_pooling_after_it_are_one_pass(
+    pool, between, before, channels, dtype
+):
+    rng = np.random.default_rng(0)
+    first = nn.Conv2d(2, channels, 3, rng=rng, dtype=dtype)
+    norm = nn.BatchNorm2d(channels, dtype=dtype)
+    norm.weight.data[...] = rng.normal(size=channels)  # falling maps, too
+    norm.bias.data[...] = rng.normal(size=channels)
+    layers = [first, *before, norm, *between, pool]
+    apart = copy.deepcopy(layers)
+    x = to_channels_last(normal((7, 2, 13, 12), dtype=dtype))
+    gradient = normal((7, *nn.Sequential(*apart).output_shape(x.shape[1:])), 7, dtype)
+    y, expected = run_one_by_one(apart, x, gradient)
+    results = []
+    for threads in 1, 2, 3:
+        net = nn.Sequential(*copy.deepcopy(layers))
+        with convkern.num_threads(threads):
+            assert len(net.record(x)[1]) == len(layers) - 1 - len(before) - len(between)
+            net = nn.Sequential(*copy.deepcopy(layers))
+            np.testing.assert_array_equal(net(x), y)
+            results.append([net.backward(gradient), *(p.grad for p in net.parameters())])
+        for name, value in nn.Sequential(*apart).named_buffers():
+            np.testing.assert_array_equal(dict(net.named_buffers())[name], value)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
+    # Sums are of the same terms in another order.
+    close = 2e-6 if dtype == np.float32 else 1e-13
+    grads = [p.grad for p in nn.Sequential(*apart).parameters()]
+    for one, two in zip(results[0], [expected, *grads], strict=True):
+        np.testing.assert_allclose(one, two, rtol=close, atol=10 * close)
+
+
+def test_a_pooling_that_does_not_fit_is_named():
+    net = nn.Sequential(nn.BatchNorm2d(3), ("pool", nn.MaxPool2d(9)))
+    with pytest.raises(ValueError, match="9") as caught:
+        net(to_channels_last(normal((2, 3, 5, 5), dtype=np.float32)))
+    assert caught.value.__notes__ == ["in layer pool, MaxPool2d(kernel_size=9)"]
+
+
+def test_what_follows_a_normalisation_in_evaluation_is_not_pooled_in_it():
+    norm = nn.BatchNorm2d(4, dtype=np.float64).eval()
+    layers = [conv(3, 4, 3), norm, nn.MaxPool2d(2)]
+    x, gradient = normal((2, 3, 9, 9)), normal((2, 4, 4, 4))
+    y, expected = run_one_by_one(layers, to_channels_last(x), gradient)
+    net = nn.Sequential(*layers)
+    np.testing.assert_array_equal(net(x), y)
+    np.testing.assert_array_equal(net.backward(gradient), expected)
+    assert len(net.record(x)[1]) == 3
 
 
 def test_a_relu_after_a_sum_is_left_to_the_pooling():

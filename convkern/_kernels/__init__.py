@@ -77,6 +77,7 @@ try:
         gather,
         max_pool2d,
         max_pool2d_backward,
+        max_pool2d_sums,
         scatter,
     )
     from convkern._kernels.square import square_gradients, square_planes
@@ -134,6 +135,7 @@ __all__ = [
     "local_response_norm",
     "max_pool2d",
     "max_pool2d_backward",
+    "max_pool2d_sums",
     "memory_order",
     "memory_view",
     "moments",

@@ -47,6 +47,11 @@ cdef extern from "csrc/ck.h" nogil:
     bint CK_DEPTHWISE_EDGES(Py_ssize_t columns, Py_ssize_t stride)
     ctypedef struct ck_lines:
         ptrdiff_t lines, x_line, g_line
+    ctypedef struct ck_affine:
+        const void *coefficients
+        const void *rectified
+        ptrdiff_t channels
+        int activation, after_relu
     ctypedef struct ck_pool:
         ptrdiff_t steps, width, rows, columns, x_step, tap_row, out_step
         const ptrdiff_t *taps
@@ -54,6 +59,7 @@ cdef extern from "csrc/ck.h" nogil:
         int64_t index, index_step
         int32_t index_lane, index_row, index_column
         int ordered
+        const ck_affine *map
     ctypedef struct ck_boxes:
         ptrdiff_t count, width, rows, x_row, x_pixel, run_begin, run_end, least, most
         const ptrdiff_t *begin
@@ -77,11 +83,6 @@ cdef extern from "csrc/ck.h" nogil:
         int outputs, taps, size, stride
         ck_patch_fn input, weight, gradient
         ck_output_fn output, weight_gradient
-    ctypedef struct ck_affine:
-        const void *coefficients
-        const void *rectified
-        ptrdiff_t channels
-        int activation, after_relu
     ctypedef struct ck_sgd:
         double rate, weight_decay, momentum, share
         int nesterov, maximize
@@ -123,7 +124,9 @@ cdef extern from "csrc/ck.h" nogil:
                                    const ptrdiff_t *) noexcept nogil
         void (*max_pool)(const ck_pool *, const void *, void *, int64_t *) noexcept nogil
         void (*max_pool_backward)(const ck_pool *, const void *, const int64_t *, const void *,
-                                  void *) noexcept nogil
+                                  const void *, void *) noexcept nogil
+        void (*max_pool_pairs)(const ck_pool *, const void *, const int64_t *, const void *,
+                               const void *, const double *, double *, double *) noexcept nogil
         int (*scatter)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                        int, void *) noexcept nogil
         int (*gather)(const void *, const int64_t *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
@@ -200,8 +203,10 @@ cdef extern from "csrc/ck.h" nogil:
     void ck_start_team(int)
     int ck_in_parallel()
     ctypedef struct ck_share:
-        ptrdiff_t next, end
+        ptrdiff_t next, end, lent, kept
+    void ck_begin_share(ck_share *) nogil
     ptrdiff_t ck_take_item(ck_share *) nogil
+    ptrdiff_t ck_borrow_item(ck_share *) nogil
     ctypedef struct ck_prefetch:
         const char *at
         const char *end

@@ -201,19 +201,25 @@ cdef void give(void *block) noexcept:
 # Work is counted in floating-point operations or what takes as long.
 cdef double WORK_PER_REGION = 1e9   # per thread, between two looks at pending signals: < 100 ms
 cdef double WORK_OF_LITTLE = 6e7    # the same of little items: they mostly move memory
+cdef double WORK_FOR_OTHERS = 5e7   # per thread: with less, memory that another has written costs
+                                    # more than waiting until it has done its items
 
 
 cdef void work_off(item_fn function, const void *job, ck_share *shares, int threads, int thread,
                    char *scratch) noexcept nogil:
-    """Do what is a thread's own, and then what others have not come to yet."""
+    """Do what is a thread's own, and then what others lend."""
     cdef int i
     cdef Py_ssize_t item
-    for i in range(threads):
-        while True:
-            item = ck_take_item(&shares[(thread + i) % threads])
-            if item < 0:
-                break
+    ck_begin_share(&shares[thread])
+    item = ck_take_item(&shares[thread])
+    while item >= 0:
+        function(job, item, scratch)
+        item = ck_take_item(&shares[thread])
+    for i in range(1, threads):
+        item = ck_borrow_item(&shares[(thread + i) % threads])
+        while item >= 0:
             function(job, item, scratch)
+            item = ck_borrow_item(&shares[(thread + i) % threads])
 
 
 cdef int thread_number() noexcept nogil:
@@ -266,6 +272,9 @@ cdef int run(item_fn function, const void *job, Py_ssize_t items, double work, i
                 for i in range(threads):
                     shares[i].next = start + (stop - start) * i // threads
                     shares[i].end = start + (stop - start) * (i + 1) // threads
+                    shares[i].lent = shares[i].kept = shares[i].end
+                    if work * (stop - start) < threads * WORK_FOR_OTHERS:
+                        shares[i].kept = (shares[i].next + shares[i].end) // 2
                 with nogil, parallel(num_threads=threads):
                     saved = ck_fp_default()
                     work_off(function, job, shares, threads, threadid(),

@@ -8,6 +8,8 @@ def max_pool2d(
     columns: tuple[int, int, int, int],
     channels_last: bool,
     threads: int,
+    coefficients: np.ndarray | None = None,
+    relu: bool = False,
 ) -> None: ...
 def max_pool2d_backward(
     grad: np.ndarray,
@@ -17,7 +19,20 @@ def max_pool2d_backward(
     columns: tuple[int, int, int, int],
     threads: int,
     rectified: np.ndarray | None = None,
+    x: np.ndarray | None = None,
+    coefficients: np.ndarray | None = None,
+    after_relu: bool = False,
 ) -> None: ...
+def max_pool2d_sums(
+    grad: np.ndarray,
+    indices: np.ndarray,
+    x: np.ndarray,
+    center: np.ndarray,
+    rows: tuple[int, int, int, int],
+    columns: tuple[int, int, int, int],
+    threads: int,
+    rectified: np.ndarray | None = None,
+) -> np.ndarray: ...
 def scatter(
     src: np.ndarray, indices: np.ndarray, out: np.ndarray, add: bool, threads: int
 ) -> bool: ...

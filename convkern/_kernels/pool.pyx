@@ -9,11 +9,13 @@ cimport numpy as cnp
 import numpy as np
 
 from convkern._kernels.core cimport (
+    CK_RELU,
     CK_WORK_OF_ELEMENT,
     Axis,
     Span,
     axis,
     ceil_div,
+    ck_affine,
     ck_boxes,
     ck_kernels,
     ck_pool,
@@ -56,9 +58,16 @@ cdef struct PoolJob:
     # of a block as one if they are `joined`; what an output row takes of the split ones.
     Py_ssize_t planes, group, phases, used, length, step
     bint joined
+    # A normalisation of the pixels before the maxima, which are contiguous then, or NULL.
+    const ck_affine *map
     # Backwards x is the gradient of the output, and out the output if a ReLU came before, or NULL.
     char *grad_input
     Py_ssize_t covered  # columns at the left of the input that have no gaps between windows
+    const char *pixels  # what the normalisation has met, or NULL
+    # Instead of that: sums of the gradients, and of their products with pixels less a center, of each
+    # item.
+    const double *center
+    double *sums
 
 
 cdef double window_work(const PoolJob *job) noexcept nogil:
@@ -71,25 +80,37 @@ cdef inline Py_ssize_t first_tap(const Axis *a, Py_ssize_t o, Py_ssize_t tap) no
     return min(o * a.stride - a.pad + tap * a.dilation, a.size - 1)
 
 
-cdef void clear_gaps(const PoolJob *job, char *image, Py_ssize_t row, Py_ssize_t first,
-                     Py_ssize_t rows) noexcept nogil:
-    """Zero what no window meets from an output row's first input row to that of the next."""
-    cdef Py_ssize_t size = job.x_column * job.kernels.itemsize, r, covered
+cdef void fill_gaps(const PoolJob *job, Py_ssize_t image, Py_ssize_t row, Py_ssize_t first,
+                    Py_ssize_t rows) noexcept nogil:
+    """Write gradients of what no window meets from an output row's first input row to the next."""
+    cdef Py_ssize_t r, covered, at
     cdef Py_ssize_t end = (row + 1) * job.h.stride - job.h.pad if row + 1 < job.h.out else job.h.size
     for r in range(first, end):
         covered = job.covered if r < first + rows else 0
-        memset(image + (r * job.w.size + covered) * size, 0,
-               <size_t>((job.w.size - covered) * size))
+        if covered == job.w.size:
+            continue
+        at = (image * job.x_image + r * job.x_row + covered * job.x_column) * job.kernels.itemsize
+        if job.map != NULL:
+            job.kernels.affine_pixels(job.map, job.pixels + at, NULL, job.grad_input + at,
+                                      job.w.size - covered)
+        else:
+            memset(job.grad_input + at, 0, <size_t>(
+                (job.w.size - covered) * job.x_column * job.kernels.itemsize))
 
 
 cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch) noexcept nogil:
-    """A block of output rows of one image, channels-last, or the gradients of their input rows."""
+    """A block of output rows of one image, channels-last, or what belongs to the gradients."""
     cdef const PoolJob *job = <const PoolJob *>job_
     cdef Py_ssize_t size = job.kernels.itemsize, image = item // job.blocks
     cdef Py_ssize_t block = item % job.blocks, row, i, at_row, at_column, at, out_at
     cdef const Span *rows = job.rows
     cdef const Span *columns
+    cdef double *sums = NULL
     cdef ck_pool pool
+    if job.sums != NULL:
+        sums = job.sums + item * 2 * job.channels
+        memset(sums, 0, <size_t>(2 * job.channels) * sizeof(double))
+    pool.map = job.map
     pool.width = pool.out_step = job.channels
     pool.x_step, pool.tap_row = job.w.stride * job.x_column, job.w.kernel
     pool.taps, pool.first, pool.ordered = job.taps, NULL, False
@@ -102,7 +123,7 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
         at_row = first_tap(&job.h, row, rows.first)
         pool.rows = rows.last - rows.first
         if job.grad_input != NULL:
-            clear_gaps(job, job.grad_input + image * job.x_image * size, row, at_row, pool.rows)
+            fill_gaps(job, image, row, at_row, pool.rows)
         for i in range(job.column_spans):
             columns = &job.columns[i]
             at_column = first_tap(&job.w, columns.start, columns.first)
@@ -111,10 +132,17 @@ cdef void max_pool_pixels_item(const void *job_, Py_ssize_t item, char *scratch)
             pool.index = at_row * job.w.size + at_column
             out_at = ((image * job.h.out + row) * job.w.out + columns.start) * job.channels
             at = image * job.x_image + at_row * job.x_row + at_column * job.x_column
+            if sums != NULL:
+                job.kernels.max_pool_pairs(
+                    &pool, job.x + out_at * size, job.indices + out_at,
+                    moved(job.out, out_at * size), job.pixels + at * size, job.center, sums,
+                    sums + job.channels)
+                continue
             if job.grad_input != NULL:
                 job.kernels.max_pool_backward(
                     &pool, job.x + out_at * size, job.indices + out_at,
-                    moved(job.out, out_at * size), job.grad_input + at * size)
+                    moved(job.out, out_at * size), moved(job.pixels, at * size),
+                    job.grad_input + at * size)
                 continue
             job.kernels.max_pool(&pool, job.x + at * size, job.out + out_at * size,
                                  NULL if job.indices == NULL else job.indices + out_at)
@@ -141,6 +169,7 @@ cdef void max_pool_plane(const PoolJob *job, Py_ssize_t plane, Py_ssize_t begin,
         job.x + (plane * job.h.size + top) * job.w.size * size, height, width, job.w.stride,
         job.w.pad, scratch, job.phases, job.used, job.length)
     pool.width = pool.out_step = job.w.out
+    pool.map = NULL
     pool.columns, pool.first = job.w.kernel, job.first
     pool.taps, pool.tap_row, pool.x_step = job.taps, job.w.kernel, job.step
     pool.index_step, pool.index_lane = job.h.stride * job.w.size, <int32_t>job.w.stride
@@ -170,16 +199,21 @@ cdef void max_pool_planes_item(const void *job_, Py_ssize_t item, char *scratch)
                        job.h.out * (block + 1) // job.blocks, scratch)
 
 
+cdef void cut_rows(PoolJob *job) noexcept:
+    """Cut the output rows of channels-last images into blocks."""
+    cdef double row_bytes = job.h.stride * job.x_row * job.kernels.itemsize
+    job.blocks = <Py_ssize_t>min(<double>job.h.out, job.h.out * row_bytes / BLOCK_BYTES + 1)
+
+
 cdef int max_pool_pixels(PoolJob *job, Py_ssize_t images, int threads) except -1:
     cdef Py_ssize_t r, s
-    cdef double row_bytes = job.h.stride * job.x_row * job.kernels.itemsize
     cdef double row_work = job.w.out * job.channels * window_work(job)
     job.columns = new_spans(&job.w, &job.column_spans)
     for r in range(job.h.kernel):
         for s in range(job.w.kernel):
             job.taps[r * job.w.kernel + s] = (
                 r * job.h.dilation * job.x_row + s * job.w.dilation * job.x_column)
-    job.blocks = <Py_ssize_t>min(<double>job.h.out, job.h.out * row_bytes / BLOCK_BYTES + 1)
+    cut_rows(job)
     return run(max_pool_pixels_item, job, images * job.blocks,
                row_work * ceil_div(job.h.out, job.blocks), threads, 0)
 
@@ -244,49 +278,86 @@ cdef int pool_maxima(PoolJob *job, Py_ssize_t images, bint channels_last, int th
     return 0
 
 
+cdef PoolJob new_job(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows,
+                     tuple columns) noexcept:
+    """Return the job of pooling dense images."""
+    cdef PoolJob job
+    memset(&job, 0, sizeof(job))
+    job.kernels = kernels_of(x)
+    job.indices = <int64_t *>data_of(indices)
+    job.h, job.w = axis(x.shape[2], out.shape[2], rows), axis(x.shape[3], out.shape[3], columns)
+    job.channels = x.shape[1]
+    job.x_column, job.x_row = job.channels, job.channels * job.w.size
+    job.x_image = job.x_row * job.h.size
+    return job
+
+
 def max_pool2d(cnp.ndarray x, cnp.ndarray out, cnp.ndarray indices, tuple rows, tuple columns,
-               bint channels_last, int threads):
+               bint channels_last, int threads, cnp.ndarray coefficients=None, bint relu=False):
     """Pool x into out and indices (or None); rows, columns: (kernel, stride, padding, dilation).
 
     `out` and `indices` have the layout of x: channels-last (x may have gaps
-    between its rows, columns and images) or contiguous NCHW.
+    between its rows, columns and images) or contiguous NCHW.  With the `coefficients` of `affine`,
+    channels-last pixels are mapped first, and rectified if wanted.
     """
-    cdef PoolJob job
-    cdef Py_ssize_t size
-    job.kernels, job.x = kernels_of(x), <const char *>cnp.PyArray_DATA(x)
-    size = job.kernels.itemsize
-    job.out, job.indices = <char *>cnp.PyArray_DATA(out), NULL
-    if indices is not None:
-        job.indices = <int64_t *>cnp.PyArray_DATA(indices)
-    job.h, job.w = axis(x.shape[2], out.shape[2], rows), axis(x.shape[3], out.shape[3], columns)
-    job.channels, job.planes = x.shape[1], x.shape[0] * x.shape[1]
+    cdef PoolJob job = new_job(x, out, indices, rows, columns)
+    cdef ck_affine map
+    job.x, job.out = <const char *>cnp.PyArray_DATA(x), <char *>cnp.PyArray_DATA(out)
+    job.planes = x.shape[0] * x.shape[1]
     job.x_image, job.x_row, job.x_column = (
-        x.strides[0] // size, x.strides[2] // size, x.strides[3] // size)
-    job.grad_input = NULL
+        x.strides[0] // job.kernels.itemsize, x.strides[2] // job.kernels.itemsize,
+        x.strides[3] // job.kernels.itemsize)
+    if coefficients is not None:
+        map = ck_affine(cnp.PyArray_DATA(coefficients), NULL, job.channels,
+                        CK_RELU if relu else 0, 0)
+        job.map = &map
     pool_maxima(&job, x.shape[0], channels_last, threads)
 
 
 def max_pool2d_backward(cnp.ndarray grad, cnp.ndarray indices, cnp.ndarray out, tuple rows,
-                        tuple columns, int threads, cnp.ndarray rectified=None):
+                        tuple columns, int threads, cnp.ndarray rectified=None,
+                        cnp.ndarray x=None, cnp.ndarray coefficients=None, bint after_relu=False):
     """Write the gradient of a pooling whose windows do not overlap, without dilation.
 
     All arrays are dense and channels-last.  `rectified` is the pooling's output, if its input was
-    that of a ReLU: `out` is then the gradient of the ReLU's input.
+    that of a ReLU: `out` is then the gradient of the ReLU's input.  With the `coefficients` of
+    `affine`, it is what this makes of x and of these gradients.
     """
-    cdef PoolJob job
-    job.kernels, job.x = kernels_of(grad), data_of(grad)
-    job.out = <char *>data_of(rectified)
-    job.indices = <int64_t *>cnp.PyArray_DATA(indices)
+    cdef PoolJob job = new_job(out, grad, indices, rows, columns)
+    cdef ck_affine map
+    job.x, job.out, job.pixels = data_of(grad), <char *>data_of(rectified), data_of(x)
     job.grad_input = <char *>cnp.PyArray_DATA(out)
-    job.h = axis(out.shape[2], grad.shape[2], rows)
-    job.w = axis(out.shape[3], grad.shape[3], columns)
-    job.channels = out.shape[1]
-    job.x_column, job.x_row = job.channels, job.channels * job.w.size
-    job.x_image = job.x_row * job.h.size
-    job.covered = 0
     if job.w.stride <= job.w.kernel:
         job.covered = min(job.w.size, (job.w.out - 1) * job.w.stride - job.w.pad + job.w.kernel)
+    if coefficients is not None:
+        map = ck_affine(cnp.PyArray_DATA(coefficients), NULL, job.channels, 0, after_relu)
+        job.map = &map
     pool_maxima(&job, grad.shape[0], True, threads)
+
+
+def max_pool2d_sums(cnp.ndarray grad, cnp.ndarray indices, cnp.ndarray x, cnp.ndarray center,
+                    tuple rows, tuple columns, int threads, cnp.ndarray rectified=None):
+    """Return the `gradient_sums` of x and of what `max_pool2d_backward` gives, (2, channels).
+
+    Windows may overlap here; otherwise arguments are as there.
+    """
+    cdef PoolJob job = new_job(x, grad, indices, rows, columns)
+    cdef Py_ssize_t i, c
+    cdef cnp.ndarray result = np.zeros((2, job.channels))
+    cdef double *sums = <double *>cnp.PyArray_DATA(result)
+    job.x, job.out, job.pixels = data_of(grad), <char *>data_of(rectified), data_of(x)
+    job.center = <const double *>cnp.PyArray_DATA(center)
+    cut_rows(&job)
+    job.sums = <double *>take(
+        <size_t>(grad.shape[0] * job.blocks * 2 * job.channels) * sizeof(double))
+    try:
+        pool_maxima(&job, grad.shape[0], True, threads)
+        for i in range(grad.shape[0] * job.blocks):
+            for c in range(2 * job.channels):
+                sums[c] += job.sums[i * 2 * job.channels + c]
+    finally:
+        give(job.sums)
+    return result
 
 
 # ---------------------------------------------------------------- back to where maxima were

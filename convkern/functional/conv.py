@@ -17,6 +17,7 @@ from convkern.arrays import (
     empty_images,
     in_layout,
     is_images,
+    memory_order,
     to_contiguous,
 )
 from convkern.functional import lanes
@@ -195,7 +196,12 @@ def _convolve(
             x, window, channels_last = met_pixels(x, window, route.size), window.of_steps(), False
             route = _route(window, x.shape, filters, dtype, algorithm, prepacked, precision)
         layouts = channels_last, layout
-        if wants_moments and layout and len(result) >= IMAGES_PER_THREAD * get_num_threads():
+        if (
+            wants_moments
+            # Where one channel or pixel leaves the layout open, `moments` adds up otherwise.
+            and memory_order(result) == (0, 2, 3, 1)
+            and len(result) >= IMAGES_PER_THREAD * get_num_threads()
+        ):
             made = _kernels.ImageMoments(result)
         _compute(x, weight, bias, window.groups, route, code, result, layouts, packed, made)
     if input.ndim == 3:

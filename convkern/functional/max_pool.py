@@ -15,9 +15,9 @@ from convkern.arrays import (
     as_contiguous,
     as_images,
     check_plain,
+    dense_channels_last,
     empty_images,
-    is_channels_last,
-    to_channels_last,
+    is_dense_channels_last,
     to_images_last,
 )
 from convkern.functional.activation import relu_backward
@@ -86,9 +86,7 @@ def max_pool2d(
     """
     input = as_array(input, "input", (3, 4))
     arguments = kernel_size, kernel_size if stride is None else stride, padding, dilation
-    # Only plain integers: as a key 1.0 and True are the same as 1.
-    of = _remembered_windows if _kernels.are_plain(arguments) else _max_windows
-    out_size, rows, columns = of(input.shape, *arguments, bool(ceil_mode))
+    out_size, rows, columns = max_windows(input.shape, *arguments, ceil_mode)
     if lies_images_last(input):
         pooled = max_pool2d(
             swapped(input), *arguments, ceil_mode=ceil_mode, return_indices=return_indices
@@ -109,7 +107,22 @@ def max_pool2d(
 
 
 #: Size of the output; kernel, stride, padding and dilation of the rows, and of the columns.
-_Windows = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int, int, int]]
+Windows = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int, int, int]]
+
+
+def max_windows(
+    shape: tuple[int, ...],
+    kernel_size: IntPair,
+    stride: IntPair,
+    padding: IntPair,
+    dilation: IntPair,
+    ceil_mode: bool,
+) -> Windows:
+    """Check the arguments of `max_pool2d` for an input of a shape."""
+    arguments = kernel_size, stride, padding, dilation
+    # Only plain integers: as a key 1.0 and True are the same as 1.
+    of = _remembered_windows if _kernels.are_plain(arguments) else _max_windows
+    return of(shape, *arguments, bool(ceil_mode))
 
 
 def _max_windows(
@@ -119,8 +132,8 @@ def _max_windows(
     padding: IntPair,
     dilation: IntPair,
     ceil_mode: bool,
-) -> _Windows:
-    """Check the arguments of `max_pool2d` for an input of a shape."""
+) -> Windows:
+    """Return the same, not remembered."""
     kernel, steps = pair(kernel_size, "kernel_size"), pair(stride, "stride")
     pads, gaps = pair(padding, "padding", 0), pair(dilation, "dilation")
     for pad, size in zip(pads, kernel, strict=True):
@@ -141,6 +154,11 @@ def _max_windows(
 
 
 _remembered_windows = lru_cache(1024)(_max_windows)
+
+
+def lie_apart(*axes: tuple[int, int, int, int]) -> bool:
+    """Tell whether windows neither overlap nor have gaps inside, from their axes."""
+    return all(size <= step and gap == 1 for size, step, _, gap in axes)
 
 
 def max_pool2d_backward(
@@ -186,39 +204,31 @@ def max_pool2d_gradient(
     grad_output: np.ndarray,
     indices: np.ndarray,
     input_shape: tuple[int, ...],
-    windows: tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]],
+    windows: Windows,
     rectified: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return `max_pool2d_backward` of indices that `max_pool2d` has just made, with its arguments.
+    """Return `max_pool2d_backward` of indices that `max_pool2d` has just made, with its windows.
 
-    `windows` are kernel size, stride, padding and dilation.  `rectified` is the pooling's output
-    if its input was that of a ReLU; the gradient is then that of the ReLU's input.
+    `rectified` is the pooling's output if its input was that of a ReLU; the gradient is then that
+    of the ReLU's input.
     """
     grad = as_array(grad_output, "grad_output", (3, 4), like=rectified)
-    kernel, stride, _, dilation = windows
-    apart = dilation == (1, 1) and kernel[0] <= stride[0] and kernel[1] <= stride[1]
+    _, rows, columns = windows
     if grad.ndim == 4 and lies_images_last(indices):
         lanes = len(grad)
         grad, indices = swapped(to_images_last(grad)), swapped(indices)
         rectified = None if rectified is None else swapped(rectified)
         shape = input_shape[1], lanes, *input_shape[2:]
         return swapped(max_pool2d_gradient(grad, indices, shape, windows, rectified))
-    if not (apart and grad.size and grad.ndim == 4 and _is_dense_channels_last(indices)):
+    images = grad.size and grad.ndim == 4
+    if not (images and lie_apart(rows, columns) and is_dense_channels_last(indices)):
         if rectified is not None:
             grad = relu_backward(grad, rectified)
         return max_pool2d_backward(grad, indices, input_shape)
     out = empty_images(input_shape, grad.dtype, True)
-    rows, columns = ((kernel[i], stride[i], windows[2][i], 1) for i in (0, 1))
-    grad = to_channels_last(grad)
-    if not _is_dense_channels_last(grad):
-        grad = grad.copy(order="K")
+    grad = dense_channels_last(grad)
     _kernels.max_pool2d_backward(grad, indices, out, rows, columns, get_num_threads(), rectified)
     return out
-
-
-def _is_dense_channels_last(x: np.ndarray) -> bool:
-    """Tell whether images are channels-last in memory without gaps."""
-    return is_channels_last(x) and x.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 def _scattered(values: np.ndarray, indices: Any, size: tuple[int, ...], *, add: bool) -> np.ndarray:

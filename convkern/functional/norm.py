@@ -15,12 +15,15 @@ from convkern.arrays import (
     as_images,
     checked_mask,
     cut_at,
+    dense_channels_last,
+    empty_images,
     from_memory,
     memory_order,
     to_contiguous,
     to_memory,
 )
 from convkern.functional.activation import relu_backward, relu_gradient
+from convkern.functional.max_pool import Windows
 from convkern.geometry import integer, number
 from convkern.threads import get_num_threads
 
@@ -309,6 +312,79 @@ def normalise(
     An array of the input's shape may be added to the output, and that be rectified.  `moments`
     are the batch's mean and biased variance, where they are known.
     """
+    gain = 0.0 if plus is None else 1.0
+    arguments = running_mean, running_var, weight, bias, training, momentum, eps
+    prepared = _prepared(input, *arguments, gain, moments)
+    other = None
+    if plus is not None:
+        other = to_memory(as_array(plus, "plus", (4,), like=prepared.memory), prepared.order)
+    out = _affine(prepared.memory, other, prepared.cut, prepared.rows, relu)
+    if training:
+        _move_running(prepared, running_mean, running_var)
+    rectified = prepared.rows if relu and plus is None else None
+    return (
+        from_memory(out, prepared.order),
+        Statistics(prepared.mean, prepared.var, rectified),
+    )
+
+
+def normalise_and_pool(
+    input: np.ndarray,
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    momentum: float,
+    eps: float,
+    windows: Windows,
+    relu: bool = False,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray, Statistics]:
+    """Return `max_pool2d` of what `normalise` returns in training, its indices, and the statistics.
+
+    The input is channels-last and dense; what is between the two is not kept.
+    """
+    arguments = running_mean, running_var, weight, bias, True, momentum, eps
+    prepared = _prepared(input, *arguments, 0.0, moments)
+    size, rows, columns = windows
+    shape = (*input.shape[:2], *size)
+    maxima = empty_images(shape, input.dtype, True)
+    indices = empty_images(shape, np.dtype(np.int64), True)
+    if maxima.size:
+        _kernels.max_pool2d(
+            input, maxima, indices, rows, columns, True, get_num_threads(), prepared.rows, relu
+        )
+    _move_running(prepared, running_mean, running_var)
+    statistics = Statistics(prepared.mean, prepared.var, prepared.rows if relu else None)
+    return maxima, indices, statistics
+
+
+class _Prepared(NamedTuple):
+    """A normalisation before its pass over the input."""
+
+    memory: np.ndarray
+    cut: tuple[int, int, int]
+    order: tuple[int, ...]
+    mean: np.ndarray
+    var: np.ndarray
+    rows: np.ndarray  #: of the affine map
+    #: Where the running statistics move to, mean and variance.
+    moved: tuple[np.ndarray, np.ndarray] | None
+
+
+def _prepared(
+    input: np.ndarray,
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    gain: float,
+    moments: tuple[np.ndarray, np.ndarray] | None,
+) -> _Prepared:
+    """Check the arguments of a normalisation and find its coefficients."""
     input = as_array(input, "input", ANY_NDIM[2:])
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)
@@ -321,19 +397,23 @@ def normalise(
     memory, cut = to_memory(input, order), cut_at(input, 1, order)
     unit = _unit(input, order)
     mean, var = _statistics(memory, cut, old_mean, old_var, training, unit, moments)
-    gain, other = 0.0, None
-    if plus is not None:
-        gain, other = 1.0, to_memory(as_array(plus, "plus", (4,), like=input), order)
     rows = _kernels.normalising_rows(mean, var, scale, shift, eps, gain, memory.dtype)
-    out = _affine(memory, other, cut, rows, relu)
-    count = cut[0] * cut[2]
+    count, moved = cut[0] * cut[2], None
     if training and count and old_mean is not None and old_var is not None:
-        moved_mean = _kernels.moved_statistics(old_mean, mean, momentum, 1.0)
-        moved_var = _kernels.moved_statistics(old_var, var, momentum, count / (count - 1))
-        # Both or none, should memory run out.
+        moved = (
+            _kernels.moved_statistics(old_mean, mean, momentum, 1.0),
+            _kernels.moved_statistics(old_var, var, momentum, count / (count - 1)),
+        )
+    return _Prepared(memory, cut, order, mean, var, rows, moved)
+
+
+def _move_running(
+    prepared: _Prepared, running_mean: np.ndarray | None, running_var: np.ndarray | None
+) -> None:
+    """Move the running statistics, both or none, when nothing can fail any more."""
+    if prepared.moved is not None:
         assert running_mean is not None and running_var is not None
-        running_mean[...], running_var[...] = moved_mean, moved_var
-    return from_memory(out, order), Statistics(mean, var, rows if relu and plus is None else None)
+        running_mean[...], running_var[...] = prepared.moved
 
 
 def _check_running(running_mean: Any, running_var: Any) -> None:
@@ -447,4 +527,45 @@ def normalise_backward(
             if after_relu:
                 gradient = relu_gradient(gradient, memory, overwrite=True)
         grad_input = from_memory(gradient, order)
+    return grad_input, grad_weight if want_weight else None, grad_bias if want_bias else None
+
+
+def normalise_and_pool_backward(
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    statistics: Statistics,
+    weight: np.ndarray | None,
+    eps: float,
+    output_mask: Sequence[bool],
+    after_relu: bool,
+    windows: Windows,
+    maxima: np.ndarray,
+    indices: np.ndarray,
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Return the gradients of `normalise_and_pool`, whose windows do not overlap or have gaps.
+
+    With `after_relu`, the input is the output of a ReLU, and its gradient that of the ReLU's input.
+    """
+    grad = dense_channels_last(as_array(grad_output, "grad_output", (4,), like=input))
+    scale = _per_channel(weight, "weight", input)
+    want_input, want_weight, want_bias = checked_mask(output_mask)
+    mean, var, rectified = statistics
+    _, rows, columns = windows
+    passed = None if rectified is None else maxima
+    axes = rows, columns, get_num_threads(), passed
+    if grad.size and (want_input or want_weight or want_bias):
+        sums = _kernels.max_pool2d_sums(grad, indices, input, mean, *axes)
+    else:
+        sums = np.zeros((2, input.shape[1]))
+    count = input.shape[0] * input.shape[2] * input.shape[3]
+    coefficients, grad_weight, grad_bias = _kernels.normalising_gradient(
+        mean, var, sums, scale, eps, max(1, count), input.dtype
+    )
+    grad_input = None
+    if want_input:
+        grad_input = empty_images(input.shape, input.dtype, True)
+        if grad.size:
+            _kernels.max_pool2d_backward(
+                grad, indices, grad_input, *axes, input, coefficients, after_relu
+            )
     return grad_input, grad_weight if want_weight else None, grad_bias if want_bias else None

@@ -14,6 +14,7 @@ from convkern.arrays import (
     ANY_NDIM,
     as_array,
     fills_lanes,
+    is_dense_channels_last,
     is_images_last,
     to_images_last,
 )
@@ -241,6 +242,11 @@ class Sequential(_LayerList):
             ):
                 layer = _Fused(layer, line[after])
                 after += 1
+            if keep and after < len(line):
+                pool = line[after]
+                if type(pool) is MaxPool2d and _pools(layer, pool, input):
+                    layer = _Pooled(layer, pool)
+                    after += 1
             options = last if after == len(line) else {}
             if moments is not None:
                 options = {**options, "moments": moments}
@@ -438,7 +444,7 @@ def _through_relu(before: Any, layer: Layer, kept: Any, output: Array) -> Any:
         return kept
     if type(layer) is MaxPool2d:
         kept = kept._replace(rectified=output)
-    elif type(layer) is BatchNorm2d:
+    elif type(layer) is BatchNorm2d or type(layer) is _Pooled:
         kept = kept._replace(after_relu=True)
     elif type(layer) is _Fused and type(layer.layer) is BatchNorm2d:
         kept.of_layer = kept.of_layer._replace(after_relu=True)
@@ -497,6 +503,38 @@ class _Fused(Layer):
         return f"{self.layer!r} + {self.activation!r}"
 
 
+class _Pooled(Layer):
+    """A batch normalisation, or one with a ReLU, and the max pooling after it in the same pass."""
+
+    def __init__(self, layer: Layer, pool: MaxPool2d) -> None:
+        self.layer, self.pool = layer, pool
+        self.rectifies = isinstance(layer, _Fused)
+        norm = layer.layer if isinstance(layer, _Fused) else layer
+        assert isinstance(norm, BatchNorm2d)
+        self.norm = norm
+
+    def forward(self, input: Array) -> Array:
+        """Return the maxima."""
+        return self.record(input)[0]
+
+    def record(self, input: Array, **options: Any) -> tuple[Array, Any]:
+        """Return the maxima, and what the normalisation keeps."""
+        activation = "relu" if self.rectifies else None
+        windows = self.pool.windows(input.shape)
+        return self.norm.record_maxima(input, windows, activation=activation, **options)
+
+    def gradient(self, grad_output: Array, kept: Any, input_gradient: bool = True) -> Array | None:
+        """Return the gradient of the input."""
+        return self.norm.gradient(grad_output, kept, input_gradient)
+
+    def _learns(self) -> bool:
+        """Tell whether the normalisation does."""
+        return self.norm._learns()
+
+    def __repr__(self) -> str:
+        return f"{self.layer!r} + {self.pool!r}"
+
+
 _CONVOLUTIONS = (Conv2d, ConvTranspose2d)
 
 #: More layers whose gradient of the input nobody else holds.
@@ -538,6 +576,20 @@ def _gives_moments(layer: Layer, after: Layer) -> TypeGuard[Conv2d | _Fused]:
     return type(convolution) is Conv2d and type(after) is BatchNorm2d and after.takes_moments()
 
 
+def _pools(layer: Layer, pool: MaxPool2d, input: Array) -> bool:
+    """Tell whether a layer normalises by the batch's moments, so that it can pool as well."""
+    norm = layer.layer if isinstance(layer, _Fused) else layer
+    if type(norm) is not BatchNorm2d or not norm.takes_moments() or input.ndim != 4:
+        return False
+    if not is_dense_channels_last(input):
+        return False
+    try:
+        pool.windows(input.shape)
+    except (TypeError, ValueError):
+        return False  # the pooling itself will say so
+    return True
+
+
 def _gives_away(layer: Layer, *, first: bool = False) -> bool:
     """Tell whether a layer's output may be overwritten; with `first`, its input's gradient."""
     if isinstance(layer, Sequential):
@@ -545,6 +597,8 @@ def _gives_away(layer: Layer, *, first: bool = False) -> bool:
         return bool(line) and _gives_away(line[0 if first else -1], first=first)
     if first and type(layer) is _Fused:
         layer = layer.layer
+    if first and type(layer) is _Pooled:
+        return True
     return type(layer) in _GIVING_AWAY or (first and type(layer) in _GIVING_GRADIENTS_AWAY)
 
 

@@ -10,10 +10,25 @@ import numpy.typing as npt
 
 from convkern import functional
 from convkern.arrays import as_array
-from convkern.functional.norm import Statistics, normalise, normalise_backward
+from convkern.functional.max_pool import Windows, lie_apart, max_pool2d_gradient
+from convkern.functional.norm import (
+    Statistics,
+    normalise,
+    normalise_and_pool,
+    normalise_and_pool_backward,
+    normalise_backward,
+)
 from convkern.geometry import integer
 from convkern.nn.base import Array, Layer, Parameter, Shape
 from convkern.nn.common import add_grads, as_dtype, check_channels, check_same_ways, options
+
+
+class _Pooled(NamedTuple):
+    """A max pooling that took a normalisation's output, which is not kept."""
+
+    windows: Windows
+    maxima: Array
+    indices: Array
 
 
 class _Call(NamedTuple):
@@ -23,6 +38,7 @@ class _Call(NamedTuple):
     statistics: Statistics
     training: bool
     after_relu: bool = False  #: whether the gradient is to be taken through the ReLU before it too
+    pooled: _Pooled | None = None  #: what followed
 
 
 class BatchNorm2d(Layer):
@@ -118,27 +134,66 @@ class BatchNorm2d(Layer):
             check_same_ways(input.shape, plus.shape)
             plus = plus if plus.ndim == 4 else plus[None]
         training = self.takes_moments()
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1.0
-            if self.num_batches_tracked is not None:
-                momentum /= float(self.num_batches_tracked) + 1
         output, statistics = normalise(
             images,
             self.running_mean,
             self.running_var,
-            None if self.weight is None else self.weight.data,
-            None if self.bias is None else self.bias.data,
+            *self._learned(),
             training,
-            momentum,
+            self._momentum(),
             self.eps,
             relu=activation == "relu",
             plus=plus,
             moments=moments,
         )
+        self._count_batch()
+        return output if input.ndim == 4 else output[0], _Call(images, statistics, training)
+
+    def record_maxima(
+        self,
+        input: Array,
+        windows: Windows,
+        *,
+        activation: str | None = None,
+        moments: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, _Call]:
+        """Return the maxima of the output, which is not kept, and what `gradient` needs.
+
+        The input is dense channels-last images, and the batch's own moments are used.
+        """
+        check_channels(input.shape, self.num_features)
+        maxima, indices, statistics = normalise_and_pool(
+            input,
+            self.running_mean,
+            self.running_var,
+            *self._learned(),
+            self._momentum(),
+            self.eps,
+            windows,
+            relu=activation == "relu",
+            moments=moments,
+        )
+        self._count_batch()
+        pooled = _Pooled(windows, maxima, indices)
+        return maxima, _Call(input, statistics, True, pooled=pooled)
+
+    def _learned(self) -> tuple[Array | None, Array | None]:
+        """Return weight and bias, if there are any."""
+        weight, bias = self.weight, self.bias
+        return None if weight is None else weight.data, None if bias is None else bias.data
+
+    def _momentum(self) -> float:
+        """Return how far the running statistics move at this batch."""
+        if self.momentum is not None:
+            return self.momentum
+        if self.num_batches_tracked is None:
+            return 1.0
+        return 1 / (float(self.num_batches_tracked) + 1)
+
+    def _count_batch(self) -> None:
+        """Note that the running statistics have moved."""
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
-        return output if input.ndim == 4 else output[0], _Call(images, statistics, training)
 
     def takes_moments(self) -> bool:
         """Tell whether it is the batch's own mean and variance that are used."""
@@ -149,18 +204,37 @@ class BatchNorm2d(Layer):
     ) -> Array | None:
         """Return the gradient of the input."""
         learns = self.weight is not None
-        grad_input, grad_weight, grad_bias = normalise_backward(
-            grad_output if grad_output.ndim == 4 else grad_output[None],
-            kept.input,
-            kept.statistics,
-            None if self.weight is None else self.weight.data,
-            kept.training,
-            self.eps,
-            (input_gradient, learns, learns),
-            kept.after_relu,
-        )
-        add_grads((self.weight, self.bias), (grad_weight, grad_bias))
-        return grad_input if grad_input is None else grad_input.reshape(grad_output.shape)
+        mask = input_gradient, learns, learns
+        weight, _ = self._learned()
+        grad = grad_output if grad_output.ndim == 4 else grad_output[None]
+        pooled = kept.pooled
+        if pooled is not None and not lie_apart(*pooled.windows[1:]):
+            grad = max_pool2d_gradient(grad, pooled.indices, kept.input.shape, pooled.windows)
+            pooled = None
+        if pooled is not None:
+            grad_input, *grads = normalise_and_pool_backward(
+                grad,
+                kept.input,
+                kept.statistics,
+                weight,
+                self.eps,
+                mask,
+                kept.after_relu,
+                *pooled,
+            )
+        else:
+            grad_input, *grads = normalise_backward(
+                grad,
+                kept.input,
+                kept.statistics,
+                weight,
+                kept.training,
+                self.eps,
+                mask,
+                kept.after_relu,
+            )
+        add_grads((self.weight, self.bias), tuple(grads))
+        return grad_input if grad_input is None or grad_output.ndim == 4 else grad_input[0]
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return `input_shape`."""

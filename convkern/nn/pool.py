@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convkern import functional
-from convkern.functional.max_pool import max_pool2d_gradient
+from convkern.functional.max_pool import Windows, max_pool2d_gradient, max_windows
 from convkern.geometry import IntPair, conv_output_size, integer, pair
 from convkern.nn.base import Array, Layer, Shape
 from convkern.nn.common import extents, map_shape, options, short
@@ -131,9 +131,14 @@ class MaxPool2d(_Pool2d):
         )
         return output, Maxima(indices, np.shape(input))
 
+    def windows(self, input_shape: Shape) -> Windows:
+        """Return the windows on an input of a shape; raise where they do not fit."""
+        windows = self.kernel_size, self.stride, self.padding, self.dilation
+        return max_windows(input_shape, *windows, self.ceil_mode)
+
     def gradient(self, grad_output: Array, kept: Maxima, input_gradient: bool = True) -> Array:
         """Return the gradient of the input, as `convkern.max_pool2d_backward`."""
-        windows = self.kernel_size, self.stride, self.padding, self.dilation
+        windows = self.windows(kept.shape)
         return max_pool2d_gradient(grad_output, kept.indices, kept.shape, windows, kept.rectified)
 
 

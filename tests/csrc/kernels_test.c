@@ -401,7 +401,7 @@ static void test_max_pool_backward(void)
                         r == chosen && s == column && !(rectified && at(y, from) <= 0) ? at(g, from)
                                                                                       : 0;
         }
-    kernels->max_pool_backward(&t, g, indices, rectified ? y : NULL, out.mine);
+    kernels->max_pool_backward(&t, g, indices, rectified ? y : NULL, NULL, out.mine);
     compare("max_pool_backward", out, 0);
 }
 

@@ -130,6 +130,21 @@ typedef struct {
     ptrdiff_t lines, x_line, g_line;
 } ck_lines;
 
+/* ---- Affine maps of channels ----
+ *
+ * y = activation((x - center)*scale + shift + g*gain), the last not where g is NULL; an activation
+ * has no slope here.  `coefficients` holds four rows of `channels`: center, scale, shift, gain.
+ *
+ * With `rectified`, rows of the same kind, g counts as 0 where (x - center)*scale + shift <= 0 with
+ * these: to the last bit where a ReLU after that map has let nothing pass.  With `after_relu` y is
+ * 0 where x <= 0.
+ */
+typedef struct {
+    const void *coefficients, *rectified;
+    ptrdiff_t channels;
+    int activation, after_relu;
+} ck_affine;
+
 /* ---- Max pooling: lanes along a pixel's channels, or along a row of outputs ----
  *
  * out[j*out_step + i] = max over taps r < rows, s < columns of
@@ -140,7 +155,8 @@ typedef struct {
  *
  * The first maximum wins, the last NaN does before it; where nothing is above -inf, the index is
  * that of an element first[i] (NULL: 0) further than the first tap; `first` is readable up to a
- * multiple of the lanes.
+ * multiple of the lanes.  With `map` the maxima, and where they are, are those of what it makes of
+ * x without g, where i is the channel.
  */
 typedef struct {
     ptrdiff_t steps, width, rows, columns;
@@ -150,6 +166,7 @@ typedef struct {
     int64_t index, index_step;
     int32_t index_lane, index_row, index_column;
     int ordered; /* no element is NaN: faster */
+    const ck_affine *map;
 } ck_pool;
 
 /* ---- Sums over boxes: averages and their gradients ----
@@ -209,21 +226,6 @@ typedef struct {
     ck_patch_fn gradient;        /* outputs x outputs gradients, as filters of the input */
     ck_output_fn weight_gradient; /* to taps x taps weights */
 } ck_winograd;
-
-/* ---- Affine maps of channels ----
- *
- * y = activation((x - center)*scale + shift + g*gain), the last not where g is NULL; an activation
- * has no slope here.  `coefficients` holds four rows of `channels`: center, scale, shift, gain.
- *
- * With `rectified`, rows of the same kind, g counts as 0 where (x - center)*scale + shift <= 0 with
- * these: to the last bit where a ReLU after that map has let nothing pass.  With `after_relu` y is
- * 0 where x <= 0.
- */
-typedef struct {
-    const void *coefficients, *rectified;
-    ptrdiff_t channels;
-    int activation, after_relu;
-} ck_affine;
 
 /* ---- Optimisers: one step of n parameters p by their gradients g, in place ----
  *
@@ -356,14 +358,19 @@ typedef struct {
      * negative; i goes on to a multiple of the lanes, with zeros */
     void (*scatter_transposed)(const void *src, ptrdiff_t src_row, ptrdiff_t rows,
                                ptrdiff_t columns, void *dst, const ptrdiff_t *offsets);
-    /* See ck_pool; indices may be NULL. */
+    /* See ck_pool; indices may be NULL without a map. */
     void (*max_pool)(const ck_pool *pool, const void *x, void *out, int64_t *indices);
     /* The gradient of max_pool where windows do not overlap: element j, i of g goes to that tap of its
      * window which the index names, zeros to the others; it is zero itself where y is not NULL and not
      * positive, which is the gradient of a ReLU before the pooling.  Here out has the taps and x_step, and
-     * g, y and the indices have out_step; `first` and `index_lane` do not count. */
+     * g, y and the indices have out_step; `first` and `index_lane` do not count.  With `map` what it
+     * makes of x, which lies as out does, and of these gradients is stored. */
     void (*max_pool_backward)(const ck_pool *pool, const void *g, const int64_t *indices,
-                              const void *y, void *out);
+                              const void *y, const void *x, void *out);
+    /* first[i] += sum over j of element j, i of these g; second[i] += that of their products with
+     * x - center[i], where x is the element that the index names. */
+    void (*max_pool_pairs)(const ck_pool *pool, const void *g, const int64_t *indices, const void *y,
+                           const void *x, const double *center, double *first, double *second);
     /* out[i*row + c] = 0 for i < size, then out[indices[o*row + c]*row + c] = src[o*row + c], or +=
      * with `add`, for o < count in that order; c < inner.  An index outside 0 .. size-1 is passed over;
      * returns whether there was one. */
@@ -517,17 +524,31 @@ int ck_grow_team(int wanted, void (*start)(int threads));
  * than the arithmetic. */
 #define CK_WORK_OF_ELEMENT 64.0
 
-/* The items that are a thread's own, next .. end-1; each share has cache lines to itself. */
+/* The items that are a thread's own, next .. end-1.  Others take those before `lent`: before `kept`
+ * only as soon as the thread is there, which need not come.  Each share has cache lines to itself. */
 typedef struct {
-    ptrdiff_t next, end;
-    char apart[128 - 2 * sizeof(ptrdiff_t)];
+    ptrdiff_t next, end, lent, kept;
+    char apart[128 - 4 * sizeof(ptrdiff_t)];
 } ck_share;
+
+/* Say that its thread is there. */
+static inline void ck_begin_share(ck_share *share)
+{
+    __atomic_store_n(&share->lent, share->kept, __ATOMIC_RELAXED);
+}
 
 /* Take an item from a share, or return -1: it is used up. */
 static inline ptrdiff_t ck_take_item(ck_share *share)
 {
     const ptrdiff_t item = __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED);
     return item < share->end ? item : -1;
+}
+
+/* The same of another thread's share: -1 as well where it keeps what is left. */
+static inline ptrdiff_t ck_borrow_item(ck_share *share)
+{
+    const ptrdiff_t lent = __atomic_load_n(&share->lent, __ATOMIC_RELAXED);
+    return __atomic_load_n(&share->next, __ATOMIC_RELAXED) < lent ? ck_take_item(share) : -1;
 }
 
 /* Memory that is wanted soon, to be read or written: `bytes` of every `step` from `at` up to `end`,

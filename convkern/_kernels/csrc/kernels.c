@@ -83,6 +83,7 @@ const ck_kernels CK_SYMBOL(table) = {
     .scatter_transposed = CK_SYMBOL(scatter_transposed),
     .max_pool = CK_SYMBOL(max_pool),
     .max_pool_backward = CK_SYMBOL(max_pool_backward),
+    .max_pool_pairs = CK_SYMBOL(max_pool_pairs),
     .scatter = CK_SYMBOL(scatter),
     .gather = CK_SYMBOL(gather),
     .box_pixels = CK_SYMBOL(box_pixels),

@@ -1,4 +1,9 @@
-/* The kept memory of memory.h: ranges of mapped pages, cut and joined as blocks come and go. */
+/* The kept memory of memory.h: ranges of mapped pages, cut and joined as blocks come and go.
+ *
+ * Blocks that are not large stay as they are for a while.  The next one of the size is mostly that of
+ * the same array, one training step later, and has the lines which its threads wrote there in their
+ * caches; in one cut elsewhere they would belong to others, and travel.
+ */
 #if defined(__linux__)
 #define _DEFAULT_SOURCE /* madvise, MAP_ANONYMOUS */
 #endif
@@ -14,6 +19,10 @@ enum {
     APART = 128, /* what one thread writes from what another one does: lines come in pairs */
     UNIT = 64 << 10, /* what ranges are cut in: a page of any system */
     HUGE_PAGE = 2 << 20,
+    RECENT_SIZE = 4 << 20,   /* of a block that stays as it is, at most */
+    RECENT_LIMIT = 16 << 20, /* of all such blocks */
+    LITTLE = 32 << 20,       /* so much is mapped before they are joined to make room */
+    MOST_RECENT = 64,
     MOST_IDLE = 256
 };
 #define IDLE_LIMIT ((size_t)768 << 20)
@@ -39,6 +48,10 @@ typedef struct {
 static range idle[MOST_IDLE]; /* oldest first; no two of them touch */
 static int idle_count;
 static size_t idle_bytes;
+static range recent[MOST_RECENT]; /* oldest first */
+static int recent_count;
+static size_t recent_bytes;
+static size_t mapped_bytes; /* of all pages, in use or not */
 static char *edge;         /* the lowest mapped page, or NULL; new ones are wanted right below */
 static long until_failure; /* blocks to come up to the one that is refused; 0: none is */
 
@@ -68,6 +81,7 @@ static void unmap_idle(int i, size_t bytes)
 {
     char *start = idle[i].start;
     munmap(start, bytes);
+    mapped_bytes -= bytes;
     if (start == edge)
         edge += bytes;
     if (bytes == idle[i].size) {
@@ -82,8 +96,8 @@ static void unmap_idle(int i, size_t bytes)
 /* Return what is more than the limit, the oldest first. */
 static void trim_idle(void)
 {
-    while (idle_count > 0 && idle_bytes + set_bytes > IDLE_LIMIT) {
-        const size_t over = idle_bytes + set_bytes - IDLE_LIMIT;
+    while (idle_count > 0 && ck_idle_bytes() > IDLE_LIMIT) {
+        const size_t over = ck_idle_bytes() - IDLE_LIMIT;
         unmap_idle(0, over < idle[0].size ? over : idle[0].size);
     }
 }
@@ -125,6 +139,42 @@ static char *take_idle(size_t bytes)
     return block;
 }
 
+static range remove_recent(int i)
+{
+    const range block = recent[i];
+    recent_bytes -= block.size;
+    recent_count--;
+    memmove(recent + i, recent + i + 1, (size_t)(recent_count - i) * sizeof *recent);
+    return block;
+}
+
+/* Join the oldest recent blocks with other idle memory until so many bytes are left. */
+static void settle(size_t bytes)
+{
+    while (recent_count > 0 && recent_bytes > bytes) {
+        const range block = remove_recent(0);
+        add_idle(block.start, block.size);
+    }
+}
+
+static void add_recent(char *start, size_t size)
+{
+    if (recent_count == MOST_RECENT)
+        settle(recent_bytes - 1);
+    recent[recent_count++] = (range){start, size};
+    recent_bytes += size;
+    settle(RECENT_LIMIT);
+}
+
+/* Return the youngest recent block of a size, or NULL. */
+static char *take_recent(size_t bytes)
+{
+    for (int i = recent_count - 1; i >= 0; i--)
+        if (recent[i].size == bytes)
+            return remove_recent(i).start;
+    return NULL;
+}
+
 static char *map_pages(char *wanted, size_t bytes)
 {
     void *pages = mmap(wanted, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -162,13 +212,20 @@ static int grow(size_t bytes)
     madvise(pages, missing, MADV_HUGEPAGE);
 #endif
     edge = pages;
+    mapped_bytes += missing;
     add_idle(pages, missing);
     return 1;
 }
 
 static char *take_mapped(size_t bytes)
 {
-    char *block = take_idle(bytes);
+    char *block = take_recent(bytes);
+    if (block == NULL)
+        block = take_idle(bytes);
+    if (block == NULL && mapped_bytes + bytes > LITTLE) {
+        settle(0);
+        block = take_idle(bytes);
+    }
     if (block != NULL)
         return block;
     if (!grow(bytes)) {
@@ -222,7 +279,10 @@ void ck_give(void *memory)
         free(block);
         return;
     }
-    add_idle(block, bytes);
+    if (bytes <= RECENT_SIZE)
+        add_recent(block, bytes);
+    else
+        add_idle(block, bytes);
     trim_idle();
 }
 
@@ -263,11 +323,12 @@ void ck_release_idle(void)
     while (set_count > 0)
         ck_give(sets[--set_count].memory);
     set_bytes = 0;
+    settle(0);
     while (idle_count > 0)
         unmap_idle(idle_count - 1, idle[idle_count - 1].size);
 }
 
-size_t ck_idle_bytes(void) { return idle_bytes + set_bytes; }
+size_t ck_idle_bytes(void) { return idle_bytes + recent_bytes + set_bytes; }
 
 long ck_fail(long count)
 {
