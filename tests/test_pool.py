@@ -5,7 +5,7 @@ import pytest
 
 from convkern import functional, num_threads, reference
 from convkern.arrays import to_channels_last
-from convkern.functional.max_pool import max_pool2d_gradient
+from convkern.functional.max_pool import max_pool2d_gradient, max_windows
 
 from .draws import cases
 from .test_exact import DTYPES, integers, random_layout, random_size
@@ -244,7 +244,7 @@ def test_same_bits_for_every_thread_count():
     _, indices = functional.max_pool2d(x, 3, 1, 1, return_indices=True)
     pixels = to_channels_last(x)
     maxima, places = functional.max_pool2d(pixels, 2, return_indices=True)
-    windows = ((2, 2), (2, 2), (0, 0), (1, 1))
+    windows = max_windows(x.shape, 2, 2, 0, 1, False)
     results = []
     for threads in (1, 2, 3, 4, 7):
         with num_threads(threads):
