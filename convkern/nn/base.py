@@ -271,8 +271,8 @@ class Layer:
             parameter.zero_grad()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy gets: all but the last call."""
-        return {name: value for name, value in vars(self).items() if name != "_last"}
+        """Return what a copy gets: all but what calls have left."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_last")}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._arguments())})"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from operator import is_
 from textwrap import indent
-from typing import Any, NamedTuple, Self, TypeGuard, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 
@@ -152,6 +153,8 @@ class Sequential(_LayerList):
     ['features.0.weight', 'features.0.bias', 'classifier.weight', 'classifier.bias']
     """
 
+    _last_parts: tuple[list[Layer], list[_Part]] = ([], [])
+
     def walk(self, input: Array) -> Iterator[Step]:
         """Run the net layer by layer, yielding each with its output.
 
@@ -226,35 +229,27 @@ class Sequential(_LayerList):
 
         `last` are keywords for the last layer.
         """
-        line = self._line()
+        parts = self._parts(keep)
         input = _in_best_layout(input, self)
         moments: tuple[Array, Array] | None = None
         kept: Any
         before: Any = None  # what the last layer has kept
         after = 0
-        while after < len(line):
-            place, layer = after, line[after]
+        while after < len(parts):
+            place, layer, pooled, norm = parts[after]
             after += 1
-            # Exact types: a subclass may compute something else.
-            before_relu = after < len(line) and type(line[after]) is ReLU
-            if before_relu and (
-                type(layer) is Conv2d or type(layer) is BatchNorm2d or type(layer) is Residual
-            ):
-                layer = _Fused(layer, line[after])
+            if keep and pooled is not None and pooled.accepts(input):
+                layer = pooled
                 after += 1
-            if keep and after < len(line):
-                pool = line[after]
-                if type(pool) is MaxPool2d and _pools(layer, pool, input):
-                    layer = _Pooled(layer, pool)
-                    after += 1
-            options = last if after == len(line) else {}
+            options = last if after == len(parts) else {}
             if moments is not None:
                 options = {**options, "moments": moments}
             moments = None
             try:
                 if not keep:
                     input, kept = layer.forward(input, **options), None
-                elif after < len(line) and _gives_moments(layer, line[after]):
+                elif norm is not None and norm.takes_moments():
+                    assert isinstance(layer, Conv2d | _Fused)
                     input, kept, moments = layer.record_moments(input)
                 else:
                     input, kept = layer.record(input, **options)
@@ -265,6 +260,35 @@ class Sequential(_LayerList):
                 raise
             before = kept
             yield place, layer, input, kept
+
+    def _parts(self, keep: bool) -> list[_Part]:
+        """Return what `_run` goes through; it may be kept until the layers are others."""
+        line = self._line()
+        last, parts = self._last_parts
+        if len(line) == len(last) and all(map(is_, line, last)):
+            return parts
+        parts, after = [], 0
+        while after < len(line):
+            place, layer = after, line[after]
+            after += 1
+            # Exact types: a subclass may compute something else.
+            follower = line[after] if after < len(line) else None
+            if type(follower) is ReLU and (
+                type(layer) is Conv2d or type(layer) is BatchNorm2d or type(layer) is Residual
+            ):
+                layer = _Fused(layer, follower)
+                after += 1
+                follower = line[after] if after < len(line) else None
+            first = layer.layer if isinstance(layer, _Fused) else layer
+            pooled = norm = None
+            if type(first) is BatchNorm2d and type(follower) is MaxPool2d:
+                pooled = _Pooled(layer, first, follower)
+            if type(first) is Conv2d and type(follower) is BatchNorm2d:
+                norm = follower
+            parts.append(_Part(place, layer, pooled, norm))
+        if keep:
+            self._last_parts = line, parts
+        return parts
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the shape of the last layer's output."""
@@ -506,12 +530,19 @@ class _Fused(Layer):
 class _Pooled(Layer):
     """A batch normalisation, or one with a ReLU, and the max pooling after it in the same pass."""
 
-    def __init__(self, layer: Layer, pool: MaxPool2d) -> None:
-        self.layer, self.pool = layer, pool
-        self.rectifies = isinstance(layer, _Fused)
-        norm = layer.layer if isinstance(layer, _Fused) else layer
-        assert isinstance(norm, BatchNorm2d)
-        self.norm = norm
+    def __init__(self, layer: Layer, norm: BatchNorm2d, pool: MaxPool2d) -> None:
+        self.layer, self.norm, self.pool = layer, norm, pool
+        self.activation = "relu" if isinstance(layer, _Fused) else None
+
+    def accepts(self, input: Array) -> bool:
+        """Tell whether the batch's moments are used, and it is images that can be pooled so."""
+        if not self.norm.takes_moments() or input.ndim != 4 or not is_dense_channels_last(input):
+            return False
+        try:
+            self.pool.windows(input.shape)
+        except (TypeError, ValueError):
+            return False  # the pooling itself will say so
+        return True
 
     def forward(self, input: Array) -> Array:
         """Return the maxima."""
@@ -519,9 +550,8 @@ class _Pooled(Layer):
 
     def record(self, input: Array, **options: Any) -> tuple[Array, Any]:
         """Return the maxima, and what the normalisation keeps."""
-        activation = "relu" if self.rectifies else None
         windows = self.pool.windows(input.shape)
-        return self.norm.record_maxima(input, windows, activation=activation, **options)
+        return self.norm.record_maxima(input, windows, activation=self.activation, **options)
 
     def gradient(self, grad_output: Array, kept: Any, input_gradient: bool = True) -> Array | None:
         """Return the gradient of the input."""
@@ -533,6 +563,15 @@ class _Pooled(Layer):
 
     def __repr__(self) -> str:
         return f"{self.layer!r} + {self.pool!r}"
+
+
+class _Part(NamedTuple):
+    """What `Sequential` runs as one layer."""
+
+    place: int  #: of its first layer
+    layer: Layer  #: it, or it and the ReLU after it
+    pooled: _Pooled | None  #: it and the next part, if the two may be one
+    norm: BatchNorm2d | None  #: the next part, if this is a convolution that may find its moments
 
 
 _CONVOLUTIONS = (Conv2d, ConvTranspose2d)
@@ -568,26 +607,6 @@ def _in_best_layout(input: Any, net: Layer) -> Any:
         ):
             return to_images_last(input)
     return functional.to_channels_last(input)
-
-
-def _gives_moments(layer: Layer, after: Layer) -> TypeGuard[Conv2d | _Fused]:
-    """Tell whether a convolution is normalised by the layer after it with the batch's moments."""
-    convolution = layer.layer if isinstance(layer, _Fused) else layer
-    return type(convolution) is Conv2d and type(after) is BatchNorm2d and after.takes_moments()
-
-
-def _pools(layer: Layer, pool: MaxPool2d, input: Array) -> bool:
-    """Tell whether a layer normalises by the batch's moments, so that it can pool as well."""
-    norm = layer.layer if isinstance(layer, _Fused) else layer
-    if type(norm) is not BatchNorm2d or not norm.takes_moments() or input.ndim != 4:
-        return False
-    if not is_dense_channels_last(input):
-        return False
-    try:
-        pool.windows(input.shape)
-    except (TypeError, ValueError):
-        return False  # the pooling itself will say so
-    return True
 
 
 def _gives_away(layer: Layer, *, first: bool = False) -> bool:
