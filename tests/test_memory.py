@@ -77,6 +77,50 @@ def test_kept_memory_is_cut_and_joined():
     assert idle_bytes() == before
 
 
+def address(x):
+    return x.__array_interface__["data"][0]
+
+
+def test_small_blocks_keep_their_size():
+    """An array gets the memory of the last one of its size, and others get none of that."""
+    convkern.empty_cache()
+    sizes = [300_000, 200_000, 100_000, 50_000]
+    arrays = [convkern.functional.relu(np.ones(size, np.float32)) for size in sizes]
+    places = {array.size: address(array) for array in arrays}
+    whole = idle_bytes()
+    arrays.clear()
+    for size in 50_000, 300_000, 100_000, 200_000:
+        array = convkern.functional.relu(np.ones(size, np.float32))
+        assert address(array) == places[size]
+        arrays.append(array)
+    assert idle_bytes() == whole
+
+
+@pytest.mark.parametrize("kib", [1500, 4000])
+def test_small_blocks_are_joined_where_much_is_mapped(kib):
+    x = np.ones(16 << 20, np.float32)
+    convkern.empty_cache()
+    whole = convkern.functional.relu(x)
+    del whole
+    before = idle_bytes()
+    for _ in range(2):
+        parts = [convkern.functional.relu(x[: kib << 8]) for _ in range(9)]
+        del parts
+        assert idle_bytes() == before
+        whole = convkern.functional.relu(x)
+        assert idle_bytes() < before - x.nbytes
+        del whole
+        assert idle_bytes() == before
+
+
+def test_many_small_blocks_are_joined():
+    """Blocks of ever other sizes serve each other, so that little more is mapped."""
+    convkern.empty_cache()
+    for kib in range(100, 4000, 50):
+        convkern.functional.relu(np.ones(kib << 8, np.float32))
+    assert idle_bytes() < 40 << 20
+
+
 def test_scratch_memory_is_kept_between_calls():
     """Once calls have had what they need, more of them need nothing anew, and all of it goes."""
     x = np.ones((4, 16, 12, 12), np.float32)

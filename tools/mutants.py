@@ -70,6 +70,8 @@ FIRST = {
     "channels.inc": _CHANNELS,
     "channels.pyx": _CHANNELS,
     "conv.pyx": [*TESTS[:1], "tests/test_containers.py"],
+    "core.pyx": [*TESTS[:1], "tests/test_hazards.py"],
+    "memory.c": ["tests/test_memory.py"],
     "loss.pyx": ["tests/test_loss_norm.py"],
     "square.inc": _DEPTHWISE,
     "square.pyx": _DEPTHWISE,
@@ -338,8 +340,8 @@ FAULTS = [
     ),
     Fault(
         "pool.inc",
-        "v = v_select(v_load_n(y, n) <= zero, zero, v);",
-        "v = v_select(v_load_n(y, n) < zero, zero, v);",
+        "return y ? v_select(v_load_n(y, n) <= zero, zero, v) : v;",
+        "return y ? v_select(v_load_n(y, n) < zero, zero, v) : v;",
         "where the ReLU before a pooling gave 0, gradients pass",
     ),
     Fault(
@@ -350,9 +352,33 @@ FAULTS = [
     ),
     Fault(
         "pool.inc",
-        "const ptrdiff_t i = next + VL <= t.width ? next : t.width - VL;",
-        "const ptrdiff_t i = next;",
+        "i + VL <= t.width ? i : t.width - VL, VL, index);",
+        "i, VL, index);",
         "the last vector of a pixel's gradients hangs over its end",
+    ),
+    Fault(
+        "pool.inc",
+        "map = map_at((const real *)t.map->coefficients + i, t.map->channels, n);",
+        "map = map_at((const real *)t.map->coefficients, t.map->channels, n);",
+        "all vectors of channels are normalised as the first",
+    ),
+    Fault(
+        "pool.inc",
+        "mapping == RECTIFYING ? CK_RELU : CK_IDENTITY",
+        "CK_IDENTITY",
+        "maxima below zero pass the ReLU between normalisation and pooling",
+    ),
+    Fault(
+        "pool.inc",
+        "product[half] += (widened(max, half) - middle[half]) * other;",
+        "product[half] += widened(max, half) * other;",
+        "products with pooled gradients are not about the mean",
+    ),
+    Fault(
+        "pool.inc",
+        "v_load_n(x + t->taps[r * t->tap_row + s], n), max);",
+        "v_load_n(x + t->taps[s], n), max);",
+        "the pixel that a gradient belongs to is taken from the first row of its window",
     ),
     # ------------------------------------------------------------ winograd.inc
     Fault(
@@ -496,6 +522,18 @@ FAULTS = [
         "g - p * v_set1((real)weight_decay) : g;",
         "weights grow instead of decaying",
     ),
+    Fault(
+        "pool.pyx",
+        "for i in range(grad.shape[0] * job.blocks):",
+        "for i in range(grad.shape[0]):",
+        "sums of gradients behind a pooling lack all but the first blocks of rows",
+    ),
+    Fault(
+        "pool.pyx",
+        "job.map, job.pixels + at, NULL, job.grad_input + at,",
+        "job.map, job.pixels, NULL, job.grad_input + at,",
+        "pixels that no window meets have the gradients of the first",
+    ),
     # ------------------------------------------------------------ memory.c, core.pyx
     Fault(
         "memory.c",
@@ -508,6 +546,24 @@ FAULTS = [
         "if (idle[i].size >= bytes && (best < 0",
         "if (idle[i].size >= bytes / 2 && (best < 0",
         "a kept block is taken although it is too small",
+    ),
+    Fault(
+        "memory.c",
+        "if (recent[i].size == bytes)",
+        "if (recent[i].size >= bytes / 2)",
+        "a recent block is taken although it is too small",
+    ),
+    Fault(
+        "memory.c",
+        "if (block == NULL && mapped_bytes + bytes > LITTLE) {",
+        "if (block == NULL && bytes > LITTLE) {",
+        "recent blocks are not joined, however much is mapped",
+    ),
+    Fault(
+        "memory.c",
+        "    settle(RECENT_LIMIT);\n",
+        "",
+        "all recent blocks stay as they are, however many bytes they have",
     ),
     Fault(
         "memory.c",
@@ -532,6 +588,12 @@ FAULTS = [
         "shares[i].end = start + (stop - start) * (i + 1) // threads",
         "shares[i].end = start + (stop - start) // threads * (i + 1)",
         "the last item is nobody's where the threads do not divide their number",
+    ),
+    Fault(
+        "core.pyx",
+        "                        shares[i].kept = (shares",
+        "                        shares[i].kept = shares[i].lent = (shares",
+        "what a thread keeps is lost where it does not come",
     ),
     Fault(
         "core.pyx",
@@ -1053,8 +1115,14 @@ FAULTS = [
     ),
     Fault(
         "winograd_gradient.pyx",
-        "ceil_div(job.slices - job.apart, 2 * job.apart) * rows,",
-        "(job.slices - job.apart) // (2 * job.apart) * rows,",
+        "first = item % parts * PAIRS",
+        "first = item // parts * PAIRS",
+        "parts of a slice are transformed in another's place",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
+        "for i in range(1, job.slices):",
+        "for i in range(1, job.slices - 1):",
         "the last slice is lost",
     ),
     Fault(

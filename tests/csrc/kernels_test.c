@@ -924,7 +924,7 @@ static void test_channels(void)
     const void *coefficients = integers(4 * channels), *xs = integers(pixels * channels);
     const void *gs = draw(0, 1) ? integers(pixels * channels) : NULL;
     const ck_affine affine = {coefficients, draw(0, 1) ? integers(4 * channels) : NULL, channels,
-                              draw(0, 1) ? CK_RELU : CK_IDENTITY, gs && draw(0, 1)};
+                              draw(0, 1) ? CK_RELU : CK_IDENTITY, (int)draw(0, 1)};
     const ptrdiff_t c = draw(0, channels - 1);
     output y = new_output(pixels * channels), plane = new_output(pixels);
     for (ptrdiff_t i = 0; i < pixels * channels; i++)
@@ -935,6 +935,82 @@ static void test_channels(void)
     compare("affine_pixels", y, 0);
     kernels->affine_plane(&affine, c, xs, gs, plane.mine, pixels);
     compare("affine_plane", plane, 0);
+}
+
+/* Maxima of an affine map, and what their gradients are added up and mapped to. */
+static void test_max_pool_of_a_map(void)
+{
+    const ptrdiff_t lanes = kernels->lanes, step = draw(3, 4), channels = draw(1, 3 * lanes);
+    ck_pool t = {0};
+    t.steps = draw(1, 4), t.width = channels, t.rows = draw(1, 3), t.columns = draw(1, 3);
+    t.x_step = step * channels, t.tap_row = 3, t.out_step = channels + draw(0, 2);
+    t.index = draw(0, 9), t.index_step = step;
+    t.index_row = (int32_t)(step * t.steps), t.index_column = 1;
+    ptrdiff_t *taps = guarded(9 * sizeof *taps, 0);
+    for (ptrdiff_t r = 0; r < 3; r++)
+        for (ptrdiff_t s = 0; s < 3; s++)
+            taps[r * 3 + s] = (r * t.index_row + s) * channels;
+    t.taps = taps;
+    const ptrdiff_t last = taps[(t.rows - 1) * 3 + t.columns - 1];
+    const void *x = integers((t.steps - 1) * t.x_step + last + channels);
+    const ptrdiff_t size = (t.steps - 1) * t.out_step + channels;
+    const void *g = integers(size), *y = draw(0, 1) ? integers(size) : NULL;
+    ck_affine map = {integers(4 * channels), NULL, channels, draw(0, 1) ? CK_RELU : CK_IDENTITY, 0};
+    t.map = &map;
+    output maxima = new_output(size);
+    int64_t *indices = guarded((size_t)size * sizeof *indices, 0);
+    memset(indices, 0xff, (size_t)size * sizeof *indices);
+    double *center = guarded((size_t)channels * sizeof *center, 0);
+    double *sums = guarded(2 * (size_t)channels * sizeof *sums, 0);
+    double *wanted = guarded(2 * (size_t)channels * sizeof *wanted, 0);
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        center[c] = (double)draw(-3, 3);
+        sums[c] = wanted[c] = 1, sums[channels + c] = wanted[channels + c] = 2;
+    }
+    output back = new_output((t.steps - 1) * t.x_step + last + channels);
+    const int after_relu = (int)draw(0, 1);
+    int wrong = 0;
+    for (ptrdiff_t j = 0; j < t.steps; j++)
+        for (ptrdiff_t c = 0; c < channels; c++) {
+            double best = -INFINITY;
+            for (ptrdiff_t i = 0; i < t.rows * t.columns; i++) {
+                const ptrdiff_t tap = taps[i / t.columns * 3 + i % t.columns];
+                const double v = affine_of(&map, c, x, NULL, j * t.x_step + tap + c);
+                best = v > best ? v : best;
+            }
+            maxima.true_[j * t.out_step + c] = best;
+        }
+    kernels->max_pool(&t, x, maxima.mine, indices);
+    compare("max_pool of a map", maxima, 0);
+    for (ptrdiff_t j = 0; j < t.steps; j++)
+        for (ptrdiff_t c = 0; c < channels; c++) {
+            const ptrdiff_t from = j * t.out_step + c;
+            const double passed = y && at(y, from) <= 0 ? 0 : at(g, from);
+            for (ptrdiff_t i = 0; i < t.rows * t.columns; i++) {
+                const ptrdiff_t row = i / t.columns, column = i % t.columns;
+                const ptrdiff_t place = j * t.x_step + taps[row * 3 + column] + c;
+                const int hit = indices[from] - t.index - j * t.index_step
+                    == row * t.index_row + column * t.index_column;
+                if (hit) {
+                    wrong |= affine_of(&map, c, x, NULL, place) != maxima.true_[from];
+                    wanted[c] += passed;
+                    wanted[channels + c] += passed * (at(x, place) - center[c]);
+                }
+                back.true_[place] = after_relu && at(x, place) <= 0
+                    ? 0
+                    : map_of(map.coefficients, channels, c, at(x, place))
+                        + (hit ? passed * at(map.coefficients, 3 * channels + c) : 0);
+            }
+        }
+    map.activation = CK_IDENTITY, map.after_relu = after_relu;
+    kernels->max_pool_backward(&t, g, indices, y, x, back.mine);
+    compare("max_pool_backward of a map", back, 0);
+    kernels->max_pool_pairs(&t, g, indices, y, x, center, sums, sums + channels);
+    checks++;
+    if (wrong || memcmp(sums, wanted, 2 * (size_t)channels * sizeof *sums) != 0) {
+        printf("%s max_pool_pairs: wrong %s\n", isa, wrong ? "indices" : "sums");
+        failures++;
+    }
 }
 
 static void test_local_response_norm(void)
@@ -1118,8 +1194,7 @@ static void test_all(int times)
     static void (*const tests[])(void) = {
         test_transpose, test_rows, test_max_pool, test_max_pool_backward, test_scatter, test_boxes,
         test_split_rows, test_depthwise, test_square, test_activations, test_softmax, test_channels,
-        test_local_response_norm,
-        test_optimisers};
+        test_max_pool_of_a_map, test_local_response_norm, test_optimisers};
     for (size_t t = 0; t < sizeof tests / sizeof *tests; t++)
         for (int i = 0; i < 10 * times; i++, release_all())
             tests[t]();
