@@ -96,29 +96,23 @@ def test_small_blocks_keep_their_size():
     assert idle_bytes() == whole
 
 
-@pytest.mark.parametrize("kib", [1500, 4000])
-def test_small_blocks_are_joined_where_much_is_mapped(kib):
-    x = np.ones(16 << 20, np.float32)
+@pytest.mark.parametrize(("count", "kib"), [(24, 1500), (9, 4000), (300, 120)])
+def test_small_blocks_are_joined_where_much_is_mapped(count, kib):
+    """They serve a large array before more is mapped, and what it leaves serves them."""
+    x = np.ones(6 << 20, np.float32)
     convkern.empty_cache()
-    whole = convkern.functional.relu(x)
-    del whole
+    parts = [convkern.functional.relu(x[: kib << 8]) for _ in range(count)]
+    del parts
     before = idle_bytes()
     for _ in range(2):
-        parts = [convkern.functional.relu(x[: kib << 8]) for _ in range(9)]
-        del parts
-        assert idle_bytes() == before
         whole = convkern.functional.relu(x)
         assert idle_bytes() < before - x.nbytes
         del whole
         assert idle_bytes() == before
-
-
-def test_many_small_blocks_are_joined():
-    """Blocks of ever other sizes serve each other, so that little more is mapped."""
-    convkern.empty_cache()
-    for kib in range(100, 4000, 50):
-        convkern.functional.relu(np.ones(kib << 8, np.float32))
-    assert idle_bytes() < 40 << 20
+        parts = [convkern.functional.relu(x[: kib << 8]) for _ in range(count)]
+        assert idle_bytes() < before - count * (kib << 10)
+        del parts
+        assert idle_bytes() == before
 
 
 def test_scratch_memory_is_kept_between_calls():

@@ -556,14 +556,14 @@ FAULTS = [
     Fault(
         "memory.c",
         "if (block == NULL && mapped_bytes + bytes > LITTLE) {",
-        "if (block == NULL && bytes > LITTLE) {",
+        "if (block == NULL && recent_count > MOST_RECENT) {",
         "recent blocks are not joined, however much is mapped",
     ),
     Fault(
         "memory.c",
-        "    settle(RECENT_LIMIT);\n",
+        "    if (recent_count == MOST_RECENT)\n        settle();\n",
         "",
-        "all recent blocks stay as they are, however many bytes they have",
+        "more recent blocks are noted than there are places",
     ),
     Fault(
         "memory.c",

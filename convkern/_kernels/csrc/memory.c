@@ -19,9 +19,8 @@ enum {
     APART = 128, /* what one thread writes from what another one does: lines come in pairs */
     UNIT = 64 << 10, /* what ranges are cut in: a page of any system */
     HUGE_PAGE = 2 << 20,
-    RECENT_SIZE = 4 << 20,   /* of a block that stays as it is, at most */
-    RECENT_LIMIT = 16 << 20, /* of all such blocks */
-    LITTLE = 32 << 20,       /* so much is mapped before they are joined to make room */
+    RECENT_SIZE = 4 << 20, /* of a block that stays as it is, at most */
+    LITTLE = 32 << 20, /* so much is mapped before such blocks are joined to make room */
     MOST_RECENT = 64,
     MOST_IDLE = 256
 };
@@ -93,15 +92,6 @@ static void unmap_idle(int i, size_t bytes)
     }
 }
 
-/* Return what is more than the limit, the oldest first. */
-static void trim_idle(void)
-{
-    while (idle_count > 0 && ck_idle_bytes() > IDLE_LIMIT) {
-        const size_t over = ck_idle_bytes() - IDLE_LIMIT;
-        unmap_idle(0, over < idle[0].size ? over : idle[0].size);
-    }
-}
-
 /* Join a range with the idle ones that it touches; it becomes the youngest. */
 static void add_idle(char *start, size_t size)
 {
@@ -148,22 +138,25 @@ static range remove_recent(int i)
     return block;
 }
 
-/* Join the oldest recent blocks with other idle memory until so many bytes are left. */
-static void settle(size_t bytes)
+/* Join the oldest recent block with other idle memory. */
+static void settle(void)
 {
-    while (recent_count > 0 && recent_bytes > bytes) {
-        const range block = remove_recent(0);
-        add_idle(block.start, block.size);
-    }
+    const range block = remove_recent(0);
+    add_idle(block.start, block.size);
+}
+
+static void settle_all(void)
+{
+    while (recent_count > 0)
+        settle();
 }
 
 static void add_recent(char *start, size_t size)
 {
     if (recent_count == MOST_RECENT)
-        settle(recent_bytes - 1);
+        settle();
     recent[recent_count++] = (range){start, size};
     recent_bytes += size;
-    settle(RECENT_LIMIT);
 }
 
 /* Return the youngest recent block of a size, or NULL. */
@@ -173,6 +166,17 @@ static char *take_recent(size_t bytes)
         if (recent[i].size == bytes)
             return remove_recent(i).start;
     return NULL;
+}
+
+/* Return what is more than the limit, the oldest first. */
+static void trim_idle(void)
+{
+    if (ck_idle_bytes() > IDLE_LIMIT)
+        settle_all();
+    while (idle_count > 0 && ck_idle_bytes() > IDLE_LIMIT) {
+        const size_t over = ck_idle_bytes() - IDLE_LIMIT;
+        unmap_idle(0, over < idle[0].size ? over : idle[0].size);
+    }
 }
 
 static char *map_pages(char *wanted, size_t bytes)
@@ -223,7 +227,7 @@ static char *take_mapped(size_t bytes)
     if (block == NULL)
         block = take_idle(bytes);
     if (block == NULL && mapped_bytes + bytes > LITTLE) {
-        settle(0);
+        settle_all();
         block = take_idle(bytes);
     }
     if (block != NULL)
@@ -323,7 +327,7 @@ void ck_release_idle(void)
     while (set_count > 0)
         ck_give(sets[--set_count].memory);
     set_bytes = 0;
-    settle(0);
+    settle_all();
     while (idle_count > 0)
         unmap_idle(idle_count - 1, idle[idle_count - 1].size);
 }
