@@ -1,8 +1,8 @@
 /* The kept memory of memory.h: ranges of mapped pages, cut and joined as blocks come and go.
  *
- * Blocks that are not large stay as they are for a while.  The next one of the size is mostly that of
- * the same array, one training step later, and has the lines which its threads wrote there in their
- * caches; in one cut elsewhere they would belong to others, and travel.
+ * As long as there is little, blocks stay as they are.  The next one of the size is mostly that of the
+ * same array, one training step later, and has the lines which its threads wrote there in their caches;
+ * in one cut elsewhere they would belong to others, and travel.
  */
 #if defined(__linux__)
 #define _DEFAULT_SOURCE /* madvise, MAP_ANONYMOUS */
@@ -19,8 +19,7 @@ enum {
     APART = 128, /* what one thread writes from what another one does: lines come in pairs */
     UNIT = 64 << 10, /* what ranges are cut in: a page of any system */
     HUGE_PAGE = 2 << 20,
-    RECENT_SIZE = 4 << 20, /* of a block that stays as it is, at most */
-    LITTLE = 32 << 20, /* so much is mapped before such blocks are joined to make room */
+    LITTLE = 32 << 20, /* mapped bytes up to which blocks stay as they are */
     MOST_RECENT = 64,
     MOST_IDLE = 256
 };
@@ -283,7 +282,7 @@ void ck_give(void *memory)
         free(block);
         return;
     }
-    if (bytes <= RECENT_SIZE)
+    if (mapped_bytes <= LITTLE)
         add_recent(block, bytes);
     else
         add_idle(block, bytes);
