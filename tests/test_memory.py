@@ -58,7 +58,7 @@ def test_peak_of_a_training_step():
 
 def test_kept_memory_is_cut_and_joined():
     """What one large array leaves serves four small ones, and what these leave a large one."""
-    x = np.arange(2**22, dtype=np.float32)
+    x = np.arange(2**24, dtype=np.float32)
     convkern.empty_cache()
     whole = convkern.functional.relu(x)
     del whole
