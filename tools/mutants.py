@@ -1115,6 +1115,18 @@ FAULTS = [
     ),
     Fault(
         "winograd_gradient.pyx",
+        "(begin + i < end and tile % job.per_image == 0)):\n                x = strip_for",
+        "False):\n                x = strip_for",
+        "the pixels of a run are those of its first image",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
+        "(ceil_div(job.run - 1, job.across) + 1) * job.tile.outputs",
+        "ceil_div(job.run, job.across) * job.tile.outputs",
+        "strips have no room for a row of tiles that a run begins inside of",
+    ),
+    Fault(
+        "winograd_gradient.pyx",
         "first = item % parts * PAIRS",
         "first = item // parts * PAIRS",
         "parts of a slice are transformed in another's place",

@@ -537,45 +537,21 @@ def weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight, tu
     return False
 
 
+cdef Images winograd_images_of(cnp.ndarray x, bint channels_last) noexcept:
+    """Describe images for a `WinogradGradient`."""
+    if channels_last:
+        return images_of(x)
+    return Images(<char *>cnp.PyArray_DATA(x), x.shape[1] * x.shape[2] * x.shape[3], x.shape[3], 1)
+
+
 cdef int winograd_weight_gradient(cnp.ndarray x, cnp.ndarray grad, cnp.ndarray grad_weight,
-                                  cnp.ndarray grad_bias, tuple rows, tuple columns, Py_ssize_t groups, bint x_last,
-                                  bint g_last, int threads, int outputs) except -1:
-    """Do the same by Winograd's algorithm: stride 1, contiguous arrays copied to channels-last."""
+                                  cnp.ndarray grad_bias, tuple rows, tuple columns, Py_ssize_t groups,
+                                  bint x_last, bint g_last, int threads, int outputs) except -1:
+    """Do the same by Winograd's algorithm: stride 1."""
     cdef WinogradGradient gradient = WinogradGradient()
-    cdef const ck_kernels *kernels = kernels_of(x)
-    cdef Images x_images, g_images
-    cdef Py_ssize_t size = kernels.itemsize, images = x.shape[0], n = 0, count
-    cdef Py_ssize_t x_plane = x.shape[2] * x.shape[3], g_plane = grad.shape[2] * grad.shape[3]
-    cdef Py_ssize_t x_bytes = x.shape[1] * x_plane * size, g_bytes = grad.shape[1] * g_plane * size
-    cdef Py_ssize_t group = max(1, min(images, 2 * GROUP_BYTES // (x_bytes + g_bytes)))
-    cdef char *copies = NULL
-    gradient.prepare(kernels, outputs, x.shape[1] // groups, grad.shape[1] // groups, groups,
+    cdef Images x_images = winograd_images_of(x, x_last), g_images = winograd_images_of(grad, g_last)
+    gradient.prepare(kernels_of(x), outputs, x.shape[1] // groups, grad.shape[1] // groups, groups,
                      axis(x.shape[2], grad.shape[2], rows),
-                     axis(x.shape[3], grad.shape[3], columns), images, grad_bias)
-    x_images, g_images = images_of(x), images_of(grad)
-    if x_last and g_last:
-        gradient.add(&x_images, &g_images, images, threads)
-    else:
-        copies = take(<size_t>(group * (x_bytes * (not x_last) + g_bytes * (not g_last))))
-        try:
-            if not x_last:
-                x_images = packed_images(copies, x)
-            if not g_last:
-                g_images = packed_images(copies + group * x_bytes * (not x_last), grad)
-            while n < images:
-                count = min(group, images - n)
-                if x_last:
-                    x_images.data = <char *>cnp.PyArray_DATA(x) + n * x.strides[0]
-                else:
-                    transpose(kernels, <const char *>cnp.PyArray_DATA(x) + n * x_bytes,
-                              x_images.data, count, x.shape[1], x_plane, threads)
-                if g_last:
-                    g_images.data = <char *>cnp.PyArray_DATA(grad) + n * grad.strides[0]
-                else:
-                    transpose(kernels, <const char *>cnp.PyArray_DATA(grad) + n * g_bytes,
-                              g_images.data, count, grad.shape[1], g_plane, threads)
-                gradient.add(&x_images, &g_images, count, threads)
-                n += count
-        finally:
-            give(copies)
+                     axis(x.shape[3], grad.shape[3], columns), x.shape[0], grad_bias)
+    gradient.add(&x_images, &g_images, x.shape[0], not x_last, not g_last, threads)
     return gradient.store(<char *>cnp.PyArray_DATA(grad_weight), threads)

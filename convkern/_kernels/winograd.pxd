@@ -3,11 +3,16 @@
 from convkern._kernels.channels cimport Arrivals
 from convkern._kernels.core cimport Axis, Images, ceil_div, ck_patch, ck_prefetch
 from convkern._kernels.packing cimport PackedConv
+from convkern._kernels.strips cimport Region
 
 cdef int winograd_images(PackedConv packed, const Axis *h, const Axis *w, const Images *x,
                          const Images *out, Py_ssize_t images, bint x_planes, bint planes, int activation,
                          double slope, const Arrivals *arrivals, Py_ssize_t first_image,
                          int threads) except -1
+
+cdef Region region_of(Py_ssize_t across, Py_ssize_t per_image, Py_ssize_t begin, Py_ssize_t end,
+                      Py_ssize_t step, Py_ssize_t size, Py_ssize_t top, Py_ssize_t left,
+                      Py_ssize_t height, Py_ssize_t width) noexcept nogil
 
 
 cdef inline void patch_of(const Images *images, const char *origin, Py_ssize_t itemsize,

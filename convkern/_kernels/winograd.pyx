@@ -97,21 +97,20 @@ cdef inline Py_ssize_t tiles_before(const WinogradJob *job, Py_ssize_t group) no
             + job.unit * piece // job.pieces)
 
 
-cdef Region region_of(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t end,
-                      Py_ssize_t step, Py_ssize_t size,
-                      Py_ssize_t top, Py_ssize_t left, Py_ssize_t height,
-                      Py_ssize_t width) noexcept nogil:
+cdef Region region_of(Py_ssize_t across, Py_ssize_t per_image, Py_ssize_t begin, Py_ssize_t end,
+                      Py_ssize_t step, Py_ssize_t size, Py_ssize_t top, Py_ssize_t left,
+                      Py_ssize_t height, Py_ssize_t width) noexcept nogil:
     """Return the pixels of height x width that tiles begin .. end-1 of one image meet.
 
     A tile begins `step` rows or columns after the last one, the first one at -top and -left, and has
     size x size of them.
     """
-    cdef Py_ssize_t first_row = begin % job.per_image // job.across
-    cdef Py_ssize_t last_row = (end - 1) % job.per_image // job.across
-    cdef Py_ssize_t first = 0, last = job.across - 1
+    cdef Py_ssize_t first_row = begin % per_image // across
+    cdef Py_ssize_t last_row = (end - 1) % per_image // across
+    cdef Py_ssize_t first = 0, last = across - 1
     cdef Region region
     if first_row == last_row:
-        first, last = begin % job.across, (end - 1) % job.across
+        first, last = begin % across, (end - 1) % across
     region.top = max(0, first_row * step - top)
     region.bottom = max(region.top, min(height, last_row * step + size - top))
     # Padding below zero, of a gradient, crops the columns of whole rows of tiles, too.
@@ -135,8 +134,8 @@ cdef void transform_inputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t 
     cdef ck_patch patch
     x.data += begin // job.per_image * x.image * size
     if job.x_planes:
-        region = region_of(job, begin, end, step, job.tile.size, job.h.pad, job.w.pad, job.h.size,
-                           job.w.size)
+        region = region_of(job.across, job.per_image, begin, end, step, job.tile.size, job.h.pad,
+                           job.w.pad, job.h.size, job.w.size)
         planes = Planes(x.data, job.h.size * job.w.size, job.w.size)
         gather_strip(job.kernels, &planes, &region, c, channels, strip)
         x = strip_of(strip, &region, channels, size)
@@ -235,8 +234,8 @@ cdef void transform_outputs(const WinogradJob *job, Py_ssize_t begin, Py_ssize_t
     cdef Region region
     cdef ck_target target
     if job.planes:
-        region = region_of(job, begin, end, job.tile.outputs, job.tile.outputs, 0, 0, job.h.out,
-                           job.w.out)
+        region = region_of(job.across, job.per_image, begin, end, job.tile.outputs,
+                           job.tile.outputs, 0, 0, job.h.out, job.w.out)
         out = strip_of(strip, &region, width, size)
     target.row, target.column = out.row, out.column
     target.activation, target.slope, target.bias = job.activation, job.slope, bias

@@ -8,6 +8,7 @@ cdef struct GradientJob:
     const ck_kernels *kernels
     const ck_winograd *tile
     Images x, g
+    bint x_planes, g_planes # whether they are contiguous NCHW, not channels-last
     bint x_dense, g_dense # whether one group has all their channels, and there are no gaps
     Axis h, w
     Py_ssize_t channels, out_channels, groups, vectors, blocks
@@ -36,5 +37,6 @@ cdef class WinogradGradient:
     cdef int prepare(self, const ck_kernels *kernels, int outputs, Py_ssize_t channels,
                      Py_ssize_t out_channels, Py_ssize_t groups, Axis h, Axis w,
                      Py_ssize_t images, cnp.ndarray grad_bias) except -1
-    cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, int threads) except -1
+    cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, bint x_planes,
+                 bint g_planes, int threads) except -1
     cdef int store(self, char *grad_weight, int threads) except -1

@@ -49,7 +49,8 @@ from convkern._kernels.core cimport (
     take,
 )
 from convkern._kernels.packing cimport winograd_tile
-from convkern._kernels.winograd cimport is_dense, patch_of, rows_coming, share_out
+from convkern._kernels.strips cimport Planes, Region, gather_strip, strip_of
+from convkern._kernels.winograd cimport is_dense, patch_of, region_of, rows_coming, share_out
 
 cnp.import_array()
 
@@ -91,6 +92,41 @@ cdef void tile_patch(const GradientJob *job, const Images *images, const Axis *h
                  job.zeros, patch)
 
 
+cdef Images strip_for(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t channel,
+                      Py_ssize_t channels, bint gradient, char *strip) noexcept nogil:
+    """Bring pixels of planes, or gradients, of tiles from `begin` on into a strip.
+
+    They are those before `end` that belong to the same image.
+    """
+    cdef Py_ssize_t size = job.kernels.itemsize, image = begin // job.per_image
+    cdef Py_ssize_t last = min(end, (image + 1) * job.per_image), step = job.tile.outputs
+    cdef Region region
+    cdef Planes planes
+    if gradient:
+        region = region_of(job.across, job.per_image, begin, last, step, step, 0, 0, job.h.out,
+                           job.w.out)
+        planes = Planes(job.g.data + image * job.g.image * size, job.h.out * job.w.out, job.w.out)
+    else:
+        region = region_of(job.across, job.per_image, begin, last, step, job.tile.size, job.h.pad,
+                           job.w.pad, job.h.size, job.w.size)
+        planes = Planes(job.x.data + image * job.x.image * size, job.h.size * job.w.size,
+                        job.w.size)
+    gather_strip(job.kernels, &planes, &region, channel, channels, strip)
+    return strip_of(strip, &region, channels, size)
+
+
+cdef size_t strip_bytes(const GradientJob *job) noexcept nogil:
+    """Return what a thread needs for strips."""
+    cdef Py_ssize_t rows = (ceil_div(job.run - 1, job.across) + 1) * job.tile.outputs
+    cdef Py_ssize_t lanes = job.kernels.lanes, pixels = 0
+    if job.x_planes:
+        pixels = min(job.h.size, rows + job.tile.size - job.tile.outputs) * job.w.size * lanes
+    if job.g_planes:
+        pixels = max(pixels, min(job.h.out, rows) * job.w.out * lanes
+                     * ceil_div(job.vectors, job.blocks))
+    return <size_t>(pixels * job.kernels.itemsize)
+
+
 cdef ck_prefetch pixels_coming(const GradientJob *job, Py_ssize_t begin,
                                Py_ssize_t end) noexcept nogil:
     """Return the pixels that tiles begin .. end-1 meet and those before do not."""
@@ -124,6 +160,12 @@ cdef inline void fetch(Coming *coming) noexcept nogil:
     ck_prefetch_next(&coming.g)
 
 
+cdef inline size_t turned_bytes(const GradientJob *job) noexcept nogil:
+    """Return what a thread needs to turn V round."""
+    cdef Py_ssize_t elements = job.tile.size * job.tile.size
+    return <size_t>(elements * TURNED * job.kernels.lanes * job.kernels.itemsize)
+
+
 cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end,
                            Py_ssize_t group, Py_ssize_t first, Py_ssize_t stop, bint fetched,
                            char *v, char *scratch) noexcept nogil:
@@ -134,19 +176,25 @@ cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t 
     cdef const ck_kernels *kernels = job.kernels
     cdef Py_ssize_t size = kernels.itemsize, lanes = kernels.lanes, index, c, channels, i, element
     cdef Py_ssize_t turned = 0  # tiles in scratch
+    cdef Py_ssize_t channel, tile
+    cdef char *strip = scratch + turned_bytes(job)
+    cdef Images x = job.x
     cdef ck_prefetch pixels
     cdef ck_patch patch
     for index in range(ceil_div(stop - first, lanes)):
         c = first + index * lanes
         channels = min(lanes, stop - c)
+        channel = group * job.channels + c
         pixels = pixels_coming(job, begin, begin if fetched else end)
-        pixels.at += (group * job.channels + c) * size
+        pixels.at += channel * size
         pixels.step, pixels.bytes = job.x.column * size, channels * size
         lead(&pixels, job.run)
         for i in range(job.run):
             ck_prefetch_next(&pixels)
-            tile_patch(job, &job.x, &job.h, &job.w, min(begin + i, end - 1),
-                       group * job.channels + c, False, &patch)
+            tile = min(begin + i, end - 1)
+            if job.x_planes and (i == 0 or (begin + i < end and tile % job.per_image == 0)):
+                x = strip_for(job, tile, end, channel, channels, False, strip)
+            tile_patch(job, &x, &job.h, &job.w, tile, 0 if job.x_planes else channel, False, &patch)
             if begin + i >= end:
                 patch.last = 0
             if not job.turned:
@@ -166,20 +214,25 @@ cdef void transform_pixels(const GradientJob *job, Py_ssize_t begin, Py_ssize_t 
 
 
 cdef void transform_gradients(const GradientJob *job, Py_ssize_t begin, Py_ssize_t end,
-                              Py_ssize_t group, Block block, bint fetched,
-                              char *y) noexcept nogil:
+                              Py_ssize_t group, Block block, bint fetched, char *y,
+                              char *scratch) noexcept nogil:
     """Transform a block of filters of tiles begin .. end-1 into Y, with zeros up to a whole run."""
-    cdef Py_ssize_t size = job.kernels.itemsize, i
+    cdef Py_ssize_t size = job.kernels.itemsize, i, tile
     cdef Py_ssize_t filters = min(block.width, job.out_channels - block.first)
+    cdef Py_ssize_t channel = group * job.out_channels + block.first
+    cdef char *strip = scratch + turned_bytes(job)
+    cdef Images g = job.g
     cdef ck_prefetch gradients = gradients_coming(job, begin, begin if fetched else end)
     cdef ck_patch patch
-    gradients.at += (group * job.out_channels + block.first) * size
+    gradients.at += channel * size
     gradients.step, gradients.bytes = job.g.column * size, filters * size
     lead(&gradients, job.run)
     for i in range(job.run):
         ck_prefetch_next(&gradients)
-        tile_patch(job, &job.g, &job.h, &job.w, min(begin + i, end - 1),
-                   group * job.out_channels + block.first, True, &patch)
+        tile = min(begin + i, end - 1)
+        if job.g_planes and (i == 0 or (begin + i < end and tile % job.per_image == 0)):
+            g = strip_for(job, tile, end, channel, filters, True, strip)
+        tile_patch(job, &g, &job.h, &job.w, tile, 0 if job.g_planes else channel, True, &patch)
         if begin + i >= end:
             patch.last = 0
         job.tile.gradient(&patch, filters,
@@ -287,7 +340,7 @@ cdef void transform_item(const void *job_, Py_ssize_t item, char *scratch) noexc
     else:
         transform_gradients(job, begin, end, group,
                             block_of(job.kernels, job.vectors, job.blocks, part - parts),
-                            False, job.y + at * job.y_run * size)
+                            False, job.y + at * job.y_run * size, scratch)
 
 
 cdef inline char *sums_of(const GradientJob *job, Py_ssize_t part, Py_ssize_t element,
@@ -343,7 +396,7 @@ cdef void slice_item(const void *job_, Py_ssize_t item, char *scratch) noexcept 
             for i in range(job.blocks):
                 transform_gradients(job, begin, end, group,
                                     block_of(job.kernels, job.vectors, job.blocks, i),
-                                    fetched, y + runs * job.y_run * size)
+                                    fetched, y + runs * job.y_run * size, turned)
             begin = end
             runs += 1
         # The next tiles may be those of the next slice.
@@ -492,8 +545,9 @@ cdef class WinogradGradient:
                 job.slices * groups * job.vectors * lanes * kernels.itemsize))
         return 0
 
-    cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, int threads) except -1:
-        """Add what channels-last images contribute."""
+    cdef int add(self, const Images *x, const Images *g, Py_ssize_t images, bint x_planes,
+                 bint g_planes, int threads) except -1:
+        """Add what images contribute, channels-last or contiguous NCHW."""
         cdef GradientJob *job = &self.job
         cdef Py_ssize_t size = job.kernels.itemsize, lanes = job.kernels.lanes
         cdef Py_ssize_t elements = job.tile.size * job.tile.size
@@ -502,8 +556,9 @@ cdef class WinogradGradient:
         cdef Py_ssize_t tile_bytes = elements * (padded + filters) * size
         cdef Py_ssize_t most = total, parts = ceil_div(job.channels, PART) + job.blocks
         job.x, job.g, job.threads = x[0], g[0], threads
-        job.x_dense = is_dense(x, job.h.size, job.w.size, job.channels)
-        job.g_dense = is_dense(g, job.h.out, job.w.out, job.out_channels)
+        job.x_planes, job.g_planes = x_planes, g_planes
+        job.x_dense = not x_planes and is_dense(x, job.h.size, job.w.size, job.channels)
+        job.g_dense = not g_planes and is_dense(g, job.h.out, job.w.out, job.out_channels)
         if job.slices > 1:
             most = ceil_div(total, job.slices)
             most = ceil_div(most, ceil_div(
@@ -519,7 +574,7 @@ cdef class WinogradGradient:
         job.v_run, job.y_run = elements * job.v_element, elements * job.y_element
         cdef size_t v_bytes = <size_t>(job.runs * job.v_run * size)
         cdef size_t y_bytes = <size_t>(job.runs * job.y_run * size)
-        cdef size_t turned = <size_t>(elements * TURNED * lanes * size)
+        cdef size_t turned = turned_bytes(job) + strip_bytes(job)
         cdef size_t zeros = <size_t>(max(padded, filters) * size)
         cdef size_t shared = 0 if job.slices > 1 else <size_t>job.groups * (v_bytes + y_bytes)
         cdef double transform = 4.0 * elements * (padded + filters)
