@@ -1121,12 +1121,6 @@ FAULTS = [
     ),
     Fault(
         "winograd_gradient.pyx",
-        "(ceil_div(job.run - 1, job.across) + 1) * job.tile.outputs",
-        "ceil_div(job.run, job.across) * job.tile.outputs",
-        "strips have no room for a row of tiles that a run begins inside of",
-    ),
-    Fault(
-        "winograd_gradient.pyx",
         "first = item % parts * PAIRS",
         "first = item // parts * PAIRS",
         "parts of a slice are transformed in another's place",
