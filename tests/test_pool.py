@@ -244,7 +244,7 @@ def test_same_bits_for_every_thread_count():
     _, indices = functional.max_pool2d(x, 3, 1, 1, return_indices=True)
     pixels = to_channels_last(x)
     maxima, places = functional.max_pool2d(pixels, 2, return_indices=True)
-    windows = max_windows(x.shape, 2, 2, 0, 1, False)
+    windows = max_windows(x.shape, (2, 2, 0, 1), False)
     results = []
     for threads in (1, 2, 3, 4, 7):
         with num_threads(threads):

@@ -86,7 +86,7 @@ def max_pool2d(
     """
     input = as_array(input, "input", (3, 4))
     arguments = kernel_size, kernel_size if stride is None else stride, padding, dilation
-    out_size, rows, columns = max_windows(input.shape, *arguments, ceil_mode)
+    out_size, rows, columns = max_windows(input.shape, arguments, ceil_mode)
     if lies_images_last(input):
         pooled = max_pool2d(
             swapped(input), *arguments, ceil_mode=ceil_mode, return_indices=return_indices
@@ -111,15 +111,9 @@ Windows = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int, int,
 
 
 def max_windows(
-    shape: tuple[int, ...],
-    kernel_size: IntPair,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
-    ceil_mode: bool,
+    shape: tuple[int, ...], arguments: tuple[IntPair, IntPair, IntPair, IntPair], ceil_mode: bool
 ) -> Windows:
-    """Check the arguments of `max_pool2d` for an input of a shape."""
-    arguments = kernel_size, stride, padding, dilation
+    """Check kernel size, stride, padding and dilation of `max_pool2d` for an input of a shape."""
     # Only plain integers: as a key 1.0 and True are the same as 1.
     of = _remembered_windows if _kernels.are_plain(arguments) else _max_windows
     return of(shape, *arguments, bool(ceil_mode))

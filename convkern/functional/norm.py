@@ -313,14 +313,14 @@ def normalise(
     are the batch's mean and biased variance, where they are known.
     """
     gain = 0.0 if plus is None else 1.0
-    arguments = running_mean, running_var, weight, bias, training, momentum, eps
-    prepared = _prepared(input, *arguments, gain, moments)
+    running, learned = (running_mean, running_var), (weight, bias)
+    prepared = _prepared(input, running, learned, training, momentum, eps, gain, moments)
     other = None
     if plus is not None:
         other = to_memory(as_array(plus, "plus", (4,), like=prepared.memory), prepared.order)
     out = _affine(prepared.memory, other, prepared.cut, prepared.rows, relu)
     if training:
-        _move_running(prepared, running_mean, running_var)
+        _move_running(prepared, *running)
     rectified = prepared.rows if relu and plus is None else None
     return (
         from_memory(out, prepared.order),
@@ -330,10 +330,8 @@ def normalise(
 
 def normalise_and_pool(
     input: np.ndarray,
-    running_mean: np.ndarray | None,
-    running_var: np.ndarray | None,
-    weight: np.ndarray | None,
-    bias: np.ndarray | None,
+    running: tuple[np.ndarray | None, np.ndarray | None],
+    learned: tuple[np.ndarray | None, np.ndarray | None],
     momentum: float,
     eps: float,
     windows: Windows,
@@ -342,10 +340,10 @@ def normalise_and_pool(
 ) -> tuple[np.ndarray, np.ndarray, Statistics]:
     """Return `max_pool2d` of what `normalise` returns in training, its indices, and the statistics.
 
-    The input is channels-last and dense; what is between the two is not kept.
+    The input is channels-last and dense; what is between the two is not kept.  `running` are mean
+    and variance, `learned` weight and bias.
     """
-    arguments = running_mean, running_var, weight, bias, True, momentum, eps
-    prepared = _prepared(input, *arguments, 0.0, moments)
+    prepared = _prepared(input, running, learned, True, momentum, eps, 0.0, moments)
     size, rows, columns = windows
     shape = (*input.shape[:2], *size)
     maxima = empty_images(shape, input.dtype, True)
@@ -354,7 +352,7 @@ def normalise_and_pool(
         _kernels.max_pool2d(
             input, maxima, indices, rows, columns, True, get_num_threads(), prepared.rows, relu
         )
-    _move_running(prepared, running_mean, running_var)
+    _move_running(prepared, *running)
     statistics = Statistics(prepared.mean, prepared.var, prepared.rows if relu else None)
     return maxima, indices, statistics
 
@@ -374,10 +372,8 @@ class _Prepared(NamedTuple):
 
 def _prepared(
     input: np.ndarray,
-    running_mean: np.ndarray | None,
-    running_var: np.ndarray | None,
-    weight: np.ndarray | None,
-    bias: np.ndarray | None,
+    running: tuple[np.ndarray | None, np.ndarray | None],
+    learned: tuple[np.ndarray | None, np.ndarray | None],
     training: bool,
     momentum: float,
     eps: float,
@@ -385,6 +381,8 @@ def _prepared(
     moments: tuple[np.ndarray, np.ndarray] | None,
 ) -> _Prepared:
     """Check the arguments of a normalisation and find its coefficients."""
+    running_mean, running_var = running
+    weight, bias = learned
     input = as_array(input, "input", ANY_NDIM[2:])
     scale, shift = _per_channel(weight, "weight", input), _per_channel(bias, "bias", input)
     old_mean = _per_channel(running_mean, "running_mean", input)

@@ -164,9 +164,8 @@ class BatchNorm2d(Layer):
         check_channels(input.shape, self.num_features)
         maxima, indices, statistics = normalise_and_pool(
             input,
-            self.running_mean,
-            self.running_var,
-            *self._learned(),
+            (self.running_mean, self.running_var),
+            self._learned(),
             self._momentum(),
             self.eps,
             windows,

@@ -134,7 +134,7 @@ class MaxPool2d(_Pool2d):
     def windows(self, input_shape: Shape) -> Windows:
         """Return the windows on an input of a shape; raise where they do not fit."""
         windows = self.kernel_size, self.stride, self.padding, self.dilation
-        return max_windows(input_shape, *windows, self.ceil_mode)
+        return max_windows(input_shape, windows, self.ceil_mode)
 
     def gradient(self, grad_output: Array, kept: Maxima, input_gradient: bool = True) -> Array:
         """Return the gradient of the input, as `convkern.max_pool2d_backward`."""
