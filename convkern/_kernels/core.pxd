@@ -207,6 +207,7 @@ cdef extern from "csrc/ck.h" nogil:
     void ck_begin_share(ck_share *) nogil
     ptrdiff_t ck_take_item(ck_share *) nogil
     ptrdiff_t ck_borrow_item(ck_share *) nogil
+    void ck_note(int *) nogil
     ctypedef struct ck_prefetch:
         const char *at
         const char *end

@@ -18,6 +18,7 @@ from convkern._kernels.core cimport (
     ck_affine,
     ck_boxes,
     ck_kernels,
+    ck_note,
     ck_pool,
     data_of,
     give,
@@ -398,7 +399,7 @@ cdef void move_item(const void *job_, Py_ssize_t item, char *scratch) noexcept n
                                       job.channels, job.size, job.what == ADD,
                                       job.out + many * size)
         if outside:
-            job.outside[0] = 1
+            ck_note(job.outside)
 
 
 cdef bint move(Move what, cnp.ndarray src, cnp.ndarray indices, cnp.ndarray out, Py_ssize_t size,

@@ -551,6 +551,9 @@ static inline ptrdiff_t ck_borrow_item(ck_share *share)
     return __atomic_load_n(&share->next, __ATOMIC_RELAXED) < lent ? ck_take_item(share) : -1;
 }
 
+/* Note something that several threads may find at the same time. */
+static inline void ck_note(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+
 /* Memory that is wanted soon, to be read or written: `bytes` of every `step` from `at` up to `end`,
  * so many of these steps at a time. */
 typedef struct {
