@@ -23,7 +23,7 @@ from convkern.nn.base import Array, Layer, Parameter, Shape
 from convkern.nn.common import add_grads, as_dtype, check_channels, check_same_ways, options
 
 
-class _Pooled(NamedTuple):
+class _Pooling(NamedTuple):
     """A max pooling that took a normalisation's output, which is not kept."""
 
     windows: Windows
@@ -38,7 +38,7 @@ class _Call(NamedTuple):
     statistics: Statistics
     training: bool
     after_relu: bool = False  #: whether the gradient is to be taken through the ReLU before it too
-    pooled: _Pooled | None = None  #: what followed
+    pooled: _Pooling | None = None  #: what followed
 
 
 class BatchNorm2d(Layer):
@@ -173,7 +173,7 @@ class BatchNorm2d(Layer):
             moments=moments,
         )
         self._count_batch()
-        pooled = _Pooled(windows, maxima, indices)
+        pooled = _Pooling(windows, maxima, indices)
         return maxima, _Call(input, statistics, True, pooled=pooled)
 
     def _learned(self) -> tuple[Array | None, Array | None]:
