@@ -7,6 +7,7 @@ builds for the sanitizers of that name, =valgrind for a checker that needs no su
 (tools/sanitize.py runs the tests with them).
 """
 
+import hashlib
 import os
 import platform
 import sys
@@ -19,6 +20,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
+from setuptools.modified import newer_group
 
 # The kernels of each instruction set: its name and the flags that only its objects get.
 ISAS_X86 = {
@@ -51,6 +53,10 @@ OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() 
 class BuildKernels(build_ext):
     """Compiles kernels.c once per instruction set and dtype and links `core` with the objects."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def build_extension(self, ext: Extension) -> None:
         ext.extra_compile_args = [*FLAGS]
         ext.extra_link_args = [*SANITIZE]
@@ -77,14 +83,19 @@ class BuildKernels(build_ext):
             return [name for names in pool.map(self.compile_with, jobs) for name in names]
 
     def compile_with(self, job):
-        """Compile C files of csrc into an object folder of their own."""
-        names, folder, flags, macros = job
-        return self.compiler.compile(
-            [str(CSRC / name) for name in names],
-            output_dir=str(Path(self.build_temp, folder)),
-            macros=macros,
-            extra_postargs=[*FLAGS, *WARNINGS, *flags],
-        )
+        """Compile C files of csrc into an object folder of their own, unless they are there."""
+        names, name, flags, macros = job
+        flags = [*FLAGS, *WARNINGS, *flags]
+        sources = [str(CSRC / name) for name in names]
+        # Not in `build_temp`, which pip throws away.  What else decides about an object names it.
+        command = repr((self.compiler.compiler_so, flags, macros))
+        digest = hashlib.sha256(command.encode()).hexdigest()[:12]
+        folder = str(Path("build", "kernels", f"{name}_{digest}"))
+        objects = self.compiler.object_filenames(sources, output_dir=folder)
+        read = [str(path) for path in CSRC.glob("*.*")]
+        if self.force or any(newer_group(read, made) for made in objects):
+            self.compiler.compile(sources, output_dir=folder, macros=macros, extra_postargs=flags)
+        return objects
 
     def find_openmp(self) -> list[str]:
         """Return the flags with which this compiler builds a program that uses OpenMP."""
