@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from operator import is_
 from textwrap import indent
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, NamedTuple, Self, TypeAlias, overload
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from convkern.arrays import (
     to_images_last,
 )
 from convkern.functional.activation import add, relu_gradient
+from convkern.functional.max_pool import Windows
 from convkern.nn.activation import ReLU
 from convkern.nn.base import Array, Layer, Shape
 from convkern.nn.common import check_same_ways
@@ -153,7 +154,7 @@ class Sequential(_LayerList):
     ['features.0.weight', 'features.0.bias', 'classifier.weight', 'classifier.bias']
     """
 
-    _last_parts: tuple[list[Layer], list[_Part]] = ([], [])
+    _last_parts: tuple[list[Layer], _Parts] | None = None
 
     def walk(self, input: Array) -> Iterator[Step]:
         """Run the net layer by layer, yielding each with its output.
@@ -229,8 +230,8 @@ class Sequential(_LayerList):
 
         `last` are keywords for the last layer.
         """
-        parts = self._parts(keep)
-        input = _in_best_layout(input, self)
+        parts, convolutions = self._parts(keep)
+        input = _in_best_layout(input, convolutions)
         moments: tuple[Array, Array] | None = None
         kept: Any
         before: Any = None  # what the last layer has kept
@@ -238,12 +239,16 @@ class Sequential(_LayerList):
         while after < len(parts):
             place, layer, pooled, norm = parts[after]
             after += 1
-            if keep and pooled is not None and pooled.accepts(input):
-                layer = pooled
-                after += 1
-            options = last if after == len(parts) else {}
+            options: dict[str, Any] = {}
+            if keep and pooled is not None:
+                windows = pooled.windows(input)
+                if windows is not None:
+                    layer, options = pooled, {"windows": windows}
+                    after += 1
+            if after == len(parts):
+                options.update(last)
             if moments is not None:
-                options = {**options, "moments": moments}
+                options["moments"] = moments
             moments = None
             try:
                 if not keep:
@@ -261,12 +266,13 @@ class Sequential(_LayerList):
             before = kept
             yield place, layer, input, kept
 
-    def _parts(self, keep: bool) -> list[_Part]:
+    def _parts(self, keep: bool) -> _Parts:
         """Return what `_run` goes through; it may be kept until the layers are others."""
         line = self._line()
-        last, parts = self._last_parts
-        if len(line) == len(last) and all(map(is_, line, last)):
-            return parts
+        if self._last_parts is not None:
+            last, known = self._last_parts
+            if len(line) == len(last) and all(map(is_, line, last)):
+                return known
         parts, after = [], 0
         while after < len(line):
             place, layer = after, line[after]
@@ -286,9 +292,10 @@ class Sequential(_LayerList):
             if type(first) is Conv2d and type(follower) is BatchNorm2d:
                 norm = follower
             parts.append(_Part(place, layer, pooled, norm))
+        result = parts, list(_convolutions(self))
         if keep:
-            self._last_parts = line, parts
-        return parts
+            self._last_parts = line, result
+        return result
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the shape of the last layer's output."""
@@ -534,24 +541,22 @@ class _Pooled(Layer):
         self.layer, self.norm, self.pool = layer, norm, pool
         self.activation = "relu" if isinstance(layer, _Fused) else None
 
-    def accepts(self, input: Array) -> bool:
-        """Tell whether the batch's moments are used, and it is images that can be pooled so."""
+    def windows(self, input: Array) -> Windows | None:
+        """Return the windows, if the batch's moments are used on images that can be pooled so."""
         if not self.norm.takes_moments() or input.ndim != 4 or not is_dense_channels_last(input):
-            return False
+            return None
         try:
-            self.pool.windows(input.shape)
+            return self.pool.windows(input.shape)
         except (TypeError, ValueError):
-            return False  # the pooling itself will say so
-        return True
+            return None  # the pooling itself will say so
 
-    def forward(self, input: Array) -> Array:
+    def forward(self, input: Array, **options: Any) -> Array:
         """Return the maxima."""
-        return self.record(input)[0]
+        return self.record(input, **options)[0]
 
     def record(self, input: Array, **options: Any) -> tuple[Array, Any]:
-        """Return the maxima, and what the normalisation keeps."""
-        windows = self.pool.windows(input.shape)
-        return self.norm.record_maxima(input, windows, activation=self.activation, **options)
+        """Return the maxima, and what the normalisation keeps; `windows` are among the options."""
+        return self.norm.record_maxima(input, activation=self.activation, **options)
 
     def gradient(self, grad_output: Array, kept: Any, input_gradient: bool = True) -> Array | None:
         """Return the gradient of the input."""
@@ -574,37 +579,34 @@ class _Part(NamedTuple):
     norm: BatchNorm2d | None  #: the next part, if this is a convolution that may find its moments
 
 
-_CONVOLUTIONS = (Conv2d, ConvTranspose2d)
+_Convolution: TypeAlias = Conv2d | ConvTranspose2d
+#: With the convolutions that are anywhere inside, which have a say in the layout only.
+_Parts: TypeAlias = tuple[list[_Part], list[_Convolution]]
 
 #: More layers whose gradient of the input nobody else holds.
 _GIVING_GRADIENTS_AWAY = (MaxPool2d, AvgPool2d, Residual)
 
 
-def _convolutions(layer: Layer) -> Iterator[Conv2d | ConvTranspose2d]:
+def _convolutions(layer: Layer) -> Iterator[_Convolution]:
     """Yield the convolutions that are anywhere inside, but not what is inside of them."""
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, _Convolution):
         yield layer
         return
     for child in layer._inside():
         yield from _convolutions(child)
 
 
-def _in_best_layout(input: Any, net: Layer) -> Any:
+def _in_best_layout(input: Any, convolutions: Sequence[_Convolution]) -> Any:
     """Return the input of a net in the memory layout that its convolutions are fastest in.
 
     A net may also begin with vectors and make images of them later.
     """
-    convolutions = _convolutions(net)
-    first = next(convolutions, None) if np.ndim(input) in (3, 4) else None
-    if first is None:
+    if not convolutions or np.ndim(input) not in (3, 4):
         return input
     if fills_lanes(np.shape(input)) and get_float32_precision() != "highest":
         input = as_array(input, "input", (4,))
         # Inside of another net that one has chosen.
-        if is_images_last(input) or (
-            first.prefers_images_last()
-            and all(layer.prefers_images_last() for layer in convolutions)
-        ):
+        if is_images_last(input) or all(layer.prefers_images_last() for layer in convolutions):
             return to_images_last(input)
     return functional.to_channels_last(input)
 
