@@ -261,6 +261,18 @@ FAULTS = [
     ),
     Fault(
         "dense.inc",
+        "    if (rows == dst_row)\n        switch (rows)",
+        "    if (rows <= dst_row)\n        switch (rows)",
+        "a few rows are put next to each other where their columns are not",
+    ),
+    Fault(
+        "dense.inc",
+        "    if (columns == src_row)\n        switch (columns)",
+        "    if (columns <= src_row)\n        switch (columns)",
+        "a few columns are taken as if they lay next to each other",
+    ),
+    Fault(
+        "dense.inc",
         "if (k < c && offsets[j + k] >= 0)",
         "if (k + 1 < c && offsets[j + k] >= 0)",
         "the last tap of the weights is not packed",
@@ -370,8 +382,8 @@ FAULTS = [
     ),
     Fault(
         "pool.inc",
-        "product[half] += (widened(max, half) - middle[half]) * other;",
-        "product[half] += widened(max, half) * other;",
+        "product[half] = wide_fma(widened(max, half) - middle[half], other, product[half]);",
+        "product[half] = wide_fma(widened(max, half), other, product[half]);",
         "products with pooled gradients are not about the mean",
     ),
     Fault(
@@ -418,6 +430,12 @@ FAULTS = [
         "the activation of tiles at an edge is lost",
     ),
     # ------------------------------------------------------------ channels.inc
+    Fault(
+        "channels.inc",
+        "for (c = 0; c < channels; c += WL)\n            pixel_sums_vector(term, x + c, g + c,",
+        "for (c = 0; c < channels; c += WL)\n            pixel_sums_vector(term, x + c, g,",
+        "sums in registers take gradients of the first channels",
+    ),
     Fault(
         "channels.inc",
         "pixel_sums_rows(1, term, x + p * row, g + p * row, row, channels, sums);",
