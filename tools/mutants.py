@@ -486,8 +486,14 @@ FAULTS = [
     ),
     Fault(
         "channels.inc",
-        "*second += sum_of_lanes(v * other, left - half * WL);",
-        "*second += sum_of_lanes(v * other, left);",
+        "if (k == HALVES && step == 1)",
+        "if (k > HALVES && step == 1)",
+        "after the last whole vector of a plane a half is taken twice, or beyond the end",
+    ),
+    Fault(
+        "channels.inc",
+        "*second += sum_of_lanes(v * other, n - i - half * WL);",
+        "*second += sum_of_lanes(v * other, n - i);",
         "lanes behind the end of a plane enter its sum",
     ),
     # ------------------------------------------------------------ activation.inc, kernels.c
