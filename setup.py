@@ -90,11 +90,19 @@ class BuildKernels(build_ext):
         # Not in `build_temp`, which pip throws away.  What else decides about an object names it.
         command = repr((self.compiler.compiler_so, flags, macros))
         digest = hashlib.sha256(command.encode()).hexdigest()[:12]
-        folder = str(Path("build", "kernels", f"{name}_{digest}"))
-        objects = self.compiler.object_filenames(sources, output_dir=folder)
+        folder = Path("build", "kernels", f"{name}_{digest}")
+        objects = self.compiler.object_filenames(sources, output_dir=str(folder))
         read = [str(path) for path in CSRC.glob("*.*")]
-        if self.force or any(newer_group(read, made) for made in objects):
-            self.compiler.compile(sources, output_dir=folder, macros=macros, extra_postargs=flags)
+        if self.force or any(newer_group(read, kept) for kept in objects):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Whole or not at all: an interrupted compiler may leave a part of an object.
+            with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+                made = self.compiler.compile(
+                    sources, output_dir=fresh, macros=macros, extra_postargs=flags
+                )
+                for new, kept in zip(made, objects, strict=True):
+                    Path(kept).parent.mkdir(parents=True, exist_ok=True)
+                    Path(new).replace(kept)
         return objects
 
     def find_openmp(self) -> list[str]:
