@@ -131,6 +131,8 @@ class Checker:
             "PYTHONPATH": str(self.folder / "lib"),
             "PYTHONSAFEPATH": "1",
             "OPENBLAS_NUM_THREADS": "1",
+            # Several runs share the processors: threads that wait had better sleep.
+            "OMP_WAIT_POLICY": "passive",
         }
 
     def check_faults_are_found(self) -> None:
