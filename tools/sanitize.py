@@ -105,14 +105,7 @@ class Checker:
 
     def build(self) -> None:
         """Bring the checked copy of the package up to date."""
-        command = [
-            sys.executable,
-            "setup.py",
-            "-q",
-            "build",
-            "--parallel",
-            str(os.cpu_count() or 1),
-        ]
+        command = [sys.executable, "setup.py", "-q", "build"]
         command += ["--build-base", str(self.folder), "--build-lib", str(self.folder / "lib")]
         environment = os.environ | {"CONVKERN_SANITIZE": self.sanitizers, "CC": self.compiler}
         subprocess.run(command, cwd=ROOT, env=environment, check=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from itertools import chain
 from operator import is_
 from textwrap import indent
 from typing import Any, NamedTuple, Self, TypeAlias, overload
@@ -292,10 +293,10 @@ class Sequential(_LayerList):
             if type(first) is Conv2d and type(follower) is BatchNorm2d:
                 norm = follower
             parts.append(_Part(place, layer, pooled, norm))
-        result = parts, list(_convolutions(self))
-        if keep:
-            self._last_parts = line, result
-        return result
+        if not keep:  # mostly the first of the convolutions is enough, then
+            return parts, _convolutions(self)
+        self._last_parts = line, (parts, list(_convolutions(self)))
+        return self._last_parts[1]
 
     def output_shape(self, input_shape: Sequence[int]) -> Shape:
         """Return the shape of the last layer's output."""
@@ -581,7 +582,7 @@ class _Part(NamedTuple):
 
 _Convolution: TypeAlias = Conv2d | ConvTranspose2d
 #: With the convolutions that are anywhere inside, which have a say in the layout only.
-_Parts: TypeAlias = tuple[list[_Part], list[_Convolution]]
+_Parts: TypeAlias = tuple[list[_Part], Iterable[_Convolution]]
 
 #: More layers whose gradient of the input nobody else holds.
 _GIVING_GRADIENTS_AWAY = (MaxPool2d, AvgPool2d, Residual)
@@ -596,17 +597,21 @@ def _convolutions(layer: Layer) -> Iterator[_Convolution]:
         yield from _convolutions(child)
 
 
-def _in_best_layout(input: Any, convolutions: Sequence[_Convolution]) -> Any:
+def _in_best_layout(input: Any, convolutions: Iterable[_Convolution]) -> Any:
     """Return the input of a net in the memory layout that its convolutions are fastest in.
 
     A net may also begin with vectors and make images of them later.
     """
-    if not convolutions or np.ndim(input) not in (3, 4):
+    others = iter(convolutions)
+    first = next(others, None) if np.ndim(input) in (3, 4) else None
+    if first is None:
         return input
     if fills_lanes(np.shape(input)) and get_float32_precision() != "highest":
         input = as_array(input, "input", (4,))
         # Inside of another net that one has chosen.
-        if is_images_last(input) or all(layer.prefers_images_last() for layer in convolutions):
+        if is_images_last(input) or all(
+            layer.prefers_images_last() for layer in chain([first], others)
+        ):
             return to_images_last(input)
     return functional.to_channels_last(input)
 
